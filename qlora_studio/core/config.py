@@ -1,0 +1,189 @@
+"""TrainConfig: the one description of a run. Form, flags, presets, `config.json` and worker all go through it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qlora_studio.core.errors import Problem, StudioError
+
+DEMO_BASE = "smollm2-135m-instruct"
+"""The embedded model: fetched once, kept under the home folder, needs no account."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """What is tuned."""
+
+    base: str = Field(DEMO_BASE, description="Model to tune: a local folder or a hub id.")
+    revision: str | None = Field(None, description="Hub commit, tag or branch; empty takes the newest and pins it.")
+    compute: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="Number format of the arithmetic; auto takes the fastest that is safe on this hardware."
+    )
+    template: str | None = Field(
+        None, description="Chat template by name, for a base that brings none; it is saved with the adapter."
+    )
+
+
+class DataSource(Section):
+    """One imported data set and its share of the mixture."""
+
+    name: str = Field(description="Name of an imported data set.")
+    weight: float = Field(1.0, gt=0, description="Share in the mixture, relative to the other sets.")
+
+
+class DataConfig(Section):
+    """What is learned from, and how a row becomes tokens."""
+
+    sources: tuple[DataSource, ...] = Field((), description="Imported data sets, with their weights.")
+    mix_by: Literal["rows", "tokens"] = Field("rows", description="Whether weights count rows or tokens.")
+    format: str = Field("auto", description="How rows become conversations; auto looks at the rows.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Your column for each part, where the names differ: instruction=question."
+    )
+    max_tokens: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens.")
+    too_long: Literal["drop", "cut_oldest", "cut_answer"] = Field(
+        "drop", description="What happens to longer rows: leave out, drop the oldest turns, or cut the answer."
+    )
+    train_on: Literal["answers", "last_answer", "everything"] = Field(
+        "answers", description="Which tokens are learned: every answer, only the last one, or prompts too."
+    )
+    control_tokens: Literal["refuse", "escape", "keep"] = Field(
+        "refuse", description="What to do with control tokens typed inside the text, such as <|im_end|>."
+    )
+    eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of prompts held out to measure the result.")
+    accepted: tuple[str, ...] = Field((), description="Findings you accept by name although they are errors.")
+
+
+class LoraSettings(Section):
+    """How much the adapter can learn."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Size of the adapter: more learns more and needs more memory.")
+    alpha: int = Field(32, ge=1, le=4096, description="Strength of the adapter; twice the rank is a good start.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs left out at random, against overfitting.")
+    use_rslora: bool = Field(False, description="Scale by the root of the rank (rsLoRA); steadier at high ranks.")
+
+
+class OptimConfig(Section):
+    """How it learns."""
+
+    optimizer: Literal["adamw_8bit", "adamw"] = Field(
+        "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Size of a step; too high forgets, too low learns nothing.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
+    warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the adapter towards zero.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Longest gradient; a longer one is scaled down to it.")
+    epochs: float = Field(3.0, gt=0, le=1000, description="How often each row is seen.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; empty trains all epochs.")
+    batch_tokens: int = Field(
+        4096, ge=1, le=16_777_216, description="Tokens that one update averages over: the effective batch."
+    )
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Same seed, same data, same settings: the same curve.")
+
+
+class MemoryConfig(Section):
+    """What the run may take of the card. What is left open, the planner decides."""
+
+    budget_gib: float | None = Field(None, gt=0, description="Memory the run may use in GiB; empty takes what is free.")
+    keep_free_gib: float = Field(0.0, ge=0, description="Memory to leave to the desktop in GiB.")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Tokens computed at once; empty lets the plan choose. The result does not change."
+    )
+    checkpointing: Literal["auto", "none", "half", "full"] = Field(
+        "auto", description="How many layers are computed twice to save memory: none is fastest, full is smallest."
+    )
+    adapter_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Number format of the adapter's own weights; fp32 is safer, bf16 smaller."
+    )
+    offload: Literal["auto", "none", "boundaries", "embeddings", "both"] = Field(
+        "auto", description="What may wait in the computer's memory instead of the card's."
+    )
+
+
+class EvaluationConfig(Section):
+    """How the result is measured while it forms."""
+
+    every_steps: int | None = Field(None, ge=1, description="Measure the held-out loss every so many steps; empty: five times.")
+    before: bool = Field(True, description="Measure the held-out loss before the first step as well.")
+
+
+class SavingConfig(Section):
+    """What is kept, and under which name."""
+
+    name: str = Field("", max_length=120, description="Name of the run; empty makes one from model, rank and time.")
+    every_minutes: float = Field(10.0, gt=0, description="Write a checkpoint at least this often.")
+    keep: int = Field(2, ge=1, le=1000, description="Checkpoints to keep.")
+
+
+class TrainConfig(Section):
+    """One run, whole."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraSettings = LoraSettings()
+    optim: OptimConfig = OptimConfig()
+    memory: MemoryConfig = MemoryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    saving: SavingConfig = SavingConfig()
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "") -> TrainConfig:
+        """A config from plain values. Raises one StudioError that names every wrong field."""
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            raise StudioError.of(_problem(item, where) for item in error.errors()) from None
+        if problems := config.find_problems(where):
+            raise StudioError.of(problems)
+        return config
+
+    def replace(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """A copy with dotted fields changed, `{"lora.rank": 8}`, validated like any other."""
+        values = self.model_dump(mode="json")
+        for dotted, value in changes.items():
+            section, _, name = dotted.partition(".")
+            if section not in values or name not in values[section]:
+                raise StudioError(f"There is no setting '{dotted}'.", "Run `qlora-studio train --help` for the list.")
+            values[section][name] = value
+        return type(self).parse(values)
+
+    def find_problems(self, where: str = "") -> list[Problem]:
+        """Every problem that no single field shows."""
+        problems = []
+        if not self.model.base.strip():
+            problems.append(Problem("The base model is empty.", "Give a folder or a hub id.", where, "model.base"))
+        micro = self.memory.micro_batch_tokens
+        if micro is not None and micro < self.data.max_tokens:
+            problems.append(
+                Problem(
+                    f"A micro-batch of {micro} tokens cannot hold a row of {self.data.max_tokens}.",
+                    f"Raise it to {self.data.max_tokens} or lower data.max_tokens.",
+                    where,
+                    "memory.micro_batch_tokens",
+                )
+            )
+        names = [source.name for source in self.data.sources]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            problems.append(
+                Problem(f"The data set '{name}' is listed twice.", "List it once and raise its weight.", where, "data.sources")
+            )
+        return problems
+
+
+def _problem(item: Mapping[str, Any], where: str) -> Problem:
+    """A pydantic error as one sentence about the value seen."""
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return Problem("There is no such setting.", "Remove it or mend its name.", where, field)
+    said = re.sub(r"^(Input|Value error,) ?", "", item["msg"])
+    return Problem(f"{item['input']!r} is not allowed: {said[:1].lower()}{said[1:]}.", "", where, field)

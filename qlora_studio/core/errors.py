@@ -1,0 +1,51 @@
+"""What a person is told when something is wrong: the problem, where it is, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a value somebody gave."""
+
+    message: str
+    """What is wrong with the value seen, as a sentence."""
+    hint: str = ""
+    """What to do about it, as a sentence."""
+    where: str = ""
+    """`file:line`, a path, or nothing."""
+    field: str = ""
+    """The dotted field or column, or nothing."""
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.where, f"field '{self.field}'" if self.field else "") if part)
+        return " ".join(part for part in (f"{place}: {self.message}" if place else self.message, self.hint) if part)
+
+
+class StudioError(Exception):
+    """A mistake the person can mend. Faces print it as it stands; they never print its traceback."""
+
+    def __init__(self, message: str, hint: str = "", *, where: str = "", field: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem(message, hint, where, field),)
+        super().__init__(str(self.problems[0]))
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> StudioError:
+        """One error that carries several problems, in the order given."""
+        listed = tuple(problems)
+        error = cls(listed[0].message, listed[0].hint, where=listed[0].where, field=listed[0].field)
+        error.problems = listed
+        error.args = ("\n".join(map(str, listed)),)
+        return error
+
+    @property
+    def message(self) -> str:
+        """Everything but the hint of the first problem."""
+        first = self.problems[0]
+        return str(Problem(first.message, "", first.where, first.field))
+
+    @property
+    def hint(self) -> str:
+        return self.problems[0].hint

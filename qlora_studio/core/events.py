@@ -1,0 +1,184 @@
+"""What a job says while it runs. Frozen and tagged; the journal adds the time, a reader skips tags it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qlora_studio.core.plan import MemoryPlan
+
+
+class Event(BaseModel):
+    """A fact about a job. Each kind has a tag that stands in the journal."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    tag: ClassVar[str] = ""
+    ends: ClassVar[bool] = False
+    """Whether a job is over with it."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": self.tag, **self.model_dump(mode="json")}
+
+
+class JobStarted(Event):
+    tag = "started"
+    job: str
+    pid: int = 0
+
+
+class PhaseEntered(Event):
+    """A new stretch of work, named for people: "loading the model"."""
+
+    tag = "phase"
+    phase: str
+
+
+class Advanced(Event):
+    """Progress inside a phase; `total` 0 where the end is not known."""
+
+    tag = "advanced"
+    done: int
+    total: int = 0
+    unit: str = ""
+
+
+class Noted(Event):
+    """A sentence worth showing, such as a choice that was made for the person."""
+
+    tag = "noted"
+    text: str
+
+
+class PlanMade(Event):
+    tag = "plan"
+    plan: MemoryPlan
+
+
+class ProbeMeasured(Event):
+    """The largest step was run once without an update; what was planned and what it took."""
+
+    tag = "probe"
+    predicted_bytes: int
+    measured_bytes: int
+
+
+class StepLogged(Event):
+    """One optimizer step. `loss` is the mean over the trained tokens of the whole accumulated batch, in nats."""
+
+    tag = "step"
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens of the step without padding."""
+    trained_tokens: int
+    tokens_per_second: float
+    peak_bytes: int
+    """Most memory held since the run began: the allocator's peak on CUDA, the process's on a CPU."""
+    seconds_left: float | None = None
+
+
+class EvaluationLogged(Event):
+    """Held-out loss: a sum over all trained tokens of the set divided by their number, so any batch size gives the same."""
+
+    tag = "evaluation"
+    step: int
+    loss: float
+    tokens: int
+    rows: int
+    adapter: bool = True
+    """False where the base alone was measured."""
+
+
+class SampleWritten(Event):
+    tag = "sample"
+    step: int
+    prompt: str
+    answer: str
+    side: str
+    """`base`, `tuned` or `merged`."""
+
+
+class CheckpointSaved(Event):
+    tag = "checkpoint"
+    step: int
+    path: str
+
+
+class StepRetriedSmaller(Event):
+    """Memory ran out; the same step is computed again with less at once. Its result stays what it was."""
+
+    tag = "retried"
+    step: int
+    lever: str
+    """What was made smaller, in words."""
+    micro_batch_tokens: int
+    checkpointed_layers: int
+    reason: str
+
+
+class UpdateSkipped(Event):
+    """The gradient was not finite; the weights stay as they were."""
+
+    tag = "skipped"
+    step: int
+    reason: str
+
+
+class Exported(Event):
+    tag = "exported"
+    what: str
+    path: str
+    bytes: int
+
+
+class Checked(Event):
+    """What was chatted with beside what was exported, on the same tokens."""
+
+    tag = "checked"
+    what: str
+    same_top1: float
+    """Share of positions where both predict the same token."""
+    kl: float
+    """Mean KL divergence in nats, chatted || exported."""
+    identical_answers: int
+    answers: int
+
+
+class Finished(Event):
+    tag = "finished"
+    ends = True
+    result: dict[str, Any] = {}
+
+
+class Stopped(Event):
+    tag = "stopped"
+    ends = True
+    step: int = 0
+    saved: str = ""
+
+
+class Failed(Event):
+    tag = "failed"
+    ends = True
+    message: str
+    hint: str = ""
+
+
+KINDS: dict[str, type[Event]] = {kind.tag: kind for kind in Event.__subclasses__()}
+
+
+def parse_event(values: Mapping[str, Any]) -> Event | None:
+    """The event in a journal line, or None where its tag or shape is not known to this version."""
+    kind = KINDS.get(str(values.get("event")))
+    if kind is None:
+        return None
+    try:
+        return kind.model_validate(values)
+    except ValidationError:
+        return None

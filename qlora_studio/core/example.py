@@ -1,0 +1,39 @@
+"""A row as the model sees it: token ids and which of them are trained. Made by data/render, used by everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlora_studio.core.conversation import Source
+
+IGNORED = -100
+"""The label of a position that is not trained (torch's cross-entropy default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and the half-open spans `[start, end)` of them that are trained."""
+
+    input_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    text: str = ""
+    source: Source = Source("", 0)
+    origin: str = ""
+
+    @property
+    def trained_tokens(self) -> int:
+        """Positions that carry loss. The first token of a row has nothing before it and can carry none."""
+        return sum(end - max(start, 1) for start, end in self.spans if end > max(start, 1))
+
+    def labels(self) -> list[int]:
+        """Token ids where trained, `IGNORED` elsewhere; same length as `input_ids`."""
+        labels = [IGNORED] * len(self.input_ids)
+        for start, end in self.spans:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+
+def total_tokens(examples: Sequence[Example]) -> int:
+    """Tokens of all rows, without padding."""
+    return sum(len(example.input_ids) for example in examples)

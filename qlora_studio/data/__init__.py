@@ -1,0 +1,1 @@
+"""Rows in, conversations and token ids out. No torch."""

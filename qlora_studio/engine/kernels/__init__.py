@@ -1,0 +1,1 @@
+"""The fused and frugal parts of a training step."""

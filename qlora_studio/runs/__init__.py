@@ -1,0 +1,1 @@
+"""Job folders: where a run lives, who works on it, what it said. No torch."""
