@@ -53,8 +53,92 @@ class ModelShape(_Value):
     tied_embeddings: bool
     max_positions: int
     qk_norm: bool = False
+    attention_bias: bool = False
+    """Whether the query, key and value projections have a bias."""
+    output_bias: bool = False
+    """Whether the attention's output projection has a bias."""
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    """Tokens that a local layer looks back; rows longer than that need a mask."""
+    rotary_dim: int | None = None
+    """How much of a head is rotated, where it is not all of it."""
     exact: bool = True
-    """Whether the formulas know this family; if not, a dry run supplies the activation constants."""
+    """Whether the formulas know this family; if not, a dry run supplies what they would."""
+    config_hash: str = ""
+    """Hash of the `config.json` it was read from; empty for a shape that was written down."""
+    measured: MeasuredShape | None = None
+    """What a dry run found, where there was one."""
+
+
+class LinearShape(_Value):
+    """One kind of linear layer that is kept in four bits and gets an adapter, and how often the model has it."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Numbers in one such matrix."""
+        return self.inputs * self.outputs
+
+
+class LayerCosts(_Value):
+    """What one decoder layer holds during a training step: bytes per token of the micro-batch, and fixed bytes."""
+
+    boundary: float
+    """Its input: all that stays of a layer that is computed twice."""
+    saved: float
+    """Kept from forward to backward by a layer that is computed once, its input included."""
+    backward: float
+    """On top of `saved` at the worst moment of its backward pass."""
+    saved_fixed: int = 0
+    """Kept whatever the number of tokens: the adapter's weights in the compute format."""
+    backward_fixed: int = 0
+    """Needed at the worst moment whatever the number of tokens: one weight matrix taken out of its four bits."""
+
+
+class MeasuredShape(_Value):
+    """What a dry run found out about an architecture that no formula knows."""
+
+    linears: tuple[LinearShape, ...]
+    other_bytes: int
+    """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
+    costs: LayerCosts
+    rank: int
+    """The rank at which `costs` was measured."""
+
+
+class PlanSettings(_Value):
+    """What the size of a training step depends on, apart from the model."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    compute: Literal["bf16", "fp16", "fp32"] = "bf16"
+    rank: int = 16
+    micro_batch_tokens: int = 2048
+    """Rows times padded length computed at once."""
+    row_tokens: int | None = None
+    """Padded length of the longest row; empty: one row fills the micro-batch."""
+    trained_tokens: int | None = None
+    """Positions of the micro-batch that carry a loss; empty: all of them."""
+    checkpointed_layers: int = 0
+    adapter_precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: str = "adamw_8bit"
+    offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    correction: float = 1.0
+    """What earlier runs on this machine took of activations, loss and workspace, as a share of what was planned."""
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one number in the compute format."""
+        return 4 if self.compute == "fp32" else 2
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of one number of the adapter."""
+        return 4 if self.adapter_precision == "fp32" else 2
 
 
 class MemoryPart(_Value):
