@@ -37,6 +37,9 @@ def worker_environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
+    # `python app.py` in a checkout works without an installation: the worker must find the same package.
+    places = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
     if sys.platform == "linux":
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return environment
