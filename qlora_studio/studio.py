@@ -13,8 +13,9 @@ from qlora_studio import presets
 from qlora_studio.bases import Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
-from qlora_studio.core.dataset import DatasetReport
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import DatasetReport, FormatGuess
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
@@ -40,6 +41,15 @@ class Demo:
     prompts: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A first look at a data file."""
+
+    guess: FormatGuess
+    conversations: list[Conversation]
+    problems: list[Problem]
+
+
 class Studio:
     """One home and everything that can be done in it. Cheap to make; holds no model and no card."""
 
@@ -52,6 +62,24 @@ class Studio:
     def import_data(self, source: str, **choices: Any) -> DatasetReport:
         """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
         return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
+
+    def inspect(self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20) -> Inspection:
+        """The guessed format, the first conversations and what is wrong among them; nothing is written."""
+        return Inspection(*importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows))
+
+    def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
+        """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
+        looked_at = self.home.cache / "inspected"
+        choices = {"format": config.data.format, "columns": config.data.columns, "skip_bad": True}
+        report = importer.import_file(Path(source).expanduser(), looked_at, **choices)
+        return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), rows, looked_at)
+
+    def tokenise(self, config: TrainConfig, rows: int = 20, datasets: Path | None = None) -> JobFolder:
+        """Starts turning the data sets of a config into tokens: previews, lengths and findings are the job's result."""
+        self.find_base(config.model.base)
+        arguments = {"folder": str(datasets or self.home.datasets), "rows": rows}
+        files = {"config.json": config.model_dump(mode="json")}
+        return self._start(self.home.cache / "tokenised", "tokenise", arguments, files)
 
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
@@ -159,8 +187,8 @@ class Studio:
     def stop_job(self, job: JobFolder) -> None:
         supervisor.stop(job)
 
-    def _start(self, parent: Path, job: str, arguments: dict[str, Any]) -> JobFolder:
-        made = folder.create_job(parent, job, job, arguments)
+    def _start(self, parent: Path, job: str, arguments: dict[str, Any], files: dict[str, Any] | None = None) -> JobFolder:
+        made = folder.create_job(parent, job, job, arguments, files)
         supervisor.start(made)
         return made
 

