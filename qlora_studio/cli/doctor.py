@@ -1,0 +1,3 @@
+"""doctor"""
+def doctor() -> None:
+    """x"""

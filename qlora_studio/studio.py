@@ -1,0 +1,199 @@
+"""The verbs that command line and page share. Delegates to the rooms below and decides nothing itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qlora_studio import presets
+from qlora_studio.bases import Base, find_base
+from qlora_studio.core.chat import Sampling
+from qlora_studio.core.config import DEMO_BASE, TrainConfig
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import DatasetReport, FormatGuess
+from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.events import Event
+from qlora_studio.core.plan import GpuInfo, MemoryPlan
+from qlora_studio.core.progress import Progress
+from qlora_studio.data import importer
+from qlora_studio.home import Home, bundled
+from qlora_studio.planner import fit, gpu, shape
+from qlora_studio.presets import Preset
+from qlora_studio.runs import chat, folder, store, supervisor
+from qlora_studio.runs.folder import JobFolder
+from qlora_studio.runs.store import RunView
+
+ExportWhat = Literal["adapter", "merged"]
+MergeKind = Literal["original", "as_chatted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The small data set that travels with the program, and what to ask before and after."""
+
+    rows: Path
+    pattern: str
+    """A regular expression that an answer in the taught form matches."""
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A first look at a data file."""
+
+    guess: FormatGuess
+    conversations: list[Conversation]
+    problems: list[Problem]
+
+
+class Studio:
+    """One home and everything that can be done in it. Cheap to make; holds no model and no card."""
+
+    def __init__(self, home: Home | None = None) -> None:
+        self.home = home or Home.find()
+        self.store = store.RunStore(self.home.runs)
+
+    # data
+
+    def import_data(self, source: str, **choices: Any) -> DatasetReport:
+        """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
+        return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
+
+    def inspect(self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20) -> Inspection:
+        """The guessed format, the first conversations and what is wrong among them; nothing is written."""
+        return Inspection(*importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows))
+
+    def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
+        """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
+        looked_at = self.home.cache / "inspected"
+        choices = {"format": config.data.format, "columns": config.data.columns, "skip_bad": True}
+        report = importer.import_file(Path(source).expanduser(), looked_at, **choices)
+        return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), rows, looked_at)
+
+    def tokenise(self, config: TrainConfig, rows: int = 20, datasets: Path | None = None) -> JobFolder:
+        """Starts turning the data sets of a config into tokens: previews, lengths and findings are the job's result."""
+        self.find_base(config.model.base)
+        arguments = {"folder": str(datasets or self.home.datasets), "rows": rows}
+        files = {"config.json": config.model_dump(mode="json")}
+        return self._start(self.home.cache / "tokenised", "tokenise", arguments, files)
+
+    def datasets(self) -> list[DatasetReport]:
+        """All imported data sets by name."""
+        return importer.list_datasets(self.home.datasets)
+
+    def demo(self) -> Demo:
+        values = json.loads((bundled("assets") / "demo" / "prompts.json").read_text(encoding="utf-8"))
+        return Demo(bundled("assets") / "demo" / "pip.json", values["format"], tuple(values["prompts"]))
+
+    # settings
+
+    def presets(self, family: str) -> list[Preset]:
+        return presets.list_presets(family, self.home)
+
+    def with_presets(self, config: TrainConfig, names: Mapping[str, str]) -> TrainConfig:
+        """The config with one preset of each named family laid over it: `{"rank": "light"}`."""
+        return presets.apply_presets(config, [presets.find_preset(family, name, self.home) for family, name in names.items()])
+
+    def bases(self) -> list[str]:
+        """Names of the bases on this machine, the demo model first."""
+        kept = sorted(path.name.replace("--", "/", 1) for path in self.home.models.glob("[!.]*") if (path / "config.json").exists())
+        return [DEMO_BASE, *(name for name in kept if name != DEMO_BASE)]
+
+    def find_base(self, name: str) -> Base:
+        return find_base(name, self.home.models)
+
+    def gpus(self) -> list[GpuInfo]:
+        return gpu.read_gpus()
+
+    def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
+        """What a run would take, for the first card of this machine or its CPU."""
+        cards = gpu.read_gpus()
+        return fit.make_plan(config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths)
+
+    # runs
+
+    def start_training(self, config: TrainConfig) -> str:
+        """Checks what can be checked here, makes the run's folder and starts its worker. Returns the run's name."""
+        if not config.data.sources:
+            raise StudioError("There is no data to train on.", "Import a file first.", field="data.sources")
+        known = {report.name for report in self.datasets()}
+        for source in config.data.sources:
+            if source.name not in known:
+                raise StudioError(f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}.")
+        self.find_base(config.model.base)
+        self.refuse_second_run()
+        stem = Path(config.model.base).name.lower()
+        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
+        job = folder.create_job(self.home.runs, "train", title, {}, {"config.json": config.model_dump(mode="json")})
+        supervisor.start(job)
+        return job.name
+
+    def refuse_second_run(self) -> None:
+        """One training at a time: two would not fit the plan of either."""
+        for name in self.store.names():
+            if JobFolder(self.home.runs / name).worker_lives():
+                raise StudioError(f"The run '{name}' is still at work.", "Wait for it or stop it first.")
+
+    def runs(self) -> list[RunView]:
+        """All runs, newest first."""
+        return self.store.list()
+
+    def run(self, name: str) -> RunView:
+        return self.store.open(name)
+
+    def stop(self, name: str) -> None:
+        """Asks a run to stop after its step; its adapter is saved."""
+        supervisor.stop(folder.find_job(self.home.runs, name, "run"))
+
+    def watch(self, name: str) -> Iterator[Event]:
+        """All events of a run, past and coming, until it is over."""
+        return supervisor.watch(folder.find_job(self.home.runs, name, "run"))
+
+    # what a run is good for
+
+    def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling) -> JobFolder:
+        """Starts measuring a run: held-out loss and answers of base and adapter."""
+        run = self._with_adapter(name)
+        arguments = {"run": str(run), "prompts": list(prompts), "sampling": sampling.model_dump()}
+        return self._start(run / "evaluations", "evaluate", arguments)
+
+    def export(self, name: str, what: ExportWhat, to: str, kind: MergeKind = "original", prompts: Sequence[str] = ()) -> JobFolder:
+        """Starts writing the adapter or the merged model into an empty or new folder; prompts are what the check asks."""
+        run = self._with_adapter(name)
+        target = Path(to).expanduser().absolute()
+        if target.is_dir() and any(target.iterdir()):
+            raise StudioError("This folder is not empty, and an export never mixes with what is there.", "Name a new folder.", where=str(target))
+        if target.exists() and not target.is_dir():
+            raise StudioError("This is a file.", "Name a new folder.", where=str(target))
+        arguments = {"run": str(run), "what": what, "kind": kind, "to": str(target), "prompts": list(prompts)}
+        return self._start(run / "exports", "export", arguments)
+
+    def chat(self, name: str) -> chat.ChatPipe:
+        """A worker that answers as this run; the caller closes it."""
+        run = self._with_adapter(name)
+        return chat.ChatPipe(folder.create_job(self.home.chats, "chat", name, {"run": str(run)}))
+
+    def look(self, job: JobFolder) -> tuple[Progress, str, float | None]:
+        """Where any job stands: progress, state, seconds."""
+        return self.store.look(job)
+
+    def watch_job(self, job: JobFolder) -> Iterator[Event]:
+        return supervisor.watch(job)
+
+    def stop_job(self, job: JobFolder) -> None:
+        supervisor.stop(job)
+
+    def _start(self, parent: Path, job: str, arguments: dict[str, Any], files: dict[str, Any] | None = None) -> JobFolder:
+        made = folder.create_job(parent, job, job, arguments, files)
+        supervisor.start(made)
+        return made
+
+    def _with_adapter(self, name: str) -> Path:
+        view = self.run(name)
+        if not view.has_adapter:
+            raise StudioError(f"The run '{name}' has saved no adapter.", "Wait until it ends, or choose another run.")
+        return view.folder
