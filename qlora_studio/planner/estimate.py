@@ -10,6 +10,7 @@ from qlora_studio.planner.families import (
     count_norm_weights,
     family_of,
     list_linears,
+    rotary_tables,
 )
 
 CUDA_CONTEXT_BYTES = 560 * MIB
@@ -115,16 +116,21 @@ def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
         return shape.measured.other_bytes * settings.compute_bytes // 2
     family = family_of(shape)
     embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
-    rotary = family.rotary_tables * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
-    scale = 4 if family.embed_scale else 0
-    return settings.compute_bytes * (embeddings + count_norm_weights(shape) + count_biases(shape)) + rotary + scale
+    scale = 1 if family.embed_scale else 0
+    rotary = rotary_tables(shape) * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
+    numbers = embeddings + count_norm_weights(shape) + count_biases(shape) + scale
+    return settings.compute_bytes * numbers + rotary
 
 
 def optimizer_bytes(shape: ModelShape, settings: PlanSettings) -> int:
-    """Bytes of both AdamW moments: as wide as the adapter, or one byte each with an fp32 scale per block of 256."""
+    """Bytes of both AdamW moments: as wide as the adapter, or one byte each with an fp32 scale per block of 256.
+
+    AdamW also counts its steps, once for each tensor; the 8-bit one has two tables of 256 numbers for all.
+    """
     if settings.optimizer != "adamw_8bit":
-        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank)
-    total = 0
+        tensors = 2 * sum(linear.count for linear in list_linears(shape))
+        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank) + 4 * tensors
+    total = 2 * 256 * 4
     for linear in list_linears(shape):
         for weights in (settings.rank * linear.inputs, settings.rank * linear.outputs):
             small = weights < MIN_8BIT_WEIGHTS
