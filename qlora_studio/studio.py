@@ -120,10 +120,9 @@ class Studio:
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
         """What a run would take, for the first card of this machine or its CPU."""
-        cards = gpu.read_gpus()
-        return fit.make_plan(
-            config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths
-        )
+        base, cards = self.find_base(config.model.base), gpu.read_gpus()
+        found = shape.read_shape(str(base.folder or base.name), self.home.models)
+        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
 
     # runs
 

@@ -20,7 +20,7 @@ from qlora_studio.studio import Demo, Studio
 SETTINGS = {
     "data.max_tokens": 256,
     "data.eval_share": 0.1,
-    "optim.epochs": 3,
+    "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
     "optim.optimizer": "adamw",
