@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_studio.core.plan import GIB, MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
+from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
 from qlora_studio.planner.activations import step_peak
 from qlora_studio.planner.families import (
     count_adapter_weights,
@@ -13,9 +13,9 @@ from qlora_studio.planner.families import (
     rotary_tables,
 )
 
-CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 1 * GIB}
+CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 960 * MIB}
 """CUDA context, kernels and cuBLAS workspace: 0.45 to 0.9 GiB on consumer cards; on a CPU the process and libraries."""
-SLACK = {"cuda": 0.03, "cpu": 0.05}
+SLACK = {"cuda": 0.03, "cpu": 0.12}
 """Share of the rest that the allocator cannot hand out again."""
 NF4_BLOCK, SECOND_BLOCK = 64, 256
 NF4_TABLE_BYTES = 16 * 4
