@@ -1,4 +1,4 @@
-"""Whether the model hub can be asked at all. Once, with a short time-out, before any library that would retry for minutes."""
+"""Whether the model hub can be asked: once, with a short time-out, before a library that would retry for minutes."""
 
 from __future__ import annotations
 

@@ -63,15 +63,18 @@ class Studio:
         """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
         return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
 
-    def inspect(self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20) -> Inspection:
+    def inspect(
+        self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
+    ) -> Inspection:
         """The guessed format, the first conversations and what is wrong among them; nothing is written."""
         return Inspection(*importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows))
 
     def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
         """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
         looked_at = self.home.cache / "inspected"
-        choices = {"format": config.data.format, "columns": config.data.columns, "skip_bad": True}
-        report = importer.import_file(Path(source).expanduser(), looked_at, **choices)
+        report = importer.import_file(
+            Path(source).expanduser(), looked_at, format=config.data.format, columns=config.data.columns, skip_bad=True
+        )
         return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), rows, looked_at)
 
     def tokenise(self, config: TrainConfig, rows: int = 20, datasets: Path | None = None) -> JobFolder:
@@ -96,11 +99,17 @@ class Studio:
 
     def with_presets(self, config: TrainConfig, names: Mapping[str, str]) -> TrainConfig:
         """The config with one preset of each named family laid over it: `{"rank": "light"}`."""
-        return presets.apply_presets(config, [presets.find_preset(family, name, self.home) for family, name in names.items()])
+        return presets.apply_presets(
+            config, [presets.find_preset(family, name, self.home) for family, name in names.items()]
+        )
 
     def bases(self) -> list[str]:
         """Names of the bases on this machine, the demo model first."""
-        kept = sorted(path.name.replace("--", "/", 1) for path in self.home.models.glob("[!.]*") if (path / "config.json").exists())
+        kept = sorted(
+            path.name.replace("--", "/", 1)
+            for path in self.home.models.glob("[!.]*")
+            if (path / "config.json").exists()
+        )
         return [DEMO_BASE, *(name for name in kept if name != DEMO_BASE)]
 
     def find_base(self, name: str) -> Base:
@@ -112,7 +121,9 @@ class Studio:
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
         """What a run would take, for the first card of this machine or its CPU."""
         cards = gpu.read_gpus()
-        return fit.make_plan(config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths)
+        return fit.make_plan(
+            config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths
+        )
 
     # runs
 
@@ -123,7 +134,9 @@ class Studio:
         known = {report.name for report in self.datasets()}
         for source in config.data.sources:
             if source.name not in known:
-                raise StudioError(f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}.")
+                raise StudioError(
+                    f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}."
+                )
         self.find_base(config.model.base)
         self.refuse_second_run()
         stem = Path(config.model.base).name.lower()
@@ -161,12 +174,18 @@ class Studio:
         arguments = {"run": str(run), "prompts": list(prompts), "sampling": sampling.model_dump()}
         return self._start(run / "evaluations", "evaluate", arguments)
 
-    def export(self, name: str, what: ExportWhat, to: str, kind: MergeKind = "original", prompts: Sequence[str] = ()) -> JobFolder:
-        """Starts writing the adapter or the merged model into an empty or new folder; prompts are what the check asks."""
+    def export(
+        self, name: str, what: ExportWhat, to: str, kind: MergeKind = "original", prompts: Sequence[str] = ()
+    ) -> JobFolder:
+        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
         run = self._with_adapter(name)
         target = Path(to).expanduser().absolute()
         if target.is_dir() and any(target.iterdir()):
-            raise StudioError("This folder is not empty, and an export never mixes with what is there.", "Name a new folder.", where=str(target))
+            raise StudioError(
+                "This folder is not empty, and an export never mixes with what is there.",
+                "Name a new folder.",
+                where=str(target),
+            )
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
         arguments = {"run": str(run), "what": what, "kind": kind, "to": str(target), "prompts": list(prompts)}
@@ -187,7 +206,9 @@ class Studio:
     def stop_job(self, job: JobFolder) -> None:
         supervisor.stop(job)
 
-    def _start(self, parent: Path, job: str, arguments: dict[str, Any], files: dict[str, Any] | None = None) -> JobFolder:
+    def _start(
+        self, parent: Path, job: str, arguments: dict[str, Any], files: dict[str, Any] | None = None
+    ) -> JobFolder:
         made = folder.create_job(parent, job, job, arguments, files)
         supervisor.start(made)
         return made

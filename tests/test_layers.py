@@ -18,7 +18,18 @@ INSIDE_FUNCTIONS = {
 }
 FOUNDATION = {"home", "hub", "bases"}
 """Files of floor 2 that every room above the ground may use."""
-FLOOR = {"core": 1, "home": 2, "hub": 2, "bases": 2, "presets": 2, "data": 2, "planner": 2, "runs": 2, "engine": 3, "studio": 3}
+FLOOR = {
+    "core": 1,
+    "home": 2,
+    "hub": 2,
+    "bases": 2,
+    "presets": 2,
+    "data": 2,
+    "planner": 2,
+    "runs": 2,
+    "engine": 3,
+    "studio": 3,
+}
 FLOOR |= {"worker": 4, "cli": 4, "ui": 4}
 
 
@@ -50,7 +61,10 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
             assert not node.level, f"{path}: relative import {base}"
-            found += [(f"{base}.{alias.name}" if base == "qlora_studio" else base, id(node) not in inner) for alias in node.names]
+            found += [
+                (f"{base}.{alias.name}" if base == "qlora_studio" else base, id(node) not in inner)
+                for alias in node.names
+            ]
     return found
 
 

@@ -25,7 +25,11 @@ def test_a_bundled_preset_is_valid_and_says_what_it_is_for(family, path):
 def test_the_families_own_disjoint_fields():
     fields = [field for family in FAMILIES for field in OWNED[family]]
     assert len(fields) == len(set(fields))
-    known = {f"{section}.{name}" for section, kind in TrainConfig.model_fields.items() for name in kind.annotation.model_fields}
+    known = {
+        f"{section}.{name}"
+        for section, kind in TrainConfig.model_fields.items()
+        for name in kind.annotation.model_fields
+    }
     assert set(fields) <= known
 
 

@@ -24,7 +24,9 @@ SHOWN_PROBLEMS = 10
 @app.command("inspect")
 def inspect(
     file: Annotated[str, typer.Argument(help="A data file.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Show the exact tokens this model would be trained on.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Show the exact tokens this model would be trained on.")
+    ] = None,
     format: op.Format = None,
     column: op.Column = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="Rows to show.")] = 3,
@@ -45,7 +47,12 @@ def inspect(
     if looked.problems:
         raise StudioError.of(looked.problems[:SHOWN_PROBLEMS])
     if model is not None:
-        changes: dict[str, Any] = {"model.base": model, "data.max_tokens": max_tokens, "data.format": format, "data.columns": columns or None}
+        changes: dict[str, Any] = {
+            "model.base": model,
+            "data.max_tokens": max_tokens,
+            "data.format": format,
+            "data.columns": columns or None,
+        }
         config = op.build_config(studio, None, None, changes, set)
         show_tokens(console, studio, file, config, rows)
 
@@ -72,27 +79,40 @@ def show_tokens(console: Console, studio: Studio, file: str, config: TrainConfig
     state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
     result = state.result
     for preview in result["previews"]:
-        console.rule(f"[dim]{escape(preview['source'])}, {preview['tokens']} tokens, {preview['trained']} trained[/]", align="left")
+        console.rule(
+            f"[dim]{escape(preview['source'])}, {preview['tokens']} tokens, {preview['trained']} trained[/]",
+            align="left",
+        )
         text = Text()
         for piece in preview["pieces"]:
-            text.append(f"⟦{piece['text']}⟧" if piece["trained"] else piece["text"], style="underline green" if piece["trained"] else "dim")
+            text.append(
+                f"⟦{piece['text']}⟧" if piece["trained"] else piece["text"],
+                style="underline green" if piece["trained"] else "dim",
+            )
         console.print(text)
     share = result["trained_tokens"] / max(1, result["tokens"])
     console.rule(align="left")
     console.print(
-        f"{result['rows']} rows to train and {result['held_out_rows']} held out; {result['tokens']} tokens, {share:.0%} of them trained; "
+        f"{result['rows']} rows to train and {result['held_out_rows']} held out; "
+        f"{result['tokens']} tokens, {share:.0%} of them trained; "
         f"median {result['median']}, longest {result['longest']}."
     )
     console.print(
-        f"Limit {result['limit']}: {result['too_long']} rows are longer, {result['dropped']} left out, {result['cut']} cut; "
-        f"{result['refused']} rows cannot be trained. Batches of eight as they come would be {result['padding_share']:.0%} padding."
+        f"Limit {result['limit']}: {result['too_long']} rows are longer, {result['dropped']} left out, "
+        f"{result['cut']} cut; {result['refused']} rows cannot be trained. "
+        f"Batches of eight as they come would be {result['padding_share']:.0%} padding."
     )
     most = max((entry["rows"] for entry in result["histogram"]), default=1)
     for entry in result["histogram"]:
         mark = " ← limit" if entry["from"] <= result["limit"] <= entry["to"] else ""
-        console.print(f"{entry['from']:>7} {'█' * round(40 * entry['rows'] / most)} {entry['rows']}{mark}", highlight=False)
+        console.print(
+            f"{entry['from']:>7} {'█' * round(40 * entry['rows'] / most)} {entry['rows']}{mark}", highlight=False
+        )
     for finding in result["findings"]:
-        console.print(f"[bold]{finding['severity']}[/] {finding['name']} · {finding['count']}: {escape(finding['message'])} {escape(finding['hint'])}")
+        console.print(
+            f"[bold]{finding['severity']}[/] {finding['name']} · {finding['count']}: "
+            f"{escape(finding['message'])} {escape(finding['hint'])}"
+        )
         for example in finding["examples"]:
             console.print(f"    {escape(example)}")
 
@@ -103,10 +123,14 @@ def import_(
     name: Annotated[str, typer.Option("--name", help="Name of the set; empty takes the file's.")] = "",
     format: op.Format = None,
     column: op.Column = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
+    ] = False,
 ) -> None:
     """Import a file into your data sets. Every row comes in whole, or the import is refused with file and line."""
-    report = Studio().import_data(file, name=name, format=format or "auto", columns=op.parse_columns(column), skip_bad=skip_bad)
+    report = Studio().import_data(
+        file, name=name, format=format or "auto", columns=op.parse_columns(column), skip_bad=skip_bad
+    )
     print(f"{report.name}: {report.rows} rows as {report.format}" + (", already there" if report.unchanged else ""))
     if report.skipped:
         print(f"{report.skipped} rows were left out:")

@@ -1,3 +1,5 @@
 """doctor"""
+
+
 def doctor() -> None:
     """x"""

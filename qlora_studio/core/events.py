@@ -84,7 +84,7 @@ class StepLogged(Event):
 
 
 class EvaluationLogged(Event):
-    """Held-out loss: a sum over all trained tokens of the set divided by their number, so any batch size gives the same."""
+    """Held-out loss: the sum over all trained tokens by their number: any batch size gives the same."""
 
     tag = "evaluation"
     step: int

@@ -68,7 +68,9 @@ def save_adapter(model: PeftModel, folder: Path, base: str, revision: str | None
     values: dict[str, Any] = model.peft_config["default"].to_dict()
     values |= {"base_model_name_or_path": base, "revision": revision, "inference_mode": True}
     values["target_modules"] = sorted(values["target_modules"])
-    (folder / "adapter_config.json").write_text(json.dumps(values, indent=1, sort_keys=True, default=_plain), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(values, indent=1, sort_keys=True, default=_plain), encoding="utf-8"
+    )
 
 
 def save_state(folder: Path, optimizer: torch.optim.Optimizer, position: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PeftModel
 from torch import nn
@@ -21,7 +23,7 @@ class LossFunction:
     """
 
     def __init__(self, model: PeftModel) -> None:
-        causal = model.get_base_model()
+        causal: Any = model.get_base_model()
         self.model = model
         self.decoder = causal.get_decoder()
         head = causal.get_output_embeddings()
@@ -38,7 +40,9 @@ class LossFunction:
 
     def _plain(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (batch, length - 1, vocab)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
 
     @torch.no_grad()
     def _agrees(self) -> bool:

@@ -73,7 +73,7 @@ def train(setup: Setup, emit: Emit, asked: Callable[[], Request]) -> Outcome:
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig, name: str) -> torch.optim.Optimizer:
-    """AdamW with states in fp32 (`adamw`) or in blocks of 8 bits (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861)."""
+    """AdamW with states in fp32 (`adamw`) or 8-bit blocks (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861)."""
     optim = config.optim
     if name == "adamw_8bit":
         return AdamW8bit(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay)
@@ -143,7 +143,7 @@ class _Training:
         return Outcome(stopped, self.step, total, self.loss, self.held_out_before, self.held_out_after)
 
     def _probe(self) -> bool:
-        """Runs the largest micro-batch forward and backward without an update. False where a stop was asked meanwhile."""
+        """Runs the largest micro-batch forward and backward without an update. False where a stop was asked."""
         self.emit(ev.PhaseEntered(phase="trying the largest step"))
         memory.reset_peak()
         limit = self.limits.micro_batch_tokens
@@ -246,7 +246,8 @@ class _Training:
         if pulled is None:
             self._save_checkpoint()
             raise StudioError(
-                f"One row of {longest} tokens does not fit: {memory.peak_bytes() / GIB:.2f} GiB were in use when memory ran out.",
+                f"One row of {longest} tokens does not fit: "
+                f"{memory.peak_bytes() / GIB:.2f} GiB were in use when memory ran out.",
                 "Lower data.max_tokens or lora.rank, or choose a smaller base. A checkpoint is saved.",
             )
         self.limits, lever = pulled
@@ -281,7 +282,9 @@ class _Training:
             for module in dropouts:
                 module.train()
         self.emit(
-            ev.EvaluationLogged(step=self.step, loss=loss, tokens=tokens, rows=len(self.setup.held_out), adapter=adapter)
+            ev.EvaluationLogged(
+                step=self.step, loss=loss, tokens=tokens, rows=len(self.setup.held_out), adapter=adapter
+            )
         )
         return loss
 

@@ -26,9 +26,13 @@ def run(context: Context) -> ev.Event:
     sampling = Sampling.model_validate(arguments["sampling"])
     config = context.config(folder)
     live = open_run(context, folder)
-    held_out = prepare(load_mixture(context.home.datasets, config.data, config.optim.seed, "eval"), live.tokenizer, config.data)
+    held_out = prepare(
+        load_mixture(context.home.datasets, config.data, config.optim.seed, "eval"), live.tokenizer, config.data
+    )
     if not held_out.examples and not prompts:
-        raise StudioError("This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0.")
+        raise StudioError(
+            "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
+        )
     result: dict[str, object] = {"rows": len(held_out.examples)}
     if held_out.examples:
         context.phase("measuring the held-out loss")

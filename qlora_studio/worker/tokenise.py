@@ -24,7 +24,9 @@ def run(context: Context) -> ev.Event:
     tokenizer = load_tokenizer(base.folder, config.model.template)
     rows = load_mixture(Path(arguments["folder"]), config.data, config.optim.seed, "train")
     prepared = prepare(rows, tokenizer, config.data)
-    held_out = prepare(load_mixture(Path(arguments["folder"]), config.data, config.optim.seed, "eval"), tokenizer, config.data)
+    held_out = prepare(
+        load_mixture(Path(arguments["folder"]), config.data, config.optim.seed, "eval"), tokenizer, config.data
+    )
     return ev.Finished(
         result={
             **counts(prepared),
@@ -68,8 +70,10 @@ def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
 
 
 def padding_share(lengths: Sequence[int]) -> float:
-    """Share of padding if rows were batched by eight in the order they come; sorting within a step avoids most of it."""
-    padded = sum(len(group) * max(group) for group in (lengths[start : start + 8] for start in range(0, len(lengths), 8)))
+    """Share of padding if rows were batched by eight as they come; sorting within a step avoids most of it."""
+    padded = sum(
+        len(group) * max(group) for group in (lengths[start : start + 8] for start in range(0, len(lengths), 8))
+    )
     return 1 - sum(lengths) / padded if padded else 0.0
 
 

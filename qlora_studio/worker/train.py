@@ -76,7 +76,9 @@ def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer
     """Training and held-out examples of a run. Raises a StudioError for findings that nobody accepted."""
     sides = {}
     for split in ("train", "eval"):
-        prepared = prepare(load_mixture(context.home.datasets, config.data, config.optim.seed, split), tokenizer, config.data)
+        prepared = prepare(
+            load_mixture(context.home.datasets, config.data, config.optim.seed, split), tokenizer, config.data
+        )
         if split == "train":
             prepared.check(config.data.accepted)
         sides[split] = prepared
@@ -88,7 +90,12 @@ def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer
         )
     )
     if rows.train.dropped or rows.train.cut:
-        context.emit(ev.Noted(text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: longer than {config.data.max_tokens} tokens."))
+        context.emit(
+            ev.Noted(
+                text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: "
+                f"longer than {config.data.max_tokens} tokens."
+            )
+        )
     return rows
 
 

@@ -28,7 +28,13 @@ STORY = [
 
 def test_a_story_amounts_to_its_state():
     state = fold(STORY)
-    assert (state.state, state.job, state.phase, state.step, state.total_steps) == ("finished", "train", "training", 2, 4)
+    assert (state.state, state.job, state.phase, state.step, state.total_steps) == (
+        "finished",
+        "train",
+        "training",
+        2,
+        4,
+    )
     assert state.losses == ((1, 2.0), (2, 1.0)) and state.evaluations == ((2, 2.0),) and state.base_loss == 4.0
     assert state.peak_bytes == 2000 and len(state.retries) == 1 and state.result == {"loss": 1.0} and state.share == 1.0
 

@@ -6,10 +6,10 @@ import random
 from collections import Counter
 
 import pytest
-from tests.engine.conftest import make_config, make_examples
 
 from qlora_studio.core.example import IGNORED, Example
 from qlora_studio.engine.batches import collate, micro_batches, plan_steps
+from tests.engine.conftest import make_config, make_examples
 
 
 def optim(**changes):
@@ -19,7 +19,7 @@ def optim(**changes):
 def test_every_row_is_seen_as_often_as_epochs_say():
     lengths = [random.Random(1).randint(5, 50) for _ in range(37)]
     steps = plan_steps(lengths, optim(batch_tokens=100, epochs=3))
-    assert Counter(row for step in steps for row in step.rows) == {row: 3 for row in range(37)}
+    assert Counter(row for step in steps for row in step.rows) == dict.fromkeys(range(37), 3)
     assert steps[-1].epoch == 3.0
     assert all(sum(lengths[row] for row in step.rows) <= 100 for step in steps)
 

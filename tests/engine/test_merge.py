@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.conftest import FP32
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core.errors import StudioError
@@ -16,6 +15,7 @@ from qlora_studio.engine.compare import Probe, agreement, answer_log_probabiliti
 from qlora_studio.engine.load import Device, load_base
 from qlora_studio.engine.merge import merge
 from qlora_studio.engine.safetensors_stream import SafetensorsFile
+from tests.engine.conftest import FP32
 
 IDS = torch.arange(3, 43).unsqueeze(0)
 
@@ -32,7 +32,9 @@ def merged_model(base, adapter, out, kind):
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
 
 
-def test_as_chatted_equals_the_live_4_bit_model_and_transformers_loads_it(tiny_folder, tiny_adapter_model, adapter_folder, tmp_path):
+def test_as_chatted_equals_the_live_4_bit_model_and_transformers_loads_it(
+    tiny_folder, tiny_adapter_model, adapter_folder, tmp_path
+):
     model = merged_model(tiny_folder, adapter_folder, tmp_path / "merged", "as_chatted")
     tiny_adapter_model.eval()
     assert torch.allclose(model(IDS).logits, tiny_adapter_model(IDS).logits, atol=2e-4)
@@ -42,12 +44,14 @@ def test_original_equals_pefts_own_merge_into_the_dense_base(tiny_folder, adapte
     from peft import PeftModel
 
     model = merged_model(tiny_folder, adapter_folder, tmp_path / "merged", "original")
-    reference = PeftModel.from_pretrained(load_base(tiny_folder, FP32, four_bit=False), adapter_folder).merge_and_unload()
+    reference = PeftModel.from_pretrained(
+        load_base(tiny_folder, FP32, four_bit=False), adapter_folder
+    ).merge_and_unload()
     assert torch.allclose(model(IDS).logits, reference(IDS).logits, atol=1e-5)
 
 
 def test_merging_keeps_the_change(tiny_folder, adapter_folder, tmp_path):
-    """Merging into the live 4-bit weights would lose nearly all of it: the change is smaller than a step of the grid."""
+    """Merging into the live 4-bit weights would lose nearly all: the change is smaller than a step of the grid."""
     merged_model(tiny_folder, adapter_folder, tmp_path / "merged", "original")
     before, after = load_file(tiny_folder / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     config = json.loads((adapter_folder / "adapter_config.json").read_text())
@@ -63,7 +67,9 @@ def test_merging_keeps_the_change(tiny_folder, adapter_folder, tmp_path):
 
 def test_shards_stay_shards(tiny_folder, adapter_folder, tmp_path):
     sharded = tmp_path / "sharded"
-    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).save_pretrained(sharded, max_shard_size="100KB")
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).save_pretrained(
+        sharded, max_shard_size="100KB"
+    )
     assert len(list(sharded.glob("*.safetensors"))) > 1
     one = merged_model(tiny_folder, adapter_folder, tmp_path / "one", "as_chatted")
     many = merged_model(sharded, adapter_folder, tmp_path / "many", "as_chatted")
@@ -79,7 +85,9 @@ def test_an_adapter_without_a_place_in_the_base_is_refused(tiny_folder, adapter_
         merge(tiny_folder, adapter_folder, tmp_path / "out", "original", torch.float32)
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("modules_to_save", ["lm_head"]), ("layer_replication", [[0, 1]])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_dora", True), ("modules_to_save", ["lm_head"]), ("layer_replication", [[0, 1]])]
+)
 def test_what_cannot_be_merged_tensor_by_tensor_is_refused_by_name(tiny_folder, adapter_folder, tmp_path, key, value):
     file = adapter_folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
@@ -115,5 +123,8 @@ def test_a_base_with_a_missing_weight_is_refused(tiny_folder, tmp_path):
     state = load_file(tiny_folder / "model.safetensors")
     state.pop("model.layers.1.mlp.down_proj.weight")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudioError, match="1 weights of the model are missing or of another shape, first model.layers.1.mlp.down_proj.weight"):
+    with pytest.raises(
+        StudioError,
+        match=r"1 weights of the model are missing or of another shape, first model\.layers\.1\.mlp\.down_proj\.weight",
+    ):
         load_base(folder, Device("cpu", torch.float32))

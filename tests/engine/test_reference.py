@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from datasets import Dataset
-from tests.engine.conftest import make_config, make_examples, make_plan
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -14,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from qlora_studio.core import events as ev
 from qlora_studio.engine.batches import plan_steps
 from qlora_studio.engine.train import Setup, train
+from tests.engine.conftest import make_config, make_examples, make_plan
 
 ROWS, LENGTH, BATCH, STEPS = 24, 20, 4, 12
 RATE = 5e-3
@@ -52,7 +51,9 @@ def test_losses_equal_those_of_trl_on_the_same_batches(tiny_adapter_model, tmp_p
 def reference_losses(model, start, examples, config, folder) -> list[float]:
     """Losses of TRL's SFTTrainer, which is given our batches in our order, two micro-batches a step."""
     order = [row for step in plan_steps([LENGTH] * ROWS, config.optim) for row in step.rows]
-    rows = Dataset.from_list([{"input_ids": list(examples[row].input_ids), "labels": examples[row].labels()} for row in order])
+    rows = Dataset.from_list(
+        [{"input_ids": list(examples[row].input_ids), "labels": examples[row].labels()} for row in order]
+    )
     vocabulary = {f"t{index}": index for index in range(256)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="t0")), pad_token="t1", eos_token="t2"

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
@@ -19,6 +18,7 @@ from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.load import load_adapter, load_base
+from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 
 def gradients(model, examples, micro_batch_tokens: int, checkpointed: int = 0) -> torch.Tensor:
@@ -48,7 +48,12 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(tiny_adapter_model, m
 @pytest.mark.parametrize("checkpointed", [1, 2])
 def test_layers_computed_twice_give_the_same_gradient(tiny_adapter_model, checkpointed):
     examples = make_examples(4, seed=4)
-    assert relative(gradients(tiny_adapter_model, examples, 200, checkpointed), gradients(tiny_adapter_model, examples, 200)) < 1e-6
+    assert (
+        relative(
+            gradients(tiny_adapter_model, examples, 200, checkpointed), gradients(tiny_adapter_model, examples, 200)
+        )
+        < 1e-6
+    )
 
 
 def test_chunked_loss_equals_the_models_own(tiny_adapter_model):
@@ -111,16 +116,22 @@ def setup(model, folder, plan=None, held_out=(), rows=12, **changes) -> loop.Set
     folder.mkdir(exist_ok=True)
     values = {"optim__batch_tokens": 120, "optim__epochs": 2, "optim__learning_rate": 5e-3, "optim__optimizer": "adamw"}
     config = make_config(**{**values, **changes})
-    return loop.Setup(config, plan or make_plan(200), model, make_examples(rows, seed=7), list(held_out), folder, "tiny/base", "abc")
+    return loop.Setup(
+        config, plan or make_plan(200), model, make_examples(rows, seed=7), list(held_out), folder, "tiny/base", "abc"
+    )
 
 
 def test_a_run_learns_evaluates_and_leaves_an_adapter_that_peft_loads(tiny_folder, tiny_adapter_model, tmp_path):
     recorder = Recorder()
-    outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(4, seed=8)), recorder.emit, recorder.asked)
+    outcome = loop.train(
+        setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(4, seed=8)), recorder.emit, recorder.asked
+    )
     assert not outcome.stopped and outcome.step == outcome.total_steps == len(recorder.losses)
     assert recorder.losses[-1] < recorder.losses[0]
     measured = recorder.of(ev.EvaluationLogged)
-    assert [event.adapter for event in measured] == [False, *[True] * (len(measured) - 1)] and measured[-1].step == outcome.step
+    assert [event.adapter for event in measured] == [False, *[True] * (len(measured) - 1)] and measured[
+        -1
+    ].step == outcome.step
     assert len(recorder.of(ev.ProbeMeasured)) == 1
     assert find_damage(tmp_path / "run" / "adapter") == ""
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
@@ -146,7 +157,9 @@ def test_an_8_bit_optimizer_learns_too(tiny_adapter_model, tmp_path):
     assert recorder.losses[-1] < recorder.losses[0]
 
 
-def test_an_update_that_is_not_finite_is_refused_and_three_in_a_row_end_the_run(tiny_adapter_model, tmp_path, monkeypatch):
+def test_an_update_that_is_not_finite_is_refused_and_three_in_a_row_end_the_run(
+    tiny_adapter_model, tmp_path, monkeypatch
+):
     before = {name: value.clone() for name, value in tiny_adapter_model.state_dict().items() if "lora_" in name}
     monkeypatch.setattr(loop._Training, "_accumulate", lambda self, step: torch.tensor(float("nan")))
     recorder = Recorder()

@@ -71,7 +71,9 @@ def test_a_torn_last_line_is_left_alone_and_written_around(tmp_path):
 
 def test_unknown_events_are_skipped(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event": "of tomorrow", "x": 1}\n{"event": "step"}\n[1]\n{"event": "noted", "text": "hi", "more": 2}\n')
+    path.write_text(
+        '{"event": "of tomorrow", "x": 1}\n{"event": "step"}\n[1]\n{"event": "noted", "text": "hi", "more": 2}\n'
+    )
     assert Follower(path).read() == [ev.Noted(text="hi")]
 
 
