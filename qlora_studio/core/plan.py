@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -74,7 +75,8 @@ class ModelShape(_Value):
     """What a dry run found, where there was one."""
 
 
-class LinearShape(_Value):
+@dataclass(frozen=True, slots=True)
+class LinearShape:
     """One kind of linear layer that is kept in four bits and gets an adapter, and how often the model has it."""
 
     name: str
@@ -89,7 +91,8 @@ class LinearShape(_Value):
         return self.inputs * self.outputs
 
 
-class Moment(_Value):
+@dataclass(frozen=True, slots=True)
+class Moment:
     """A moment of the backward pass: what it needs on top of everything that is kept."""
 
     per_token: float
@@ -98,7 +101,8 @@ class Moment(_Value):
     """Bytes whatever the number of tokens, such as one weight matrix taken out of its four bits."""
 
 
-class StepCosts(_Value):
+@dataclass(frozen=True, slots=True)
+class StepCosts:
     """What forward and backward hold, apart from the loss: bytes per token of the micro-batch, and fixed bytes."""
 
     boundary: float
