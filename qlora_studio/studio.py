@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qlora_studio import presets
-from qlora_studio.bases import Base, find_base
+from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
-from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport, FormatGuess
-from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import importer
+from qlora_studio.data import importer, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import fit, gpu, shape
 from qlora_studio.presets import Preset
@@ -42,12 +41,12 @@ class Demo:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
-    """A first look at a data file."""
+class HubChoice:
+    """Which part of a hub's data set is meant."""
 
-    guess: FormatGuess
-    conversations: list[Conversation]
-    problems: list[Problem]
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
 
 
 class Studio:
@@ -59,15 +58,25 @@ class Studio:
 
     # data
 
-    def import_data(self, source: str, **choices: Any) -> DatasetReport:
-        """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
-        return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
+    def import_data(
+        self, source: str, *, hub: HubChoice | None = None, eval_file: str = "", **choices: Any
+    ) -> DatasetReport:
+        """Reads, converts, checks and keeps a file, a folder or, where no such path exists, a data set of the hub.
+
+        `choices` are those of `data.importer.import_file`: name, format, columns, skip_bad, drop_overlap, replace.
+        """
+        path = Path(source).expanduser()
+        if HUB_ID.fullmatch(source) and not path.exists():
+            wanted = importer.HubSet(source, **asdict(hub or HubChoice()))
+            return importer.import_hub(wanted, self.home.datasets, **choices)
+        evaluation = Path(eval_file).expanduser() if eval_file else None
+        return importer.import_file(path, self.home.datasets, eval_path=evaluation, **choices)
 
     def inspect(
         self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
-    ) -> Inspection:
+    ) -> importer.Preview:
         """The guessed format, the first conversations and what is wrong among them; nothing is written."""
-        return Inspection(*importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows))
+        return importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows)
 
     def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
         """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
@@ -86,7 +95,7 @@ class Studio:
 
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
-        return importer.list_datasets(self.home.datasets)
+        return sets.list_datasets(self.home.datasets)
 
     def demo(self) -> Demo:
         values = json.loads((bundled("assets") / "demo" / "prompts.json").read_text(encoding="utf-8"))
@@ -143,6 +152,16 @@ class Studio:
         job = folder.create_job(self.home.runs, "train", title, {}, {"config.json": config.model_dump(mode="json")})
         supervisor.start(job)
         return job.name
+
+    def resume(self, name: str) -> None:
+        """Starts a run's worker again: it goes on from the newest whole checkpoint, or from the start without one."""
+        view = self.run(name)
+        if view.state not in ("interrupted", "stopped", "failed"):
+            raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can go on.")
+        self.refuse_second_run()
+        job = JobFolder(view.folder)
+        supervisor.clear_requests(job)
+        supervisor.start(job)
 
     def refuse_second_run(self) -> None:
         """One training at a time: two would not fit the plan of either."""

@@ -19,7 +19,7 @@ LOSS_TOLERANCE = 5e-3
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout off, everything else as in training: `eval()` would let a CPU's 4-bit layers be repacked for inference."""
+    """Dropout off, all else as in training: `eval()` would let a CPU's 4-bit layers be repacked for inference."""
     dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
     for module in dropouts:
         module.eval()

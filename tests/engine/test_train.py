@@ -233,7 +233,7 @@ def test_a_hundred_out_of_memories_lose_no_step_and_change_no_loss(tiny_folder, 
     whole = run(tmp_path / "whole", Faults(0, 0))
     raised, seed = 0, 0
     while raised < 100:
-        faults = Faults(4, seed)
+        faults = Faults(8, seed)
         recorder = run(tmp_path / f"faulty-{seed}", faults)
         assert len(recorder.losses) == len(whole.losses)
         assert recorder.losses == pytest.approx(whole.losses, abs=1e-5)
