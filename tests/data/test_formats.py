@@ -310,12 +310,9 @@ def test_nothing_of_a_row_disappears_and_the_canonical_line_gives_it_back(values
 
 def test_threads_join_rows_by_parent():
     rows = [
-        Row("t.csv", 2, {"id": "1",
-        "0", "parent_id": "", "prompt": "hi", "output": "ho"}),
-        Row("t.csv", 3, {"id": "2", "parent_id": "1",
-        "0", "prompt": "more", "output": "yes"}),
-        Row("t.csv", 4, {"id": "3", "parent_id": "1",
-        "0", "prompt": "less", "output": "no"}),
+        Row("t.csv", 2, {"id": "1", "parent_id": "", "prompt": "hi", "output": "ho"}),
+        Row("t.csv", 3, {"id": "2", "parent_id": "1", "prompt": "more", "output": "yes"}),
+        Row("t.csv", 4, {"id": "3", "parent_id": "1", "prompt": "less", "output": "no"}),
     ]
     assert detect(rows).format == "thread"
     made = list(conversations(rows, find_format("thread"), {}))
