@@ -1,4 +1,4 @@
-"""Rows that name their parent: each path from a first row to a last one is a conversation. Held in memory while read."""
+"""Rows that name their parent: each path from a first row to a last one is a conversation. Held in memory."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from qlora_studio.core.dataset import DatasetReport, FormatGuess
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.canonical import CONVERSATIONS, EVALUATION, PROMPTS, REPORT, prompt_hash, read_report, to_line
 from qlora_studio.data.formats import check_columns, conversations, detect, find_format
-from qlora_studio.data.readers import list_files, read_rows
+from qlora_studio.data.identity import hash_path, size_of, slug
+from qlora_studio.data.readers import read_rows
 from qlora_studio.data.readers_hub import HubSet, pin, read_hub
 from qlora_studio.data.rows import Row, RowOrProblem
 from qlora_studio.data.sets import list_datasets, load_conversations
@@ -82,7 +83,7 @@ def import_file(
     """
     asked = _Asked(format, columns, skip_bad, drop_overlap)
     sha256 = hash_path(path)
-    identity = {"source_file": path.name, "source_sha256": sha256, "source_bytes": _size(path)}
+    identity = {"source_file": path.name, "source_sha256": sha256, "source_bytes": size_of(path)}
     evaluation = hash_path(eval_path) if eval_path else ""
     rows = read_rows(path)
     eval_rows = read_rows(eval_path) if eval_path else None
@@ -100,7 +101,7 @@ def import_hub(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
 ) -> DatasetReport:
-    """Imports a data set of the hub at a pinned commit, which the report records. Offline it says so in one sentence."""
+    """Imports a data set of the hub at a pinned commit, which the report records."""
     pinned = pin(wanted)
     key = hashlib.sha256(f"{pinned}@{pinned.revision}".encode()).hexdigest()
     identity = {"source_file": f"{pinned}@{pinned.revision}", "source_sha256": key, "source_bytes": 0}
@@ -131,37 +132,6 @@ def preview_file(
         tuple(item for item in made if isinstance(item, Conversation)),
         tuple(item for item in made if isinstance(item, Problem)),
     )
-
-
-def hash_path(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's names and files. Raises a StudioError where it cannot be read."""
-    try:
-        if path.is_dir():
-            digest = hashlib.sha256()
-            for file in list_files(path)[0]:
-                digest.update(f"{file.relative_to(path).as_posix()}\0{hash_path(file)}\n".encode())
-            return digest.hexdigest()
-        if path.exists() and not path.is_file():
-            raise StudioError("This is neither a file nor a folder.", "Give a file of data.", where=str(path))
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise StudioError("There is no such file.", "Check the path.", where=str(path)) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StudioError(f"This file cannot be read: {reason}.", "Check its rights.", where=str(path)) from None
-    except ValueError:
-        raise StudioError("This is not the name of a file.", "Check the path.", where=repr(str(path))) from None
-
-
-def slug(text: str) -> str:
-    """A name that every file system takes."""
-    made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._") or "data"
-    return f"{made}-set" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", made) else made
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in list_files(path)[0]) if path.is_dir() else path.stat().st_size
 
 
 def _import(

@@ -47,7 +47,8 @@ def read_turn(fields: Fields, item: Any, place: str) -> Turn:
     left = {name: value for name, value in item.items() if value is not None}
     role_key = next((key for key in ROLE_KEYS if key in left), ROLE_KEYS[0])
     role, calls_tool = _role(fields, left.pop(role_key, None), f"{place}.{role_key}")
-    content_key = next((key for key in CONTENT_KEYS if key in left), CONTENT_KEYS[0])
+    usual = "value" if role_key == "from" else CONTENT_KEYS[0]
+    content_key = next((key for key in CONTENT_KEYS if key in left), usual)
     content = left.pop(content_key, None)
     calls = _calls(fields, left, place)
     if calls_tool and isinstance(content, str):
