@@ -132,11 +132,11 @@ def end(folder: JobFolder, patience_seconds: float = 30) -> None:
 
 
 def worker_processes(folder: JobFolder) -> list[psutil.Process]:
-    """The processes whose command line is this folder's worker: safe against a process number used again."""
+    """The guard and worker processes of this folder, by command line: safe against a process number used again."""
     command = worker_command(folder)[1:]
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [])[1:] == command:
+        if (process.info["cmdline"] or [])[1 : len(command) + 1] == command:
             found.append(process)
     return found
 
