@@ -129,7 +129,8 @@ class MeasuredShape(_Value):
     linears: tuple[LinearShape, ...]
     other_bytes: int
     """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
-    costs: StepCosts
+    costs: dict[str, StepCosts]
+    """By number format of the arithmetic: bf16 (which fp16 equals) and fp32."""
     rank: int
     """The rank at which `costs` was measured."""
 

@@ -65,7 +65,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
 def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
     """Costs of one micro-batch: measured for this architecture, or by the formulas of its family."""
     if shape.measured is not None:
-        return shape.measured.costs
+        return shape.measured.costs["fp32" if settings.compute == "fp32" else "bf16"]
     e = settings.compute_bytes
     rotary = 2 * e * (shape.rotary_dim or shape.head_dim) * rotary_tables(shape)
     norm = 4 * shape.hidden + 4  # its input in fp32 and one scale
