@@ -135,6 +135,14 @@ def _batches(items: Iterable[Conversation], size: int) -> Iterator[list[Conversa
         yield batch
 
 
+class _Pool(dict[int, int]):
+    """One integer object per token id instead of one per token: a fifth of the memory."""
+
+    def __missing__(self, token: int) -> int:
+        self[token] = token
+        return token
+
+
 class _Work:
     """The running counts of one preparation."""
 
@@ -145,7 +153,7 @@ class _Work:
         self.lengths: list[int] = []
         self.rows = self.too_long = self.dropped = self.cut = self.refused = 0
         self.found = TokenFindings(tokenizer, traits)
-        self.pool: dict[int, int] = {}  # one integer object per token id instead of one per token
+        self.pool = _Pool()
 
     def take(self, batch: list[Conversation]) -> None:
         made: list[Draft] = []
@@ -188,7 +196,7 @@ class _Work:
                 return
             self.cut += 1
             example = shorter
-        ids = tuple(self.pool.setdefault(token, token) for token in example.input_ids)
+        ids = tuple(map(self.pool.__getitem__, example.input_ids))
         self.examples.append(replace(example, input_ids=ids))
 
     def _shorten(self, conversation: Conversation, example: Example) -> Example | None:
