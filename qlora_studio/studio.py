@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +15,9 @@ from qlora_studio import presets
 from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
-from qlora_studio.core.dataset import DatasetReport
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import DatasetReport, FormatGuess
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
@@ -22,7 +25,8 @@ from qlora_studio.data import importer, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import fit, gpu, shape
 from qlora_studio.presets import Preset
-from qlora_studio.runs import chat, folder, store, supervisor
+from qlora_studio.runs import folder, store, supervisor
+from qlora_studio.runs.chat import ChatPipe
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.store import RunView
 
@@ -38,6 +42,18 @@ class Demo:
     pattern: str
     """A regular expression that an answer in the taught form matches."""
     prompts: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """What suits it, by dotted field: the model is small, the rows are few, and one form is all it has to learn."""
+
+
+DEMO_SETTINGS: dict[str, Any] = {
+    "data.max_tokens": 256,
+    "data.eval_share": 0.1,
+    "optim.epochs": 3,
+    "optim.batch_tokens": 768,
+    "optim.learning_rate": 1e-3,
+    "optim.optimizer": "adamw",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,7 @@ class Studio:
 
     def demo(self) -> Demo:
         values = json.loads((bundled("assets") / "demo" / "prompts.json").read_text(encoding="utf-8"))
-        return Demo(bundled("assets") / "demo" / "pip.json", values["format"], tuple(values["prompts"]))
+        return Demo(bundled("assets") / "demo" / "pip.json", values["format"], tuple(values["prompts"]), DEMO_SETTINGS)
 
     # settings
 
@@ -209,10 +225,10 @@ class Studio:
         arguments = {"run": str(run), "what": what, "kind": kind, "to": str(target), "prompts": list(prompts)}
         return self._start(run / "exports", "export", arguments)
 
-    def chat(self, name: str) -> chat.ChatPipe:
+    def chat(self, name: str) -> ChatPipe:
         """A worker that answers as this run; the caller closes it."""
         run = self._with_adapter(name)
-        return chat.ChatPipe(folder.create_job(self.home.chats, "chat", name, {"run": str(run)}))
+        return ChatPipe(folder.create_job(self.home.chats, "chat", name, {"run": str(run)}))
 
     def look(self, job: JobFolder) -> tuple[Progress, str, float | None]:
         """Where any job stands: progress, state, seconds."""
@@ -236,3 +252,37 @@ class Studio:
         if not view.has_adapter:
             raise StudioError(f"The run '{name}' has saved no adapter.", "Wait until it ends, or choose another run.")
         return view.folder
+
+    # what the page asks beside these
+
+    @property
+    def assets(self) -> Path:
+        """The folder of styles, scripts and pictures."""
+        return bundled("assets")
+
+    def newest_run(self) -> RunView | None:
+        """The newest run that can be read."""
+        for name in self.store.names():
+            with suppress(StudioError):
+                return self.store.open(name)
+        return None
+
+    def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
+        """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
+        return importer.preview_file(Path(source).expanduser(), **choices)
+
+    def conversations(self, name: str, rows: int) -> list[Conversation]:
+        """The first rows of an imported set."""
+        return list(islice(importer.load_conversations(self.home.datasets, name, "all"), rows))
+
+    def exports(self, name: str) -> list[JobFolder]:
+        """The exports of a run, the newest first."""
+        files = (self.run(name).folder / "exports").glob("[!.]*/job.json")
+        return [JobFolder(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+    def export_bytes(self, name: str) -> tuple[int, int | None]:
+        """How large a run's adapter is, and about how large its merged model; None while its base is not on this machine."""
+        view = self.run(name)
+        base = self.find_base(view.config.model.base).folder
+        adapter = sum(path.stat().st_size for path in (view.folder / "adapter").glob("*") if path.is_file())
+        return adapter, sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else None
