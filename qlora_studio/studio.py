@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -269,11 +269,12 @@ class Studio:
 
     def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
         """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
-        return importer.preview_file(Path(source).expanduser(), **choices)
+        looked = self.inspect(source, **choices)
+        return looked.guess, list(looked.conversations), list(looked.problems)
 
     def conversations(self, name: str, rows: int) -> list[Conversation]:
         """The first rows of an imported set."""
-        return list(islice(importer.load_conversations(self.home.datasets, name, "all"), rows))
+        return list(islice(sets.load_conversations(self.home.datasets, name, "all"), rows))
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""
