@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from qlora_studio import presets
-from qlora_studio.bases import Base, find_base
+from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
@@ -19,11 +21,12 @@ from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import importer
+from qlora_studio.data import importer, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import fit, gpu, shape
 from qlora_studio.presets import Preset
-from qlora_studio.runs import chat, folder, store, supervisor
+from qlora_studio.runs import folder, store, supervisor
+from qlora_studio.runs.chat import ChatPipe
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.store import RunView
 
@@ -39,15 +42,27 @@ class Demo:
     pattern: str
     """A regular expression that an answer in the taught form matches."""
     prompts: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """What suits it, by dotted field: the model is small, the rows are few, and one form is all it has to learn."""
+
+
+DEMO_SETTINGS: dict[str, Any] = {
+    "data.max_tokens": 256,
+    "data.eval_share": 0.1,
+    "optim.epochs": 3,
+    "optim.batch_tokens": 768,
+    "optim.learning_rate": 1e-3,
+    "optim.optimizer": "adamw",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
-    """A first look at a data file."""
+class HubChoice:
+    """Which part of a hub's data set is meant."""
 
-    guess: FormatGuess
-    conversations: list[Conversation]
-    problems: list[Problem]
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
 
 
 class Studio:
@@ -59,15 +74,25 @@ class Studio:
 
     # data
 
-    def import_data(self, source: str, **choices: Any) -> DatasetReport:
-        """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
-        return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
+    def import_data(
+        self, source: str, *, hub: HubChoice | None = None, eval_file: str = "", **choices: Any
+    ) -> DatasetReport:
+        """Reads, converts, checks and keeps a file, a folder or, where no such path exists, a data set of the hub.
+
+        `choices` are those of `data.importer.import_file`: name, format, columns, skip_bad, drop_overlap, replace.
+        """
+        path = Path(source).expanduser()
+        if HUB_ID.fullmatch(source) and not path.exists():
+            wanted = importer.HubSet(source, **asdict(hub or HubChoice()))
+            return importer.import_hub(wanted, self.home.datasets, **choices)
+        evaluation = Path(eval_file).expanduser() if eval_file else None
+        return importer.import_file(path, self.home.datasets, eval_path=evaluation, **choices)
 
     def inspect(
         self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
-    ) -> Inspection:
+    ) -> importer.Preview:
         """The guessed format, the first conversations and what is wrong among them; nothing is written."""
-        return Inspection(*importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows))
+        return importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows)
 
     def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
         """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
@@ -86,11 +111,11 @@ class Studio:
 
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
-        return importer.list_datasets(self.home.datasets)
+        return sets.list_datasets(self.home.datasets)
 
     def demo(self) -> Demo:
         values = json.loads((bundled("assets") / "demo" / "prompts.json").read_text(encoding="utf-8"))
-        return Demo(bundled("assets") / "demo" / "pip.json", values["format"], tuple(values["prompts"]))
+        return Demo(bundled("assets") / "demo" / "pip.json", values["format"], tuple(values["prompts"]), DEMO_SETTINGS)
 
     # settings
 
@@ -120,10 +145,9 @@ class Studio:
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
         """What a run would take, for the first card of this machine or its CPU."""
-        cards = gpu.read_gpus()
-        return fit.make_plan(
-            config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths
-        )
+        base, cards = self.find_base(config.model.base), gpu.read_gpus()
+        found = shape.read_shape(str(base.folder or base.name), self.home.models)
+        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
 
     # runs
 
@@ -144,6 +168,16 @@ class Studio:
         job = folder.create_job(self.home.runs, "train", title, {}, {"config.json": config.model_dump(mode="json")})
         supervisor.start(job)
         return job.name
+
+    def resume(self, name: str) -> None:
+        """Starts a run's worker again: it goes on from the newest whole checkpoint, or from the start without one."""
+        view = self.run(name)
+        if view.state not in ("interrupted", "stopped", "failed"):
+            raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can go on.")
+        self.refuse_second_run()
+        job = JobFolder(view.folder)
+        supervisor.clear_requests(job)
+        supervisor.start(job)
 
     def refuse_second_run(self) -> None:
         """One training at a time: two would not fit the plan of either."""
@@ -191,10 +225,10 @@ class Studio:
         arguments = {"run": str(run), "what": what, "kind": kind, "to": str(target), "prompts": list(prompts)}
         return self._start(run / "exports", "export", arguments)
 
-    def chat(self, name: str) -> chat.ChatPipe:
+    def chat(self, name: str) -> ChatPipe:
         """A worker that answers as this run; the caller closes it."""
         run = self._with_adapter(name)
-        return chat.ChatPipe(folder.create_job(self.home.chats, "chat", name, {"run": str(run)}))
+        return ChatPipe(folder.create_job(self.home.chats, "chat", name, {"run": str(run)}))
 
     def look(self, job: JobFolder) -> tuple[Progress, str, float | None]:
         """Where any job stands: progress, state, seconds."""
@@ -218,3 +252,38 @@ class Studio:
         if not view.has_adapter:
             raise StudioError(f"The run '{name}' has saved no adapter.", "Wait until it ends, or choose another run.")
         return view.folder
+
+    # what the page asks beside these
+
+    @property
+    def assets(self) -> Path:
+        """The folder of styles, scripts and pictures."""
+        return bundled("assets")
+
+    def newest_run(self) -> RunView | None:
+        """The newest run that can be read."""
+        for name in self.store.names():
+            with suppress(StudioError):
+                return self.store.open(name)
+        return None
+
+    def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
+        """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
+        looked = self.inspect(source, **choices)
+        return looked.guess, list(looked.conversations), list(looked.problems)
+
+    def conversations(self, name: str, rows: int) -> list[Conversation]:
+        """The first rows of an imported set."""
+        return list(islice(sets.load_conversations(self.home.datasets, name, "all"), rows))
+
+    def exports(self, name: str) -> list[JobFolder]:
+        """The exports of a run, the newest first."""
+        files = (self.run(name).folder / "exports").glob("[!.]*/job.json")
+        return [JobFolder(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+    def export_bytes(self, name: str) -> tuple[int, int | None]:
+        """How large a run's adapter is, and about how large its merged model; None while its base is not on this machine."""
+        view = self.run(name)
+        base = self.find_base(view.config.model.base).folder
+        adapter = sum(path.stat().st_size for path in (view.folder / "adapter").glob("*") if path.is_file())
+        return adapter, sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else None

@@ -15,7 +15,7 @@ from qlora_studio.cli.jobs import follow
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import Studio
+from qlora_studio.studio import HubChoice, Studio
 
 app = typer.Typer(help="Look at data, import it, list what is there.", no_args_is_help=True)
 SHOWN_PROBLEMS = 10
@@ -41,7 +41,10 @@ def inspect(
     studio, console = Studio(), Console()
     columns = op.parse_columns(column)
     looked = studio.inspect(file, format=format or "auto", columns=columns, rows=rows)
-    console.print(f"Format: [bold]{looked.guess.format}[/], {looked.guess.confidence:.0%} sure: {looked.guess.reason}")
+    if looked.guess.format:
+        console.print(
+            f"Format: [bold]{looked.guess.format}[/], {looked.guess.confidence:.0%} sure: {looked.guess.reason}"
+        )
     for conversation in looked.conversations:
         show_conversation(console, conversation)
     if looked.problems:
@@ -119,18 +122,24 @@ def show_tokens(console: Console, studio: Studio, file: str, config: TrainConfig
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(help="A data file.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder, or the id of a hub data set such as owner/name.")],
     name: Annotated[str, typer.Option("--name", help="Name of the set; empty takes the file's.")] = "",
     format: op.Format = None,
     column: op.Column = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot be read.")] = False,
+    eval_file: Annotated[str, typer.Option("--eval-file", help="Rows to measure with, instead of a share.")] = "",
+    drop_overlap: Annotated[
+        bool, typer.Option("--drop-overlap", help="Leave out rows whose prompt stands in the evaluation file.")
     ] = False,
+    subset: Annotated[str | None, typer.Option("--subset", help="Part of a hub data set.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a hub data set.")] = "train",
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit of a hub set; empty pins one.")] = None,
 ) -> None:
-    """Import a file into your data sets. Every row comes in whole, or the import is refused with file and line."""
-    report = Studio().import_data(
-        file, name=name, format=format or "auto", columns=op.parse_columns(column), skip_bad=skip_bad
-    )
+    """Import rows into your data sets. Every row comes in whole, or the import is refused with file and line."""
+    choices: dict[str, Any] = {"name": name, "format": format or "auto", "columns": op.parse_columns(column)}
+    if eval_file or drop_overlap:
+        choices |= {"eval_file": eval_file, "drop_overlap": drop_overlap}
+    report = Studio().import_data(source, hub=HubChoice(subset, split, revision), skip_bad=skip_bad, **choices)
     print(f"{report.name}: {report.rows} rows as {report.format}" + (", already there" if report.unchanged else ""))
     if report.skipped:
         print(f"{report.skipped} rows were left out:")

@@ -17,16 +17,6 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import Progress
 from qlora_studio.studio import Demo, Studio
 
-SETTINGS = {
-    "data.max_tokens": 256,
-    "data.eval_share": 0.1,
-    "optim.epochs": 3,
-    "optim.batch_tokens": 768,
-    "optim.learning_rate": 1e-3,
-    "optim.optimizer": "adamw",
-}
-"""Short and quick: the model is small, the rows are few, and one form is all it has to learn."""
-
 
 def demo() -> None:
     """Tune a small model on 120 rows, compare it with its base, merge it, and check the merged model."""
@@ -38,7 +28,7 @@ def demo() -> None:
     console.print(f"{report.rows} rows as {report.format}, in {studio.home.datasets / 'demo'}")
     console.rule("2  Training, 4-bit QLoRA")
     config = studio.with_presets(TrainConfig(), {} if studio.gpus() else {"memory": "cpu"})
-    config = config.replace({**SETTINGS, "data.sources": [{"name": "demo"}], "saving.name": "demo"})
+    config = config.replace({**demo.settings, "data.sources": [{"name": "demo"}], "saving.name": "demo"})
     run = studio.start_training(config)
     state = follow(console, lambda: studio.watch(run), lambda: studio.stop(run))
     console.print(f"{state.step} steps, adapter in {studio.run(run).folder / 'adapter'}")

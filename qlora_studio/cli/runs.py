@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import clock, gib, show_plan, when
 from qlora_studio.studio import Studio
 
@@ -67,6 +68,15 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
         console.print(f"[red]{progress.message}[/] {progress.hint}")
     if run.has_adapter:
         console.print(f"Adapter: {run.folder / 'adapter'}")
+
+
+@app.command("resume")
+def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """Go on with a run that was stopped, failed or interrupted, from its newest checkpoint."""
+    studio, console = Studio(), Console()
+    studio.resume(name)
+    state = follow(console, lambda: studio.watch(name), lambda: studio.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}.")
 
 
 @app.command("stop")

@@ -64,6 +64,13 @@ class ProbeMeasured(Event):
     measured_bytes: int
 
 
+class Resumed(Event):
+    """The run goes on from a checkpoint; what was logged after its step is computed again."""
+
+    tag = "resumed"
+    step: int
+
+
 class StepLogged(Event):
     """One optimizer step. `loss` is the mean over the trained tokens of the whole accumulated batch, in nats."""
 

@@ -12,7 +12,7 @@ from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, 
 from qlora_studio.core.dataset import DatasetReport
 from qlora_studio.core.errors import StudioError
 
-CONVERSATIONS, EVALUATION, REPORT = "conversations.jsonl", "evaluation.jsonl", "report.json"
+CONVERSATIONS, EVALUATION, PROMPTS, REPORT = "conversations.jsonl", "evaluation.jsonl", "prompts.bin", "report.json"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 

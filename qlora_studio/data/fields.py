@@ -18,6 +18,8 @@ class Fields:
         self.values, self.columns = row.values, columns
         self.source = Source(row.file, row.line)
         self.taken: set[str] = set()
+        self.leftover: dict[str, Any] = {}
+        """What the inner parts did not use, by place: `messages[0].id`."""
 
     def column(self, part: str) -> str:
         return self.columns.get(part, part)
@@ -68,8 +70,8 @@ class Fields:
         return value
 
     def rest(self) -> dict[str, Any]:
-        """What no part has taken."""
-        return {name: value for name, value in self.values.items() if name not in self.taken}
+        """What no part has taken, of the row and of its inner parts."""
+        return {name: value for name, value in self.values.items() if name not in self.taken} | self.leftover
 
     def wrong(self, message: str, hint: str = "", field: str = "") -> StudioError:
         """An error that names file, line and field."""

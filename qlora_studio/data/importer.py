@@ -7,32 +7,60 @@ import re
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, FormatGuess
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.canonical import (
-    CONVERSATIONS,
-    EVALUATION,
-    REPORT,
-    hashes_below,
-    prompt_hash,
-    read_conversations,
-    read_report,
-    to_line,
-)
-from qlora_studio.data.formats import convert, detect, find_format
+from qlora_studio.data.canonical import CONVERSATIONS, EVALUATION, PROMPTS, REPORT, prompt_hash, read_report, to_line
+from qlora_studio.data.formats import check_columns, conversations, detect, find_format
+from qlora_studio.data.identity import hash_path, size_of, slug
 from qlora_studio.data.readers import read_rows
+from qlora_studio.data.readers_hub import HubSet, pin, read_hub
 from qlora_studio.data.rows import Row, RowOrProblem
+from qlora_studio.data.sets import list_datasets, load_conversations
+
+__all__ = ["import_file", "import_hub", "list_datasets", "load_conversations", "preview_file", "slug"]
 
 _LOOKED_AT = 200
 """Rows that decide the format."""
 _SHOWN = 10
 """Problems that are shown; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the person chose for an import."""
+
+    format: str = "auto"
+    columns: Mapping[str, str] | None = None
+    skip_bad: bool = False
+    drop_overlap: bool = False
+
+    def as_json(self, evaluation: str = "") -> dict[str, Any]:
+        columns = dict(sorted((self.columns or {}).items()))
+        return {
+            "format": self.format,
+            "columns": columns,
+            "skip_bad": self.skip_bad,
+            "drop_overlap": self.drop_overlap,
+            "evaluation": evaluation,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A first look at a file, without importing it."""
+
+    guess: FormatGuess
+    columns: tuple[str, ...]
+    """The fields of the first row, for a column map."""
+    conversations: tuple[Conversation, ...]
+    problems: tuple[Problem, ...]
 
 
 def import_file(
@@ -43,194 +71,221 @@ def import_file(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
+    eval_path: Path | None = None,
+    drop_overlap: bool = False,
+    replace: bool = False,
 ) -> DatasetReport:
-    """Imports a file into `<datasets_folder>/<name>/`, or finds it there unchanged.
+    """Imports a file or folder into `<datasets_folder>/<name>/`, or finds it there unchanged.
 
-    Raises a StudioError that carries the first problems and counts all of them; then nothing is written. With
-    `skip_bad` the bad rows are left out and counted in the report instead.
+    `eval_path` gives the evaluation rows instead of a split by hash; prompts that stand in both are counted, and
+    `drop_overlap` takes them out of the training rows. Raises a StudioError that carries the first problems and
+    counts all of them; then nothing is written. With `skip_bad` bad rows are left out and counted instead.
     """
-    sha256 = hash_file(path)
-    wanted = {"format": format, "columns": dict(columns or {}), "skip_bad": skip_bad}
-    name = _free_name(name, path, datasets_folder, sha256)
-    target = datasets_folder / name
-    if target.is_dir():
-        report = read_report(target)
-        if report.source_sha256 == sha256 and report.details.get("asked") == wanted:
-            return report.model_copy(update={"unchanged": True})
-    datasets_folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".import-", dir=datasets_folder))
+    asked = _Asked(format, columns, skip_bad, drop_overlap)
+    sha256 = hash_path(path)
+    identity = {"source_file": path.name, "source_sha256": sha256, "source_bytes": size_of(path)}
+    evaluation = hash_path(eval_path) if eval_path else ""
+    rows = read_rows(path)
+    eval_rows = read_rows(eval_path) if eval_path else None
+    return _import(
+        rows, eval_rows, datasets_folder, name or slug(path.stem), bool(name), identity, asked, evaluation, replace
+    )
+
+
+def import_hub(
+    wanted: HubSet,
+    datasets_folder: Path,
+    *,
+    name: str = "",
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+) -> DatasetReport:
+    """Imports a data set of the hub at a pinned commit, which the report records."""
+    pinned = pin(wanted)
+    key = hashlib.sha256(f"{pinned}@{pinned.revision}".encode()).hexdigest()
+    identity = {"source_file": f"{pinned}@{pinned.revision}", "source_sha256": key, "source_bytes": 0}
+    asked = _Asked(format, columns, skip_bad)
+    made = name or slug(pinned.id.rpartition("/")[2])
+    return _import(read_hub(pinned), None, datasets_folder, made, bool(name), identity, asked, "", False)
+
+
+def preview_file(
+    path: Path, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
+) -> Preview:
+    """The guessed format, the first conversations and the problems among them.
+
+    A format that is not known is no error here: the guess is then empty, and the columns are there to be mapped.
+    """
+    head = list(islice(read_rows(path), max(rows, _LOOKED_AT)))
+    found = [item for item in head if isinstance(item, Row)]
+    names = tuple(map(str, found[0].values)) if found else ()
+    broken = tuple(item for item in head if isinstance(item, Problem))
     try:
-        report = _write(path, stage, name, sha256, format, columns or {}, skip_bad)
-        report = report.model_copy(update={"details": {"asked": wanted}})
+        guess, items = _detected(iter(head), format, columns or {}, path.name)
+    except StudioError as error:
+        return Preview(FormatGuess(format="", confidence=0, reason=error.message), names, (), broken or error.problems)
+    made = list(islice(conversations(items, find_format(guess.format), columns or {}), rows))
+    return Preview(
+        guess,
+        names,
+        tuple(item for item in made if isinstance(item, Conversation)),
+        tuple(item for item in made if isinstance(item, Problem)),
+    )
+
+
+def _import(
+    rows: Iterator[RowOrProblem],
+    eval_rows: Iterator[RowOrProblem] | None,
+    folder: Path,
+    name: str,
+    name_is_given: bool,
+    identity: Mapping[str, Any],
+    asked: _Asked,
+    evaluation: str,
+    replace: bool,
+) -> DatasetReport:
+    details = {"asked": asked.as_json(evaluation)}
+    name, known = _place(folder, name, name_is_given, identity["source_sha256"], details, replace)
+    if known:
+        return known.model_copy(update={"unchanged": True})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
+    except OSError as error:
+        raise StudioError(
+            f"Nothing can be written here: {error.strerror}.", "Choose another home folder.", where=str(folder)
+        ) from None
+    try:
+        report = _write(rows, eval_rows, stage, asked, str(identity["source_file"]))
+        report = report.model_copy(update={**identity, "name": name, "details": {**report.details, **details}})
         (stage / REPORT).write_text(report.model_dump_json(indent=2), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        stage.replace(target)
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        stage.replace(folder / name)
+    except OSError as error:
+        raise StudioError(
+            f"The data set cannot be written: {error.strerror or error}.", "Make room on the disk.", where=str(folder)
+        ) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return report
 
 
-def preview_file(
-    path: Path, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
-) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
-    """The guessed format, the first conversations and the problems among them, without importing anything."""
-    guess, items = _detected(read_rows(path), format, columns or {})
-    found: list[Conversation] = []
-    problems: list[Problem] = []
-    entry = find_format(guess.format)
-    for item in items:
-        if len(found) + len(problems) >= rows:
-            break
-        try:
-            if isinstance(item, Problem):
-                raise StudioError.of([item])
-            found.append(convert(item, entry, columns or {}))
-        except StudioError as error:
-            problems.append(error.problems[0])
-    return guess, found, problems
-
-
-def list_datasets(folder: Path) -> list[DatasetReport]:
-    """The reports of all complete sets, by name."""
-    if not folder.is_dir():
-        return []
-    return [
-        read_report(path)
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and (path / REPORT).exists()
-    ]
-
-
-def load_conversations(
-    folder: Path, name: str, split: Literal["train", "eval", "all"] = "train", eval_share: float = 0.05
-) -> Iterator[Conversation]:
-    """The conversations of one side of a set. Raises a StudioError where there is no such set."""
-    place = folder / name
-    if not name or Path(name).name != name or not (place / REPORT).exists():
-        there = ", ".join(report.name for report in list_datasets(folder)) or "none yet"
-        raise StudioError(f"There is no data set '{name}'.", f"There are: {there}.", field="data.sources")
-    return _split(place, name, split, eval_share)
-
-
-def _split(place: Path, name: str, split: str, eval_share: float) -> Iterator[Conversation]:
-    if (place / EVALUATION).exists():
-        if split != "eval":
-            yield from read_conversations(place / CONVERSATIONS, name)
-        if split != "train":
-            yield from read_conversations(place / EVALUATION, name)
-        return
-    hashes = array("Q", (place / "prompts.bin").read_bytes())
-    bound = hashes_below(hashes, eval_share)
-    for mark, conversation in zip(hashes, read_conversations(place / CONVERSATIONS, name), strict=True):
-        if split == "all" or (mark < bound) == (split == "eval"):
-            yield conversation
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file. Raises a StudioError where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except IsADirectoryError:
-        raise StudioError("This is a folder, not a file.", "Give one file.", where=str(path)) from None
-    except FileNotFoundError:
-        raise StudioError("There is no such file.", "Check the path.", where=str(path)) from None
-    except OSError as error:
-        raise StudioError(
-            f"This file cannot be read: {error.strerror}.", "Check its rights.", where=str(path)
-        ) from None
-
-
-def _free_name(name: str, path: Path, folder: Path, sha256: str) -> str:
-    """The name asked for, or one made from the file's; a name that holds other content gets the content's mark."""
-    if name:
-        if slug(name) != name:
-            raise StudioError(f"'{name}' cannot be the name of a data set.", f"'{slug(name)}' can.", field="name")
-        return name
-    made = slug(path.stem)
-    if (folder / made / REPORT).exists() and read_report(folder / made).source_sha256 != sha256:
-        return f"{made}-{sha256[:8]}"
-    return made
-
-
-def slug(text: str) -> str:
-    """A name that every file system takes."""
-    made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._") or "data"
-    return f"{made}-set" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", made) else made
+def _place(
+    folder: Path, name: str, name_is_given: bool, sha256: str, details: Mapping[str, Any], replace: bool
+) -> tuple[str, DatasetReport | None]:
+    """The name to write under, and the report where the same import stands there already."""
+    if slug(name) != name:
+        raise StudioError(f"'{name}' cannot be the name of a data set.", f"'{slug(name)}' can.", field="name")
+    for made in (name, f"{name}-{sha256[:8]}"):
+        if not (folder / made / REPORT).exists():
+            return made, None
+        there = read_report(folder / made)
+        if there.source_sha256 == sha256:
+            same = there.details.get("asked") == details["asked"]
+            return made, there if same else None
+        if name_is_given and replace:
+            return made, None
+        if name_is_given:
+            raise StudioError(
+                f"There is already a data set '{name}' with other content.",
+                "Choose another name, or replace it.",
+                field="name",
+            )
+    raise StudioError(f"There are other data sets named '{name}'.", "Choose a name.", field="name")
 
 
 def _detected(
-    items: Iterator[RowOrProblem], format: str, columns: Mapping[str, str]
+    items: Iterator[RowOrProblem], format: str, columns: Mapping[str, str], file: str
 ) -> tuple[FormatGuess, Iterator[RowOrProblem]]:
     """The format, from the first rows, and all items again."""
-    head: list[RowOrProblem] = []
-    for item in items:
-        head.append(item)
-        if len(head) >= _LOOKED_AT:
-            break
-    if format != "auto":
-        return FormatGuess(format=find_format(format).name, confidence=1.0, reason="chosen"), chain(head, items)
+    head = list(islice(items, _LOOKED_AT))
     rows = [item for item in head if isinstance(item, Row)]
-    if not rows and head:
+    if not head:
+        raise StudioError("There is no row in this file.", "Give a file with at least one row.", where=file)
+    if not rows:
         raise StudioError.of([item for item in head if isinstance(item, Problem)][:_SHOWN])
-    return detect(rows, columns), chain(head, items)
+    guess = detect(rows, columns) if format == "auto" else None
+    entry = find_format(guess.format if guess else format)
+    check_columns(entry, columns, rows[0])
+    return guess or FormatGuess(format=entry.name, confidence=1.0, reason="chosen by hand"), chain(head, items)
+
+
+class _Side:
+    """One file of conversations being written, with what was found on the way."""
+
+    def __init__(self, skip: frozenset[int] = frozenset()) -> None:
+        self.skip = skip
+        self.hashes = array("Q")
+        self.digest = hashlib.sha256()
+        self.problems: list[Problem] = []
+        self.bad = self.overlap = 0
+        self.extra: dict[str, int] = {}
+
+    def write(self, items: Iterable[Conversation | Problem], path: Path, drop_overlap: bool) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as out:
+            for item in items:
+                if isinstance(item, Problem):
+                    self._refuse(item)
+                    continue
+                mark = prompt_hash(item)
+                if mark in self.skip:
+                    self.overlap += 1
+                    if drop_overlap:
+                        continue
+                line = to_line(item) + "\n"
+                out.write(line)
+                self.digest.update(line.encode())
+                self.hashes.append(mark)
+                for field in item.extra:
+                    shown = re.sub(r"\[\d+\]", "[]", field)
+                    self.extra[shown] = self.extra.get(shown, 0) + 1
+
+    def _refuse(self, problem: Problem) -> None:
+        self.bad += 1
+        if len(self.problems) < _SHOWN:
+            self.problems.append(problem)
+
+    def check(self, skip_bad: bool, file: str) -> None:
+        """Raises for bad rows that the person did not choose to skip, and where nothing is left."""
+        if self.bad and not skip_bad:
+            said = f"{self.bad} row{'s' if self.bad != 1 else ''} cannot be imported"
+            said += f"; the first {len(self.problems)} are shown." if self.bad > len(self.problems) else "."
+            last = Problem(said, "Mend them, or choose to skip bad rows (--skip-bad).", file)
+            raise StudioError.of([*self.problems, last])
+        if not self.hashes:
+            raise StudioError.of(
+                [*self.problems, Problem("No row of this file can be used.", "Look at the file.", file)]
+            )
 
 
 def _write(
-    path: Path, stage: Path, name: str, sha256: str, format: str, columns: Mapping[str, str], skip_bad: bool
+    rows: Iterator[RowOrProblem], eval_rows: Iterator[RowOrProblem] | None, stage: Path, asked: _Asked, file: str
 ) -> DatasetReport:
-    try:
-        guess, items = _detected(read_rows(path), format, columns)
-    except StudioError as error:
-        first = error.problems[0]
-        raise StudioError(first.message, first.hint, where=first.where or path.name, field=first.field) from None
-    entry = find_format(guess.format)
-    hashes, digest = array("Q"), hashlib.sha256()
-    problems: list[Problem] = []
-    bad = 0
-    extra: dict[str, int] = {}
-    with (stage / CONVERSATIONS).open("w", encoding="utf-8", newline="\n") as out:
-        for item in items:
-            try:
-                if isinstance(item, Problem):
-                    raise StudioError.of([item])
-                conversation = convert(item, entry, columns)
-            except StudioError as error:
-                bad += 1
-                problems += error.problems[: _SHOWN - len(problems)]
-                continue
-            line = to_line(conversation) + "\n"
-            out.write(line)
-            digest.update(line.encode())
-            hashes.append(prompt_hash(conversation))
-            for field in conversation.extra:
-                extra[field] = extra.get(field, 0) + 1
-    if bad and not skip_bad:
-        raise StudioError.of([*problems, *_more(bad, len(problems), path.name)])
-    if not hashes:
-        raise StudioError("No row of this file can be used.", "Look at the file.", where=path.name)
-    (stage / "prompts.bin").write_bytes(hashes.tobytes())
+    columns = asked.columns or {}
+    held_out = _Side()
+    if eval_rows is not None:
+        guess, items = _detected(eval_rows, asked.format, columns, file)
+        held_out.write(conversations(items, find_format(guess.format), columns), stage / EVALUATION, False)
+        held_out.check(asked.skip_bad, f"{file} (evaluation)")
+    guess, items = _detected(rows, asked.format, columns, file)
+    side = _Side(frozenset(held_out.hashes))
+    side.write(conversations(items, find_format(guess.format), columns), stage / CONVERSATIONS, asked.drop_overlap)
+    side.check(asked.skip_bad, file)
+    (stage / PROMPTS).write_bytes(side.hashes.tobytes())
+    side.digest.update(held_out.digest.digest())
     return DatasetReport(
-        name=name,
+        name="",
         format=guess.format,
         confidence=guess.confidence,
         reason=guess.reason,
-        rows=len(hashes),
-        skipped=bad,
-        problems=tuple(map(str, problems)),
-        extra_fields=extra,
-        source_file=path.name,
-        source_sha256=sha256,
-        source_bytes=path.stat().st_size,
-        sha256=digest.hexdigest(),
+        rows=len(side.hashes),
+        eval_rows=len(held_out.hashes),
+        skipped=side.bad + held_out.bad,
+        problems=tuple(map(str, side.problems + held_out.problems)),
+        extra_fields=side.extra,
+        sha256=side.digest.hexdigest(),
         columns=dict(columns),
+        details={"overlap": side.overlap, "overlap_dropped": asked.drop_overlap},
     )
-
-
-def _more(bad: int, shown: int, file: str) -> list[Problem]:
-    """The last line of a list of problems: how many there are in all, and the choice there is."""
-    said = f"{bad} row{'s' if bad != 1 else ''} cannot be imported" + (
-        f"; the first {shown} are shown." if bad > shown else "."
-    )
-    return [Problem(said, "Mend them, or choose to skip bad rows (--skip-bad).", file)]

@@ -72,6 +72,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[RowOrProblem]:
         opening = buffer.peek()
         if opening == "[":
             yield from _read_list(buffer)
+            _check_end(buffer)
         elif opening == "{":
             yield from _read_object(buffer)
         elif opening:
@@ -136,7 +137,7 @@ class _Buffer:
                     value, end = _DECODER.raw_decode(self.text, self.place)
                 except (ValueError, RecursionError) as error:
                     if self._is_complete(error):
-                        raise _broken(error, self.text[self.place :], self.where, inside=True) from None
+                        raise _broken(error, self.text, self.where, self.place) from None
                     wanted = 2 * (len(self.text) - self.place)
                 else:
                     if end < len(self.text) or self.ended or not isinstance(value, int | float):
@@ -237,6 +238,10 @@ def _read_object(buffer: _Buffer) -> Iterator[RowOrProblem]:
     while buffer.peek() == "{":  # JSON Lines under the name .json
         line = buffer.line
         yield _row(buffer.value(), buffer.file, line)
+    _check_end(buffer)
+
+
+def _check_end(buffer: _Buffer) -> None:
     if mark := buffer.peek():
         raise StudioError(f"There is more after the end of the rows: {mark!r}.", "Remove it.", where=buffer.where)
 
@@ -287,13 +292,13 @@ def _check_text(text: str) -> None:
                 raise _Refused(f"{match[0]} is half of a character")
 
 
-def _broken(error: Exception, text: str, where: str, inside: bool = False) -> StudioError:
-    """The sentence for a JSON error. `inside` says that `text` runs over several lines of the file."""
+def _broken(error: Exception, text: str, where: str, start: int = 0) -> StudioError:
+    """The sentence for a JSON error of the row that begins at `start`, at the line `where` names."""
     if isinstance(error, RecursionError):
         return StudioError(f"This row is nested deeper than {MAX_DEPTH} levels.", "Flatten it.", where=where)
     if isinstance(error, _Refused):
         return StudioError(f"{error}.", "Mend this row.", where=where)
-    if _PYTHON_DICT.match(text):
+    if _PYTHON_DICT.match(text[start : start + 100]):
         return StudioError(
             "This is a Python dictionary, not JSON: keys stand in single quotes.",
             "Write it with json.dumps.",
@@ -301,8 +306,7 @@ def _broken(error: Exception, text: str, where: str, inside: bool = False) -> St
         )
     if isinstance(error, json.JSONDecodeError):
         file, _, line = where.rpartition(":")
-        at = min(error.pos, len(text)) if not inside else min(max(error.pos, 0), len(text))
-        number = int(line) + text.count("\n", 0, at)
+        number = int(line) + text.count("\n", start, error.pos)
         said = error.msg[:1].lower() + error.msg[1:]
         return StudioError(
             f"The JSON is broken at column {error.colno}: {said}.", "Mend this row.", where=f"{file}:{number}"

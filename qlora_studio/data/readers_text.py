@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.rows import MAX_LINE_BYTES
+from qlora_studio.data.rows import MAX_LINE_BYTES, Row, RowOrProblem
 
 _CHUNK_BYTES = 1 << 20
+_PIECE_CHARS = 3000
+"""Where a text file is cut at the next blank line: about 750 tokens of English."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
@@ -78,3 +80,25 @@ def _not_text(error: UnicodeDecodeError, encoding: str, file: str, line: int) ->
         "Save the file as UTF-8; it may be Latin-1 or Windows-1252 now.",
         where=f"{file}:{line}",
     )
+
+
+def read_pieces(stream: BinaryIO, file: str) -> Iterator[RowOrProblem]:
+    """A text file as rows of one field, `text`: cut between paragraphs into pieces of a few thousand characters.
+
+    The pieces joined are the text again, with LF as line end, so nothing is lost and each fits a training row.
+    """
+    held: list[str] = []
+    size, begins = 0, 1
+    try:
+        for number, line in read_lines(stream, file):
+            size += len(line) + 1
+            held.append(line + "\n")
+            if (size > _PIECE_CHARS and not line.strip()) or size > 4 * _PIECE_CHARS:
+                if "".join(held).strip():
+                    yield Row(file, begins, {"text": "".join(held)})
+                held, size, begins = [], 0, number + 1
+    except StudioError as error:
+        yield error.problems[0]
+        return
+    if "".join(held).strip():
+        yield Row(file, begins, {"text": "".join(held)})

@@ -63,6 +63,12 @@ _KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         "Only good answers are learned; keep them for preference training.",
         None,
     ),
+    "eval-overlap": (
+        "note",
+        "{rows} have a prompt that another set holds out for evaluation, and are left out.",
+        "",
+        None,
+    ),
     "missing-end": (
         "error",
         "Answers of {rows} end without a token that ends an answer.",

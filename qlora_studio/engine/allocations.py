@@ -24,7 +24,11 @@ def peak_of(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     results = profiler.profiler.kineto_results
-    held = [(event.start_ns(), index, event.nbytes()) for index, event in enumerate(results.events()) if event.name() == "[memory]"]
+    held = [
+        (event.start_ns(), index, event.nbytes())
+        for index, event in enumerate(results.events())
+        if event.name() == "[memory]"
+    ]
     now = most = 0
     for _, _, size in sorted(held):
         now += size

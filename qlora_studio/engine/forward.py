@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,19 @@ from qlora_studio.engine.kernels.loss import CHUNK, next_token_loss
 
 LOSS_TOLERANCE = 5e-3
 """Relative; bf16 logits of a few positions differ by less, a missing soft-cap or logit scale by much more."""
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off, all else as in training: `eval()` would let a CPU's 4-bit layers be repacked for inference."""
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.train()
 
 
 class LossFunction:
@@ -47,7 +62,8 @@ class LossFunction:
     @torch.no_grad()
     def _agrees(self) -> bool:
         ids = torch.arange(8, device=self.head.device).remainder(self.head.shape[0]).unsqueeze(0)
-        plain = self._plain(ids, ids)
-        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        with without_dropout(self.model):
+            plain = self._plain(ids, ids)
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         chunked = next_token_loss(hidden, self.head, ids, self.chunk)
         return bool((plain - chunked).abs() <= LOSS_TOLERANCE * plain.abs())

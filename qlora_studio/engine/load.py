@@ -37,7 +37,7 @@ class Device:
 
 
 def choose_device(compute: str = "auto") -> Device:
-    """The card if there is one. `auto` is bf16 where the hardware has it (Ampere, AMX, AVX512-BF16), else fp16, fp32."""
+    """The card if there is one. `auto` is bf16 where the hardware has it (Ampere, AMX, AVX512-BF16), else 16 or 32."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if compute != "auto":
         if kind == "cpu" and compute == "fp16":

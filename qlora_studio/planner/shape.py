@@ -11,6 +11,7 @@ from typing import Any
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import ModelShape
+from qlora_studio.hub import hub_answers
 from qlora_studio.planner.families import FAMILIES
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
@@ -204,7 +205,8 @@ def _fetch_config(base: str) -> Path:
     )
 
     try:
-        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_SECONDS))
+        online = hub_answers()
+        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_SECONDS, local_files_only=not online))
     except HFValidationError:
         raise StudioError(f"'{base}' is neither a model folder nor a hub id.", "Mend the path or the name.") from None
     except GatedRepoError:

@@ -8,8 +8,7 @@ from typing import Any
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.example import Example
-from qlora_studio.data.mix import load_mixture
-from qlora_studio.data.prepare import Prepared, prepare
+from qlora_studio.data.prepare import Prepared, prepare_sources
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.worker.context import Context
 
@@ -22,11 +21,9 @@ def run(context: Context) -> ev.Event:
     base = context.fetch_base(config)
     context.phase("turning rows into tokens")
     tokenizer = load_tokenizer(base.folder, config.model.template)
-    rows = load_mixture(Path(arguments["folder"]), config.data, config.optim.seed, "train")
-    prepared = prepare(rows, tokenizer, config.data)
-    held_out = prepare(
-        load_mixture(Path(arguments["folder"]), config.data, config.optim.seed, "eval"), tokenizer, config.data
-    )
+    folder, seed = Path(arguments["folder"]), config.optim.seed
+    prepared = prepare_sources(folder, tokenizer, config.data, seed=seed)
+    held_out = prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed)
     return ev.Finished(
         result={
             **counts(prepared),

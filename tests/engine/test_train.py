@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
 from qlora_studio.engine import train as loop
 from qlora_studio.engine.batches import collate, micro_batches
-from qlora_studio.engine.checkpoint import find_damage
+from qlora_studio.engine.checkpoint import find_damage, newest_checkpoint
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
-from qlora_studio.engine.load import load_adapter, load_base
+from qlora_studio.engine.load import attach_adapter, load_adapter, load_base
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 
@@ -149,6 +153,111 @@ def test_stop_saves_the_adapter_before_leaving(tiny_adapter_model, tmp_path):
     outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
     assert outcome.stopped and outcome.step == 2 == len(recorder.losses)
     assert find_damage(tmp_path / "run" / "adapter") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_stopped_run_goes_on_with_the_identical_curve(tiny_folder, tmp_path, optimizer, cut):
+    changes = {"lora__dropout": 0.2, "optim__schedule": "linear", "optim__warmup_share": 0.2}
+
+    def run(folder, stop_after=None, resume=None):
+        model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=32, dropout=0.2), torch.float32, seed=1)
+        recorder = Recorder(stop_after)
+        made = setup(model, folder, make_plan(200, optimizer), held_out=make_examples(2, seed=9), **changes)
+        loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+        return recorder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    whole, adapter = run(tmp_path / "whole")
+    first, _ = run(tmp_path / "cut", stop_after=cut)
+    checkpoint, damages = newest_checkpoint(tmp_path / "cut" / "checkpoints")
+    assert checkpoint is not None and checkpoint.name == f"step-{cut:06d}" and damages == []
+    rest, adapter_again = run(tmp_path / "cut", resume=checkpoint)
+    assert first.losses + rest.losses == whole.losses
+    assert adapter_again == adapter
+    assert [event.learning_rate for event in rest.of(ev.StepLogged)] == [
+        event.learning_rate for event in whole.of(ev.StepLogged)[cut:]
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_adapter_model, tmp_path):
+    recorder = Recorder(stop_after=2)
+    loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step-000002", checkpoints / "step-000009")
+    file = checkpoints / "step-000009" / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    found, damages = newest_checkpoint(checkpoints)
+    assert found == checkpoints / "step-000002" and damages == [f"{file} is not what was written."]
+
+
+class Faults:
+    """Raises out-of-memory at chosen calls of the loss, in the forward or in the middle of the backward pass."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.rng, self.left, self.raised = random.Random(seed), count, 0
+
+    def __call__(self, inner, ids, labels):
+        loss = inner(ids, labels)
+        if self.left and self.rng.random() < 0.5:
+            self.left -= 1
+            self.raised += 1
+            error = self.rng.choice(
+                [
+                    torch.OutOfMemoryError("CUDA out of memory."),
+                    MemoryError(),
+                    RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+                ]
+            )
+            if self.rng.random() < 0.5:
+                raise error
+            loss.register_hook(lambda grad: (_ for _ in ()).throw(error))
+        return loss
+
+
+def test_a_hundred_out_of_memories_lose_no_step_and_change_no_loss(tiny_folder, tmp_path, monkeypatch):
+    original = LossFunction.__call__
+
+    def run(folder, faults):
+        monkeypatch.setattr(
+            LossFunction,
+            "__call__",
+            lambda self, ids, labels: faults(lambda *both: original(self, *both), ids, labels),
+        )
+        model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4), torch.float32, seed=1)
+        recorder = Recorder()
+        loop.train(setup(model, folder, make_plan(4096), rows=24), recorder.emit, recorder.asked)
+        return recorder
+
+    whole = run(tmp_path / "whole", Faults(0, 0))
+    raised, seed = 0, 0
+    while raised < 100:
+        faults = Faults(8, seed)
+        recorder = run(tmp_path / f"faulty-{seed}", faults)
+        assert len(recorder.losses) == len(whole.losses)
+        assert recorder.losses == pytest.approx(whole.losses, abs=1e-5)
+        assert len(recorder.of(ev.StepRetriedSmaller)) == faults.raised
+        raised += faults.raised
+        seed += 1
+
+
+def test_when_nothing_can_be_made_smaller_the_run_stops_with_a_checkpoint_and_the_number(
+    tiny_adapter_model, tmp_path, monkeypatch
+):
+    original = LossFunction.__call__
+
+    def fail_from_step_two(self, ids, labels):
+        if len(recorder.losses) >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, ids, labels)
+
+    monkeypatch.setattr(LossFunction, "__call__", fail_from_step_two)
+    recorder = Recorder()
+    with pytest.raises(StudioError, match=r"One row of \d+ tokens does not fit: \d+\.\d\d GiB were in use"):
+        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None and checkpoint.name == "step-000002"
 
 
 def test_an_8_bit_optimizer_learns_too(tiny_adapter_model, tmp_path):
