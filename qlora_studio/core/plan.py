@@ -207,6 +207,8 @@ class MemoryPlan(_Value):
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    settings: PlanSettings | None = None
+    """Everything the estimate was made with, so that it can be made again for another step."""
     reasons: tuple[str, ...] = ()
     """Why each was chosen, in words."""
     changes: tuple[str, ...] = ()

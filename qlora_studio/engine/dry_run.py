@@ -12,7 +12,7 @@ import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import LinearShape, MeasuredShape, Moment, StepCosts
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers
 from qlora_studio.engine.kernels.lora import lora_forward
@@ -145,14 +146,21 @@ class Run:
     """Most from then on."""
 
 
-def measure(config: PreTrainedConfig) -> MeasuredShape:
-    """Sizes of the whole model and costs of its layers, in bf16 and in fp32."""
+def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32")) -> MeasuredShape:
+    """Sizes of the whole model and costs of its layers in these number formats.
+
+    Raises a StudioError where the model has no linear layer to adapt or no layer that can be computed twice.
+    """
     AttentionInterface.register(ATTENTION, sdpa_attention_forward)
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         linears, other = _count(config)
-        costs = {compute: _measure_costs(config, DTYPES[compute]) for compute in ("bf16", "fp32")}
+        if not linears or not decoder_layers(_build(_shorten(config, 2), torch.bfloat16)):
+            raise StudioError(
+                f"A {config.model_type} model has no layers that this version can adapt.", field="model_type"
+            )
+        costs = {compute: _measure_costs(config, DTYPES[compute]) for compute in formats}
     return MeasuredShape(linears=linears, other_bytes=other, costs=costs, rank=RANK)
 
 
@@ -204,16 +212,16 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
         first_saved_less=first[high] / high,
         around=start[high] / high,
         ending=ending[high] / high,
-        layer=tuple(moments),
+        layer=tuple(dict.fromkeys(moments)),
         end=Moment(*_line(end)),
     )
 
 
 def _line(points: Mapping[int, float]) -> tuple[float, int]:
-    """Slope and intercept through two points; an intercept below nothing counts as nothing."""
+    """Slope and intercept of the line through two points."""
     (x1, y1), (x2, y2) = points.items()
     slope = (y2 - y1) / (x2 - x1)
-    return slope, max(0, round(y1 - slope * x1))
+    return slope, round(y1 - slope * x1)
 
 
 def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, twice: bool, tokens: int) -> Run:
