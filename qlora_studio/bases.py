@@ -74,11 +74,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StudioError(f"The model's config.json cannot be read: {error}.", "Download the model again.", where=str(path)) from None
+        raise StudioError(
+            f"The model's config.json cannot be read: {error}.", "Download the model again.", where=str(path)
+        ) from None
     if not isinstance(values, dict):
         raise StudioError("The model's config.json is not an object.", "Download the model again.", where=str(path))
     for key in _keys(values):
-        if key.endswith("_implementation") or key.endswith("_implementation_internal"):
+        if key.endswith(("_implementation", "_implementation_internal")):
             raise StudioError(
                 "The model's config.json asks for foreign code.",
                 "Remove this key if you trust the model.",

@@ -6,22 +6,22 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from qlora_studio import presets
-from qlora_studio.bases import Base, find_base
+from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport, FormatGuess
-from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import importer
+from qlora_studio.data import formats, importer, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import fit, gpu, shape
 from qlora_studio.presets import Preset
@@ -49,11 +49,20 @@ class Demo:
 DEMO_SETTINGS: dict[str, Any] = {
     "data.max_tokens": 256,
     "data.eval_share": 0.1,
-    "optim.epochs": 3,
+    "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
     "optim.optimizer": "adamw",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class HubChoice:
+    """Which part of a hub's data set is meant."""
+
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
 
 
 class Studio:
@@ -65,13 +74,44 @@ class Studio:
 
     # data
 
-    def import_data(self, source: str, **choices: Any) -> DatasetReport:
-        """Reads, converts, checks and keeps a data file; the choices are those of `data.importer.import_file`."""
-        return importer.import_file(Path(source).expanduser(), self.home.datasets, **choices)
+    def import_data(
+        self, source: str, *, hub: HubChoice | None = None, eval_file: str = "", **choices: Any
+    ) -> DatasetReport:
+        """Reads, converts, checks and keeps a file, a folder or, where no such path exists, a data set of the hub.
+
+        `choices` are those of `data.importer.import_file`: name, format, columns, skip_bad, drop_overlap, replace.
+        """
+        path = Path(source).expanduser()
+        if HUB_ID.fullmatch(source) and not path.exists():
+            wanted = importer.HubSet(source, **asdict(hub or HubChoice()))
+            return importer.import_hub(wanted, self.home.datasets, **choices)
+        evaluation = Path(eval_file).expanduser() if eval_file else None
+        return importer.import_file(path, self.home.datasets, eval_path=evaluation, **choices)
+
+    def inspect(
+        self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
+    ) -> importer.Preview:
+        """The guessed format, the first conversations and what is wrong among them; nothing is written."""
+        return importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows)
+
+    def tokenise_file(self, source: str, config: TrainConfig, rows: int = 20) -> JobFolder:
+        """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
+        looked_at = self.home.cache / "inspected"
+        report = importer.import_file(
+            Path(source).expanduser(), looked_at, format=config.data.format, columns=config.data.columns, skip_bad=True
+        )
+        return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), rows, looked_at)
+
+    def tokenise(self, config: TrainConfig, rows: int = 20, datasets: Path | None = None) -> JobFolder:
+        """Starts turning the data sets of a config into tokens: previews, lengths and findings are the job's result."""
+        self.find_base(config.model.base)
+        arguments = {"folder": str(datasets or self.home.datasets), "rows": rows}
+        files = {"config.json": config.model_dump(mode="json")}
+        return self._start(self.home.cache / "tokenised", "tokenise", arguments, files)
 
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
-        return importer.list_datasets(self.home.datasets)
+        return sets.list_datasets(self.home.datasets)
 
     def demo(self) -> Demo:
         values = json.loads((bundled("assets") / "demo" / "prompts.json").read_text(encoding="utf-8"))
@@ -84,11 +124,17 @@ class Studio:
 
     def with_presets(self, config: TrainConfig, names: Mapping[str, str]) -> TrainConfig:
         """The config with one preset of each named family laid over it: `{"rank": "light"}`."""
-        return presets.apply_presets(config, [presets.find_preset(family, name, self.home) for family, name in names.items()])
+        return presets.apply_presets(
+            config, [presets.find_preset(family, name, self.home) for family, name in names.items()]
+        )
 
     def bases(self) -> list[str]:
         """Names of the bases on this machine, the demo model first."""
-        kept = sorted(path.name.replace("--", "/", 1) for path in self.home.models.glob("[!.]*") if (path / "config.json").exists())
+        kept = sorted(
+            path.name.replace("--", "/", 1)
+            for path in self.home.models.glob("[!.]*")
+            if (path / "config.json").exists()
+        )
         return [DEMO_BASE, *(name for name in kept if name != DEMO_BASE)]
 
     def find_base(self, name: str) -> Base:
@@ -99,8 +145,9 @@ class Studio:
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
         """What a run would take, for the first card of this machine or its CPU."""
-        cards = gpu.read_gpus()
-        return fit.make_plan(config, shape.read_shape(config.model.base, self.home.models), cards[0] if cards else None, lengths)
+        base, cards = self.find_base(config.model.base), gpu.read_gpus()
+        found = shape.read_shape(str(base.folder or base.name), self.home.models)
+        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
 
     # runs
 
@@ -111,7 +158,9 @@ class Studio:
         known = {report.name for report in self.datasets()}
         for source in config.data.sources:
             if source.name not in known:
-                raise StudioError(f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}.")
+                raise StudioError(
+                    f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}."
+                )
         self.find_base(config.model.base)
         self.refuse_second_run()
         stem = Path(config.model.base).name.lower()
@@ -119,6 +168,16 @@ class Studio:
         job = folder.create_job(self.home.runs, "train", title, {}, {"config.json": config.model_dump(mode="json")})
         supervisor.start(job)
         return job.name
+
+    def resume(self, name: str) -> None:
+        """Starts a run's worker again: it goes on from the newest whole checkpoint, or from the start without one."""
+        view = self.run(name)
+        if view.state not in ("interrupted", "stopped", "failed"):
+            raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can go on.")
+        self.refuse_second_run()
+        job = JobFolder(view.folder)
+        supervisor.clear_requests(job)
+        supervisor.start(job)
 
     def refuse_second_run(self) -> None:
         """One training at a time: two would not fit the plan of either."""
@@ -149,12 +208,18 @@ class Studio:
         arguments = {"run": str(run), "prompts": list(prompts), "sampling": sampling.model_dump()}
         return self._start(run / "evaluations", "evaluate", arguments)
 
-    def export(self, name: str, what: ExportWhat, to: str, kind: MergeKind = "original", prompts: Sequence[str] = ()) -> JobFolder:
-        """Starts writing the adapter or the merged model into an empty or new folder; prompts are what the check asks."""
+    def export(
+        self, name: str, what: ExportWhat, to: str, kind: MergeKind = "original", prompts: Sequence[str] = ()
+    ) -> JobFolder:
+        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
         run = self._with_adapter(name)
         target = Path(to).expanduser().absolute()
         if target.is_dir() and any(target.iterdir()):
-            raise StudioError("This folder is not empty, and an export never mixes with what is there.", "Name a new folder.", where=str(target))
+            raise StudioError(
+                "This folder is not empty, and an export never mixes with what is there.",
+                "Name a new folder.",
+                where=str(target),
+            )
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
         arguments = {"run": str(run), "what": what, "kind": kind, "to": str(target), "prompts": list(prompts)}
@@ -175,8 +240,10 @@ class Studio:
     def stop_job(self, job: JobFolder) -> None:
         supervisor.stop(job)
 
-    def _start(self, parent: Path, job: str, arguments: dict[str, Any]) -> JobFolder:
-        made = folder.create_job(parent, job, job, arguments)
+    def _start(
+        self, parent: Path, job: str, arguments: dict[str, Any], files: dict[str, Any] | None = None
+    ) -> JobFolder:
+        made = folder.create_job(parent, job, job, arguments, files)
         supervisor.start(made)
         return made
 
@@ -200,13 +267,13 @@ class Studio:
                 return self.store.open(name)
         return None
 
-    def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
-        """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
-        return importer.preview_file(Path(source).expanduser(), **choices)
-
     def conversations(self, name: str, rows: int) -> list[Conversation]:
         """The first rows of an imported set."""
-        return list(islice(importer.load_conversations(self.home.datasets, name, "all"), rows))
+        return list(islice(sets.load_conversations(self.home.datasets, name, "all"), rows))
+
+    def format_parts(self, format: str) -> tuple[str, ...]:
+        """The parts of a format that a column map may name; none for a format there is not."""
+        return formats.FORMATS[format].parts if format in formats.FORMATS else ()
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""

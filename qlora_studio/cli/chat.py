@@ -16,11 +16,17 @@ from qlora_studio.studio import Studio
 
 def chat(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
-    message: Annotated[str | None, typer.Option("--message", help="Ask once and leave, instead of a conversation.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", help="Ask once and leave, instead of a conversation.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message to begin with.")] = None,
     side: Annotated[str, typer.Option("--side", help="Who answers: tuned, base or both.")] = "tuned",
-    temperature: Annotated[float, typer.Option("--temperature", help=Sampling.model_fields["temperature"].description)] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help=Sampling.model_fields["max_new_tokens"].description)] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help=Sampling.model_fields["temperature"].description)
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help=Sampling.model_fields["max_new_tokens"].description)
+    ] = 256,
     seed: Annotated[int, typer.Option("--seed", help=Sampling.model_fields["seed"].description)] = 42,
 ) -> None:
     """Chat with the tuned model, the base, or both with the same seed."""
@@ -30,7 +36,7 @@ def chat(
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     console = Console()
     first = (ChatTurn(role="system", content=system),) if system else ()
-    histories = {one: first for one in sides[side]}
+    histories = dict.fromkeys(sides[side], first)
     with closing(Studio().chat(run)) as pipe:
         while True:
             text = message if message is not None else _read(console)

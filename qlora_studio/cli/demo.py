@@ -60,4 +60,6 @@ def show_answers(console: Console, state: Progress, demo: Demo) -> None:
     asked = len(demo.prompts)
     console.print(f"Answers in the taught form: base {kept['base']} of {asked}, tuned {kept['tuned']} of {asked}.")
     result = state.result
-    console.print(f"Held-out loss: base {result['base_loss']:.4f}, tuned {result['tuned_loss']:.4f}, over {result['rows']} rows.")
+    console.print(
+        f"Held-out loss: base {result['base_loss']:.4f}, tuned {result['tuned_loss']:.4f}, over {result['rows']} rows."
+    )

@@ -20,10 +20,22 @@ CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bi
 def export(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     to: Annotated[str, typer.Option("--to", help="A new or empty folder.")],
-    what: Annotated[str, typer.Option("--what", help="merged: a whole model; adapter: the small part on top of the base.")] = "merged",
-    merge: Annotated[str, typer.Option("--merge", help="original: into the base's own weights; as-chatted: into the 4-bit rounded ones you chatted with.")] = "original",
-    prompts: Annotated[str | None, typer.Option("--prompts", help="A text file with one prompt a line for the check.")] = None,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the merged model with what you chatted with.")] = True,
+    what: Annotated[
+        str, typer.Option("--what", help="merged: a whole model; adapter: the small part on top of the base.")
+    ] = "merged",
+    merge: Annotated[
+        str,
+        typer.Option(
+            "--merge",
+            help="original: into the base's own weights; as-chatted: into the 4-bit rounded ones you chatted with.",
+        ),
+    ] = "original",
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="A text file with one prompt a line for the check.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the merged model with what you chatted with.")
+    ] = True,
 ) -> None:
     """Write the adapter or the merged model, checked against what you chatted with."""
     whats: dict[str, ExportWhat] = {"adapter": "adapter", "merged": "merged"}

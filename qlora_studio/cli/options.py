@@ -1,4 +1,4 @@
-"""The flags that describe a run. Their help is the help of the TrainConfig fields; `--set` reaches every other field."""
+"""The flags that describe a run. Their help is that of the TrainConfig fields; `--set` reaches every other field."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ def parse_columns(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or []:
         part, sign, column = pair.partition("=")
         if not sign or not part or not column:
-            raise StudioError(f"'{pair}' does not map a column.", "Write it as part=column, such as instruction=question.")
+            raise StudioError(
+                f"'{pair}' does not map a column.", "Write it as part=column, such as instruction=question."
+            )
         columns[part] = column
     return columns

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 import typer
+from rich.console import Console
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.show import show_plan

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import clock, gib, show_plan, when
 from qlora_studio.studio import Studio
 
@@ -21,7 +22,9 @@ def list_runs() -> None:
     if not runs:
         print("There are no runs yet. `qlora-studio demo` makes one.")
         return
-    table = Table("Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", box=None, pad_edge=False)
+    table = Table(
+        "Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", box=None, pad_edge=False
+    )
     for run in runs:
         progress = run.progress
         table.add_row(
@@ -45,11 +48,16 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     progress = run.progress
     console.print(f"[bold]{run.name}[/]  {run.state}  begun {when(run.created)}, {clock(run.seconds)}")
     for section, fields in run.config.model_dump(mode="json").items():
-        console.print(f"[dim]{section}:[/] " + ", ".join(f"{key} {value}" for key, value in fields.items()), highlight=False)
+        console.print(
+            f"[dim]{section}:[/] " + ", ".join(f"{key} {value}" for key, value in fields.items()), highlight=False
+        )
     if progress.plan:
         show_plan(console, progress.plan)
     if progress.probe:
-        console.print(f"Planned {gib(progress.probe.predicted_bytes)}, largest step measured {gib(progress.probe.measured_bytes)}, peak of the run {gib(progress.peak_bytes)}.")
+        console.print(
+            f"Planned {gib(progress.probe.predicted_bytes)}, largest step measured "
+            f"{gib(progress.probe.measured_bytes)}, peak of the run {gib(progress.peak_bytes)}."
+        )
     if progress.base_loss is not None:
         console.print(f"Held-out loss of the base: {progress.base_loss:.4f}")
     for step, loss in progress.evaluations:
@@ -60,6 +68,15 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
         console.print(f"[red]{progress.message}[/] {progress.hint}")
     if run.has_adapter:
         console.print(f"Adapter: {run.folder / 'adapter'}")
+
+
+@app.command("resume")
+def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """Go on with a run that was stopped, failed or interrupted, from its newest checkpoint."""
+    studio, console = Studio(), Console()
+    studio.resume(name)
+    state = follow(console, lambda: studio.watch(name), lambda: studio.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}.")
 
 
 @app.command("stop")

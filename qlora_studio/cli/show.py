@@ -86,7 +86,9 @@ class Watcher:
                 fits = "fits" if event.plan.fits else "does not fit"
                 say(f"[dim]Plan: {gib(event.plan.estimate.total_bytes)} of {gib(event.plan.budget_bytes)}, {fits}.[/]")
             case ev.ProbeMeasured():
-                say(f"[dim]Largest step: {gib(event.measured_bytes)} measured, {gib(event.predicted_bytes)} planned.[/]")
+                say(
+                    f"[dim]Largest step: {gib(event.measured_bytes)} measured, {gib(event.predicted_bytes)} planned.[/]"
+                )
             case ev.EvaluationLogged():
                 who = "with the adapter" if event.adapter else "of the base"
                 say(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")

@@ -32,7 +32,8 @@ def train(
     """Tune a model on your rows. Ctrl-C stops after the current step with the adapter saved."""
     studio, console = Studio(), Console()
     changes = {
-        "model.base": model, "data.max_tokens": max_tokens, "optim.epochs": epochs, "optim.seed": seed, "saving.name": name,
+        "model.base": model, "data.max_tokens": max_tokens, "optim.epochs": epochs, "optim.seed": seed,
+        "saving.name": name,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
     config = op.build_config(studio, rank, memory, changes, set)

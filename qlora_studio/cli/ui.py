@@ -10,11 +10,19 @@ import typer
 
 
 def ui(
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port on this machine; empty takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Port on this machine; empty takes a free one.")
+    ] = None,
     open: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
 ) -> None:
     """Open the studio in the browser, on this machine only."""
-    command = [sys.executable, "-m", "qlora_studio.ui", *(["--port", str(port)] if port else []), *([] if open else ["--no-open"])]
+    command = [
+        sys.executable,
+        "-m",
+        "qlora_studio.ui",
+        *(["--port", str(port)] if port else []),
+        *([] if open else ["--no-open"]),
+    ]
     try:
         raise typer.Exit(subprocess.run(command, check=False).returncode)
     except KeyboardInterrupt:

@@ -15,9 +15,13 @@ class Sampling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(0.0, ge=0, le=5, description="0 always takes the likeliest word; higher is more varied.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Choose among the likeliest words that together reach this share.")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="Choose among the likeliest words that together reach this share."
+    )
     top_k: int = Field(0, ge=0, le=1000, description="Choose among so many of the likeliest words; 0 sets no limit.")
-    repetition_penalty: float = Field(1.0, ge=0.5, le=2, description="Above 1, words that were used become less likely.")
+    repetition_penalty: float = Field(
+        1.0, ge=0.5, le=2, description="Above 1, words that were used become less likely."
+    )
     max_new_tokens: int = Field(256, ge=1, le=32_768, description="Longest answer in tokens.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Same seed, same answer.")
 

@@ -20,6 +20,10 @@ class Source:
         return f"{self.file}:{self.line}"
 
 
+NOWHERE = Source("", 0)
+"""The source of what was not read from a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call the assistant makes. `arguments` is JSON text, kept as it was written."""
@@ -72,7 +76,7 @@ class Conversation:
     """Preference rows: the turns that lose against the last turns of `turns`."""
     label: bool | None = None
     """KTO rows: whether the answer is a good one."""
-    source: Source = Source("", 0)
+    source: Source = NOWHERE
     origin: str = ""
     """The data set this row belongs to, for mixtures."""
     extra: dict[str, Any] = field(default_factory=dict)

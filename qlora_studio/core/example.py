@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qlora_studio.core.conversation import Source
+from qlora_studio.core.conversation import NOWHERE, Source
 
 IGNORED = -100
 """The label of a position that is not trained (torch's cross-entropy default)."""
@@ -18,7 +18,10 @@ class Example:
     input_ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     text: str = ""
-    source: Source = Source("", 0)
+    """What the ids say, control tokens included; empty where only ids are needed."""
+    text_spans: tuple[tuple[int, int], ...] = ()
+    """The half-open stretches of `text` that are trained."""
+    source: Source = NOWHERE
     origin: str = ""
 
     @property

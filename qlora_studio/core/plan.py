@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -59,7 +60,11 @@ class ModelShape(_Value):
     """Whether the attention's output projection has a bias."""
     mlp_bias: bool = False
     sliding_window: int | None = None
-    """Tokens that a local layer looks back; rows longer than that need a mask."""
+    """Tokens that a local layer looks back; rows as long as that need a mask."""
+    sliding_layers: int = 0
+    """How many layers are local."""
+    whole_logits: bool = False
+    """Whether the model scales or caps its logits, so that its loss cannot be computed a chunk at a time."""
     rotary_dim: int | None = None
     """How much of a head is rotated, where it is not all of it."""
     exact: bool = True
@@ -70,7 +75,8 @@ class ModelShape(_Value):
     """What a dry run found, where there was one."""
 
 
-class LinearShape(_Value):
+@dataclass(frozen=True, slots=True)
+class LinearShape:
     """One kind of linear layer that is kept in four bits and gets an adapter, and how often the model has it."""
 
     name: str
@@ -85,19 +91,36 @@ class LinearShape(_Value):
         return self.inputs * self.outputs
 
 
-class LayerCosts(_Value):
-    """What one decoder layer holds during a training step: bytes per token of the micro-batch, and fixed bytes."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of the backward pass: what it needs on top of everything that is kept."""
+
+    per_token: float
+    """Bytes per token of the micro-batch."""
+    fixed: int = 0
+    """Bytes whatever the number of tokens, such as one weight matrix taken out of its four bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What forward and backward hold, apart from the loss: bytes per token of the micro-batch, and fixed bytes."""
 
     boundary: float
-    """Its input: all that stays of a layer that is computed twice."""
+    """A layer's input: all that stays of a layer that is computed twice."""
     saved: float
-    """Kept from forward to backward by a layer that is computed once, its input included."""
-    backward: float
-    """On top of `saved` at the worst moment of its backward pass."""
-    saved_fixed: int = 0
-    """Kept whatever the number of tokens: the adapter's weights in the compute format."""
-    backward_fixed: int = 0
-    """Needed at the worst moment whatever the number of tokens: one weight matrix taken out of its four bits."""
+    """Kept from forward to backward by a layer that is computed once."""
+    saved_fixed: int
+    """Kept by such a layer whatever the number of tokens: its adapter's weights in the compute format."""
+    first_saved_less: float
+    """What the first layer keeps less than the others, because nothing before it is trained."""
+    around: float
+    """Kept once for the whole model: positions, ids, labels."""
+    ending: float
+    """Kept by what follows the last layer, until the backward pass has gone through it."""
+    layer: tuple[Moment, ...]
+    """The worst moments of a layer's backward pass, on top of what is kept."""
+    end: Moment
+    """The worst moment of the backward pass through what follows the last layer."""
 
 
 class MeasuredShape(_Value):
@@ -106,7 +129,7 @@ class MeasuredShape(_Value):
     linears: tuple[LinearShape, ...]
     other_bytes: int
     """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
-    costs: LayerCosts
+    costs: StepCosts
     rank: int
     """The rank at which `costs` was measured."""
 
@@ -159,6 +182,11 @@ class MemoryEstimate(_Value):
     @property
     def total_bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
+
+    @property
+    def allocator_bytes(self) -> int:
+        """What the allocator hands out at the peak: the bill without context and slack."""
+        return sum(part.bytes for part in self.parts if part.key not in ("context", "slack"))
 
     def part_bytes(self, key: str) -> int:
         """Bytes of one item; 0 where the bill has no such item."""

@@ -25,7 +25,7 @@ class Step:
 
 
 def plan_steps(lengths: Sequence[int], optim: OptimConfig) -> list[Step]:
-    """All optimizer steps of a run: each epoch a seeded shuffle, cut where `batch_tokens` is full, across epoch ends."""
+    """All optimizer steps of a run: a seeded shuffle an epoch, cut where `batch_tokens` is full, across epoch ends."""
     total_rows = max(1, round(len(lengths) * optim.epochs))
     steps: list[Step] = []
     rows: list[int] = []

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 SCHEMA = 1
 
@@ -68,25 +68,70 @@ def save_adapter(model: PeftModel, folder: Path, base: str, revision: str | None
     values: dict[str, Any] = model.peft_config["default"].to_dict()
     values |= {"base_model_name_or_path": base, "revision": revision, "inference_mode": True}
     values["target_modules"] = sorted(values["target_modules"])
-    (folder / "adapter_config.json").write_text(json.dumps(values, indent=1, sort_keys=True, default=_plain), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(values, indent=1, sort_keys=True, default=_plain), encoding="utf-8"
+    )
 
 
 def save_state(folder: Path, optimizer: torch.optim.Optimizer, position: dict[str, Any]) -> None:
     """Optimizer states as safetensors and the position in the run as JSON: no pickle, so nothing can run on loading."""
-    state = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{index}.{name}"] = value
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in _leaves(optimizer.state_dict()["state"], ()):
+        if isinstance(value, torch.Tensor):
+            tensors[key] = value.detach().cpu().clone()  # bitsandbytes shares its code tables between states
+        else:
+            plain[key] = value
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, folder / "optimizer.safetensors")
     values = {"position": position, "plain": plain}
     (folder / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every byte is as written, and what was wrong with those passed over."""
+    damages = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if damage := find_damage(path):
+            damages.append(damage)
+            continue
+        return path, damages
+    return None, damages
+
+
+def load_state(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts adapter, optimizer and random numbers back as they were when saved; gives the position.
+
+    The folder must have passed `find_damage`.
+    """
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name="default")
+    values: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng.cpu"))
+    cuda = tensors.pop("rng.cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (*tensors.items(), *values["plain"].items()):
+        index, *path = key.split("/")
+        place = state.setdefault(int(index), {})
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    position: dict[str, Any] = values["position"]
+    return position
+
+
+def _leaves(values: dict[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries, by their path."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, str(name)))
+        else:
+            yield "/".join((*path, str(name))), value
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Whether two models say the same: next-token distributions on the same tokens, kept small enough for any vocabulary."""
+"""Whether two models say the same: next-token distributions on the same tokens, small enough for any vocabulary."""
 
 from __future__ import annotations
 

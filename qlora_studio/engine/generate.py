@@ -31,7 +31,7 @@ def generate(model: Any, prompt_ids: Sequence[int], stop_ids: Collection[int], s
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
     processors = _processors(sampling)
-    seen = torch.tensor([list(prompt_ids)], device=device)  # (1, length)
+    seen: Any = torch.tensor([list(prompt_ids)], device=device)  # (1, length)
     step, cache = seen, None
     for _ in range(sampling.max_new_tokens):
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)

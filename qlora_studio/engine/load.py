@@ -37,11 +37,15 @@ class Device:
 
 
 def choose_device(compute: str = "auto") -> Device:
-    """The card if there is one. `auto`: bf16 from Ampere on and on CPUs with AMX or AVX512-BF16, fp16 on older cards, else fp32."""
+    """The card if there is one. `auto` is bf16 where the hardware has it (Ampere, AMX, AVX512-BF16), else 16 or 32."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if compute != "auto":
         if kind == "cpu" and compute == "fp16":
-            raise StudioError("This machine has no card, and fp16 is not for processors.", "Choose bf16, fp32 or auto.", field="model.compute")
+            raise StudioError(
+                "This machine has no card, and fp16 is not for processors.",
+                "Choose bf16, fp32 or auto.",
+                field="model.compute",
+            )
         return Device(kind, DTYPES[compute])
     if kind == "cuda":
         return Device(kind, torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16)
@@ -67,7 +71,7 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 quantization_config=quantization,
@@ -82,7 +86,10 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise StudioError(f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)) from error
+        raise StudioError(
+            f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)
+        ) from error
+    model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         raise StudioError(
@@ -101,13 +108,15 @@ def _read_config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise StudioError(f"The model is of a kind this version does not know: {_first_line(error)}", where=str(folder)) from error
+        raise StudioError(
+            f"The model is of a kind this version does not know: {_first_line(error)}", where=str(folder)
+        ) from error
     architectures = config.architectures or []
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any(
         name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures
     ):
         raise StudioError(
-            f"This is a {config.model_type} model ({', '.join(architectures) or 'no architecture named'}), not a chat or text model.",
+            f"This is a {config.model_type} model ({', '.join(architectures) or 'unnamed'}), not one that writes text.",
             "Choose a causal language model.",
             where=str(folder / "config.json"),
             field="architectures",
@@ -124,7 +133,7 @@ def keep_layout(model: nn.Module, *, canonical: bool) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = not canonical and _packed_is_fast()
+            setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)
 
 
 def _packed_is_fast() -> bool:
@@ -162,7 +171,7 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> PeftModel:
-    """The adapter of a folder on this base. Raises a StudioError unless its tensors are exactly those the base needs."""
+    """The adapter of a folder on this base. Raises a StudioError unless its tensors are those the base needs."""
     weights, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     if not weights.is_file() or not config_file.is_file():
         raise StudioError("There is no adapter in this folder.", "Choose a run that has saved one.", where=str(folder))
@@ -181,7 +190,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     try:
         set_peft_model_state_dict(peft_model, state, adapter_name=ADAPTER)
     except RuntimeError as error:
-        raise StudioError(f"This adapter was made for another base: {_first_line(error)}", where=str(weights)) from error
+        raise StudioError(
+            f"This adapter was made for another base: {_first_line(error)}", where=str(weights)
+        ) from error
     for name, parameter in peft_model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)

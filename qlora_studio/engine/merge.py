@@ -29,7 +29,15 @@ COMPANIONS = (
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "LICENSE", "NOTICE",
 )  # fmt: skip
 LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-UNKNOWN = ("layer_replication", "alora_invocation_tokens", "arrow_config", "use_dora", "use_qalora", "modules_to_save", "lora_bias")
+UNKNOWN = (
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_dora",
+    "use_qalora",
+    "modules_to_save",
+    "lora_bias",
+)
 
 
 class AdapterFile:
@@ -40,13 +48,21 @@ class AdapterFile:
         self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         for key in UNKNOWN:
             if self.config.get(key):
-                raise StudioError(f"This adapter uses {key}, which cannot be merged tensor by tensor.", "Merge it with peft.", where=str(folder))
+                raise StudioError(
+                    f"This adapter uses {key}, which cannot be merged tensor by tensor.",
+                    "Merge it with peft.",
+                    where=str(folder),
+                )
         self.file = SafetensorsFile(folder / "adapter_model.safetensors")
         self.pairs: dict[str, dict[str, str]] = {}
         for key in self.file.header:
             match = LORA_KEY.fullmatch(key)
             if match is None:
-                raise StudioError(f"This adapter holds {key}, which is not a LoRA pair.", "Merge it with peft.", where=str(self.file.path))
+                raise StudioError(
+                    f"This adapter holds {key}, which is not a LoRA pair.",
+                    "Merge it with peft.",
+                    where=str(self.file.path),
+                )
             self.pairs.setdefault(match["module"] + ".weight", {})[match["side"]] = key
         self.unused = set(self.pairs)
 
@@ -69,13 +85,19 @@ class AdapterFile:
         self.unused.discard(name)
         a, b = self.file.read(pair["A"]).float(), self.file.read(pair["B"]).float()
         if weight.shape != (b.shape[0], a.shape[1]):
-            raise StudioError(f"The adapter does not fit the base: {name} is {tuple(weight.shape)}.", "Choose the base it was trained on.", where=str(self.folder))
+            raise StudioError(
+                f"The adapter does not fit the base: {name} is {tuple(weight.shape)}.",
+                "Choose the base it was trained on.",
+                where=str(self.folder),
+            )
         return weight.float().addmm_(b, a, alpha=self.scale(name.removesuffix(".weight")))
 
 
 def nf4_round_trip(weight: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
     """What the 4-bit layer computes with: quantised to NF4 with double quantisation and back, in its compute dtype."""
-    packed, state = quantize_4bit(weight.to(compute).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
+    packed, state = quantize_4bit(
+        weight.to(compute).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
     return dequantize_4bit(packed, state)
 
 
@@ -93,7 +115,11 @@ def merge(
     """
     pairs = AdapterFile(adapter)
     index = base / INDEX
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if index.exists()
+        else ["model.safetensors"]
+    )
     total, done = sum((base / name).stat().st_size for name in names), 0
     for name in names:
         shard = SafetensorsFile(base / name)

@@ -27,7 +27,7 @@ MOST_HEADER_BYTES = 100 << 20  # the format's own limit
 
 
 class SafetensorsFile:
-    """A file opened for reading tensors one at a time. Raises a StudioError where its header does not cover its bytes."""
+    """A file read one tensor at a time. Raises a StudioError where its header does not cover its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +40,9 @@ class SafetensorsFile:
         try:
             header: dict[str, Any] = json.loads(self.file.read(length))
         except ValueError:
-            raise StudioError("This weights file has no readable header.", "Download the model again.", where=str(path)) from None
+            raise StudioError(
+                "This weights file has no readable header.", "Download the model again.", where=str(path)
+            ) from None
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self.header = header
         self.start = 8 + length
@@ -116,4 +118,5 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: dict[str, 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor without a copy."""
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    array: Any = tensor.contiguous().view(torch.uint8).numpy()
+    return memoryview(array).cast("B")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from bitsandbytes.optim import AdamW8bit
@@ -21,9 +23,9 @@ from qlora_studio.core.example import Example
 from qlora_studio.core.plan import GIB, MemoryPlan
 from qlora_studio.engine import memory
 from qlora_studio.engine.batches import Step, collate, micro_batches, plan_steps
-from qlora_studio.engine.checkpoint import save_adapter, save_state, write_folder
+from qlora_studio.engine.checkpoint import load_state, save_adapter, save_state, write_folder
 from qlora_studio.engine.evaluate import held_out_loss
-from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.forward import LossFunction, without_dropout
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.oom import Limits, is_out_of_memory, next_lever
 
@@ -49,6 +51,8 @@ class Setup:
     base: str
     """Name of the base for the adapter's config: a hub id or a model's name, never a path."""
     revision: str | None = None
+    resume: Path | None = None
+    """A verified checkpoint of the same run to go on from."""
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ def train(setup: Setup, emit: Emit, asked: Callable[[], Request]) -> Outcome:
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig, name: str) -> torch.optim.Optimizer:
-    """AdamW with states in fp32 (`adamw`) or in blocks of 8 bits (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861)."""
+    """AdamW with states in fp32 (`adamw`) or 8-bit blocks (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861)."""
     optim = config.optim
     if name == "adamw_8bit":
         return AdamW8bit(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay)
@@ -88,6 +92,7 @@ class _Training:
     started: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
     step: int = 0
+    first_step: int = 0
     skipped_in_a_row: int = 0
     held_out_before: float | None = None
     held_out_after: float | None = None
@@ -115,15 +120,29 @@ class _Training:
         } | {total}
         checkpoint_layers(model, plan.checkpointed_layers)
 
+    def _resume(self, checkpoint: Path) -> None:
+        """Weights, optimizer, schedule and random numbers as they were after the checkpoint's step."""
+        position = load_state(checkpoint, self.setup.model, self.optimizer)
+        self.step = self.first_step = position["step"]
+        self.held_out_before = position["held_out_before"]
+        self.schedule.load_state_dict(position["schedule"])
+        self.scaler.load_state_dict(position["scaler"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.emit(ev.Resumed(step=self.step))
+
     def run(self) -> Outcome:
         if not self._probe():
             return self._outcome(stopped=True)
-        if self.setup.held_out and self.setup.config.evaluation.before:
+        if self.setup.resume is not None:
+            self._resume(self.setup.resume)  # after the probe, whose dropout draws random numbers
+        if self.setup.held_out and self.setup.config.evaluation.before and self.step == 0:
             self.held_out_before = self._evaluate(adapter=False)
         self.emit(ev.PhaseEntered(phase="training"))
-        for step in self.steps:
+        for step in self.steps[self.step :]:
             request = self.asked()
             if request == "stop":
+                self._save_checkpoint()
                 self._save_adapter()
                 return self._outcome(stopped=True)
             if request == "save":
@@ -143,7 +162,7 @@ class _Training:
         return Outcome(stopped, self.step, total, self.loss, self.held_out_before, self.held_out_after)
 
     def _probe(self) -> bool:
-        """Runs the largest micro-batch forward and backward without an update. False where a stop was asked meanwhile."""
+        """Runs the largest micro-batch forward and backward without an update. False where a stop was asked."""
         self.emit(ev.PhaseEntered(phase="trying the largest step"))
         memory.reset_peak()
         limit = self.limits.micro_batch_tokens
@@ -191,9 +210,13 @@ class _Training:
                 trained_tokens=sum(self.setup.train[row].trained_tokens for row in step.rows),
                 tokens_per_second=tokens / max(seconds, 1e-9),
                 peak_bytes=memory.peak_bytes(),
-                seconds_left=(time.monotonic() - self.started) / self.step * (len(self.steps) - self.step),
+                seconds_left=self._seconds_left(),
             )
         )
+
+    def _seconds_left(self) -> float:
+        taken = self.step - self.first_step
+        return (time.monotonic() - self.started) / taken * (len(self.steps) - self.step)
 
     def _skip(self, step: Step, values: list[float]) -> None:
         """Refuses an update whose numbers are not finite; stops the run when that goes on."""
@@ -246,7 +269,8 @@ class _Training:
         if pulled is None:
             self._save_checkpoint()
             raise StudioError(
-                f"One row of {longest} tokens does not fit: {memory.peak_bytes() / GIB:.2f} GiB were in use when memory ran out.",
+                f"One row of {longest} tokens does not fit: "
+                f"{memory.peak_bytes() / GIB:.2f} GiB were in use when memory ran out.",
                 "Lower data.max_tokens or lora.rank, or choose a smaller base. A checkpoint is saved.",
             )
         self.limits, lever = pulled
@@ -268,20 +292,13 @@ class _Training:
     def _evaluate(self, *, adapter: bool) -> float:
         """Held-out loss with or without the adapter; dropout is off and comes back."""
         self.emit(ev.PhaseEntered(phase="measuring the held-out loss"))
-        dropouts = [module for module in self.setup.model.modules() if isinstance(module, torch.nn.Dropout)]
-        for module in dropouts:
-            module.eval()
-        try:
-            if adapter:
-                loss, tokens = self._held_out()
-            else:
-                with self.setup.model.disable_adapter():
-                    loss, tokens = self._held_out()
-        finally:
-            for module in dropouts:
-                module.train()
+        off = nullcontext() if adapter else self.setup.model.disable_adapter()
+        with without_dropout(self.setup.model), off:
+            loss, tokens = self._held_out()
         self.emit(
-            ev.EvaluationLogged(step=self.step, loss=loss, tokens=tokens, rows=len(self.setup.held_out), adapter=adapter)
+            ev.EvaluationLogged(
+                step=self.step, loss=loss, tokens=tokens, rows=len(self.setup.held_out), adapter=adapter
+            )
         )
         return loss
 
@@ -292,6 +309,16 @@ class _Training:
             self.limits.micro_batch_tokens,
             lambda done, total: self.emit(ev.Advanced(done=done, total=total, unit="rows")),
         )
+
+    def _position(self) -> dict[str, Any]:
+        """Everything besides tensors that the next step depends on."""
+        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
+        return {
+            "step": self.step,
+            "held_out_before": self.held_out_before,
+            "schedule": {**schedule, "lr_lambdas": [None] * len(self.optimizer.param_groups)},
+            "scaler": self.scaler.state_dict(),
+        }
 
     def _save_adapter(self) -> None:
         self._write(self.setup.folder / "adapter", with_state=False)
@@ -311,15 +338,13 @@ class _Training:
         def fill(stage: Path) -> None:
             save_adapter(self.setup.model, stage, self.setup.base, self.setup.revision)
             if with_state:
-                save_state(stage, self.optimizer, {"step": self.step, "schedule": self.schedule.state_dict()})
+                save_state(stage, self.optimizer, self._position())
 
         write_folder(target, fill)
 
 
 def remove_checkpoint(old: Path) -> None:
     """Removes a checkpoint: out of sight first, so that a kill in between leaves no half of it visible."""
-    import shutil
-
     trash = old.parent / ".trash"
     trash.mkdir(exist_ok=True)
     old.rename(trash / old.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_studio.core.plan import GIB, MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
+from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
 from qlora_studio.planner.activations import step_peak
 from qlora_studio.planner.families import (
     count_adapter_weights,
@@ -10,13 +10,12 @@ from qlora_studio.planner.families import (
     count_norm_weights,
     family_of,
     list_linears,
+    rotary_tables,
 )
 
-CUDA_CONTEXT_BYTES = 560 * MIB
-"""CUDA context, kernels and cuBLAS workspace: 0.45 to 0.9 GiB on consumer cards (performance notes, section 3.1)."""
-CPU_CONTEXT_BYTES = 1 * GIB
-"""The process with its libraries before a model is loaded."""
-SLACK = {"cuda": 0.03, "cpu": 0.05}
+CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 960 * MIB}
+"""CUDA context, kernels and cuBLAS workspace: 0.45 to 0.9 GiB on consumer cards; on a CPU the process and libraries."""
+SLACK = {"cuda": 0.03, "cpu": 0.12}
 """Share of the rest that the allocator cannot hand out again."""
 NF4_BLOCK, SECOND_BLOCK = 64, 256
 NF4_TABLE_BYTES = 16 * 4
@@ -85,16 +84,25 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
         ),
     ]
     slack = round(SLACK[settings.device] * sum(part.bytes for part in parts))
-    context = CUDA_CONTEXT_BYTES if settings.device == "cuda" else CPU_CONTEXT_BYTES
     says = "CUDA context, kernels and libraries" if settings.device == "cuda" else "The process and its libraries"
-    parts.append(MemoryPart(key="context", label="Context", bytes=context, says=says))
+    parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], says=says))
     parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, says="What the allocator cannot hand out again"))
     return MemoryEstimate(parts=tuple(parts))
 
 
 def total_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """The sum of the bill without its words, for searches."""
-    return estimate(shape, settings).total_bytes
+    peak, correction = step_peak(shape, settings), settings.correction
+    moving = round(peak.activations * correction) + round(peak.loss * correction) + round(peak.workspace * correction)
+    taken = fixed_bytes(shape, settings) + moving
+    return taken + round(SLACK[settings.device] * taken) + CONTEXT_BYTES[settings.device]
+
+
+def fixed_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """What does not depend on micro-batch and checkpointing: weights, adapter, gradients, optimizer. Exact."""
+    adapter = count_adapter_weights(shape, settings.rank) * settings.adapter_bytes
+    weights = nf4_bytes(shape) + unquantised_bytes(shape, settings)
+    return weights + 2 * adapter + optimizer_bytes(shape, settings)
 
 
 def nf4_bytes(shape: ModelShape) -> int:
@@ -115,16 +123,21 @@ def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
         return shape.measured.other_bytes * settings.compute_bytes // 2
     family = family_of(shape)
     embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
-    rotary = family.rotary_tables * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
-    scale = 4 if family.embed_scale else 0
-    return settings.compute_bytes * (embeddings + count_norm_weights(shape) + count_biases(shape)) + rotary + scale
+    scale = 1 if family.embed_scale else 0
+    rotary = rotary_tables(shape) * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
+    numbers = embeddings + count_norm_weights(shape) + count_biases(shape) + scale
+    return settings.compute_bytes * numbers + rotary
 
 
 def optimizer_bytes(shape: ModelShape, settings: PlanSettings) -> int:
-    """Bytes of both AdamW moments: as wide as the adapter, or one byte each with an fp32 scale per block of 256."""
+    """Bytes of both AdamW moments: as wide as the adapter, or one byte each with an fp32 scale per block of 256.
+
+    AdamW also counts its steps, once for each tensor; the 8-bit one has two tables of 256 numbers for all.
+    """
     if settings.optimizer != "adamw_8bit":
-        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank)
-    total = 0
+        tensors = 2 * sum(linear.count for linear in list_linears(shape))
+        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank) + 4 * tensors
+    total = 2 * 256 * 4
     for linear in list_linears(shape):
         for weights in (settings.rank * linear.inputs, settings.rank * linear.outputs):
             small = weights < MIN_8BIT_WEIGHTS

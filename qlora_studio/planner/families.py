@@ -21,8 +21,6 @@ class Family:
     """RMS norms over the hidden size in each layer."""
     norm_in_fp32: bool = False
     """The norm multiplies by its weight in fp32 before it returns to the compute format."""
-    rotary_tables: int = 1
-    """Sets of inverse frequencies, each kept twice."""
     embed_scale: bool = False
     """The embedding is multiplied by a stored number."""
 
@@ -33,7 +31,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(),
     "qwen3": Family(),
     "phi3": Family(fused=True),
-    "gemma3_text": Family(norms=4, norm_in_fp32=True, rotary_tables=2, embed_scale=True),
+    "gemma3_text": Family(norms=4, norm_in_fp32=True, embed_scale=True),
 }
 """Families by `model_type` whose size is known by formula."""
 
@@ -67,6 +65,12 @@ def list_linears(shape: ModelShape) -> tuple[LinearShape, ...]:
 def family_of(shape: ModelShape) -> Family:
     """The family's account; a family that is not listed is counted like a Llama until a dry run has measured it."""
     return FAMILIES.get(shape.family, Family())
+
+
+def rotary_tables(shape: ModelShape) -> int:
+    """Sets of rotary positions: Gemma has its own for local layers, the others one for all."""
+    both = shape.family == "gemma3_text" and 0 < shape.sliding_layers < shape.layers
+    return 2 if both else 1
 
 
 def count_norm_weights(shape: ModelShape) -> int:

@@ -11,11 +11,14 @@ from typing import Any
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import ModelShape
+from qlora_studio.hub import hub_answers
 from qlora_studio.planner.families import FAMILIES
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
 HUB_SECONDS = 5
 """How long the hub may take to answer before the plan goes on without it."""
+GEMMA_PATTERN = 6
+"""Every so many layers of Gemma 3 one looks at all tokens."""
 NAMES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -84,6 +87,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
         output_bias=biased and family != "qwen2",
         mlp_bias=bool(inner.get("mlp_bias", False)),
         sliding_window=_sliding_window(inner, family),
+        sliding_layers=_count_sliding(inner, family, sizes["layers"]),
         rotary_dim=_rotary_dim(inner),
         exact=family in FAMILIES and _attends_everywhere(inner),
     )
@@ -142,6 +146,20 @@ def _sliding_window(values: Mapping[str, Any], family: str) -> int | None:
     return _positive(values.get("sliding_window"))
 
 
+def _count_sliding(values: Mapping[str, Any], family: str, layers: int) -> int:
+    """Layers with a window: as the file lists them, else Gemma's five of six and every layer of the others."""
+    if _sliding_window(values, family) is None:
+        return 0
+    kinds = values.get("layer_types")
+    if isinstance(kinds, list):
+        return sum(kind == "sliding_attention" for kind in kinds)
+    if family == "gemma3_text":
+        return layers - layers // GEMMA_PATTERN
+    if family.startswith("qwen"):
+        return max(0, layers - (_positive(values.get("max_window_layers")) or layers))
+    return layers
+
+
 def _rotary_dim(values: Mapping[str, Any]) -> int | None:
     """Rotated part of a head, where `partial_rotary_factor` makes it less than all (Phi-4-mini)."""
     rope = values.get("rope_parameters")
@@ -173,7 +191,8 @@ def _fetch_config(base: str) -> Path:
     )
 
     try:
-        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_SECONDS))
+        online = hub_answers()
+        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_SECONDS, local_files_only=not online))
     except HFValidationError:
         raise StudioError(f"'{base}' is neither a model folder nor a hub id.", "Mend the path or the name.") from None
     except GatedRepoError:

@@ -46,7 +46,9 @@ class ChatPipe:
                 yield piece
                 if piece.done:
                     return
-        raise StudioError("The chat worker has ended.", f"Open the chat again. Its log says: {last_line(self.folder.log)}")
+        raise StudioError(
+            "The chat worker has ended.", f"Open the chat again. Its log says: {last_line(self.folder.log)}"
+        )
 
     def stop(self) -> None:
         """Ends the answer that is being written; what is there stays."""

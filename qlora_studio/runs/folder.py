@@ -82,7 +82,9 @@ class JobFolder:
         (self.control / request).touch()
 
 
-def create_job(parent: Path, job: str, title: str, arguments: dict[str, Any], files: dict[str, Any] | None = None) -> JobFolder:
+def create_job(
+    parent: Path, job: str, title: str, arguments: dict[str, Any], files: dict[str, Any] | None = None
+) -> JobFolder:
     """A new folder under `parent`, named after the title and never one that exists, with its job file and JSON files.
 
     The folder appears whole: it is filled under a hidden name and renamed.

@@ -52,7 +52,9 @@ class RunStore:
         job = folder.read_job()
         config = TrainConfig.parse(read_json(folder.config_file), str(folder.config_file))
         progress, state, seconds = self.look(folder)
-        return RunView(folder.name, str(job["title"]), float(job["created"]), config, progress, state, seconds, folder.path)
+        return RunView(
+            folder.name, str(job["title"]), float(job["created"]), config, progress, state, seconds, folder.path
+        )
 
     def list(self) -> list[RunView]:
         """All runs that can be read, newest first."""

@@ -18,7 +18,7 @@ from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Follower
 
 START_SECONDS = 30
-"""How long a worker may take from its start to its lock: only Python itself stands in between."""
+"""How long a worker may take from its start to its first event: only Python itself stands in between."""
 POLL_SECONDS = 0.15
 REMOVED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -57,7 +57,8 @@ def detached() -> dict[str, object]:
 
 
 def start(folder: JobFolder) -> None:
-    """Starts the worker of a job folder and returns once it holds the lock. Raises a StudioError where it does not."""
+    """Starts the worker of a job folder and returns once it has said so. Raises a StudioError where it does not."""
+    said = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.log.open("ab") as log:
         process = subprocess.Popen(
             worker_command(folder),
@@ -68,16 +69,14 @@ def start(folder: JobFolder) -> None:
             cwd=folder.path,
             **detached(),  # type: ignore[call-overload]
         )
-    wait_for_lock(folder, process)
+    wait_for_word(folder, process, said)
 
 
-def wait_for_lock(folder: JobFolder, process: subprocess.Popen[bytes]) -> None:
-    """Returns once the worker holds its lock or has ended with its journal closed."""
+def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], said: int) -> None:
+    """Returns once the journal has grown past the `said` bytes: the worker holds its lock and has begun."""
     until = time.monotonic() + START_SECONDS
-    while not folder.worker_lives():
+    while not (folder.events.exists() and folder.events.stat().st_size > said):
         if process.poll() is not None:
-            if Follower(folder.events).read():
-                return
             raise StudioError("The worker did not start.", f"Its log is {folder.log}: {last_line(folder.log)}")
         if time.monotonic() > until:
             process.kill()
@@ -110,6 +109,12 @@ def explain_death(folder: JobFolder) -> tuple[str, str]:
 def stop(folder: JobFolder) -> None:
     """Asks a job to stop after the step it is in, with its adapter saved."""
     folder.ask("stop")
+
+
+def clear_requests(folder: JobFolder) -> None:
+    """Forgets what was asked of an earlier worker."""
+    for request in folder.control.glob("*"):
+        request.unlink(missing_ok=True)
 
 
 def end(folder: JobFolder, patience_seconds: float = 30) -> None:

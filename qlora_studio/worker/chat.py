@@ -42,7 +42,10 @@ def run(context: Context) -> ev.Event:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            _send(out, ChatPiece(error="There is not enough memory for this answer.", hint="Start a new chat or shorten it."))
+            _send(
+                out,
+                ChatPiece(error="There is not enough memory for this answer.", hint="Start a new chat or shorten it."),
+            )
     return ev.Finished()
 
 

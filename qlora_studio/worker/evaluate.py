@@ -7,8 +7,7 @@ from pathlib import Path
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.mix import load_mixture
-from qlora_studio.data.prepare import prepare
+from qlora_studio.data.prepare import prepare_sources
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.load import keep_layout
@@ -26,9 +25,11 @@ def run(context: Context) -> ev.Event:
     sampling = Sampling.model_validate(arguments["sampling"])
     config = context.config(folder)
     live = open_run(context, folder)
-    held_out = prepare(load_mixture(context.home.datasets, config.data, config.optim.seed, "eval"), live.tokenizer, config.data)
+    held_out = prepare_sources(context.home.datasets, live.tokenizer, config.data, split="eval")
     if not held_out.examples and not prompts:
-        raise StudioError("This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0.")
+        raise StudioError(
+            "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
+        )
     result: dict[str, object] = {"rows": len(held_out.examples)}
     if held_out.examples:
         context.phase("measuring the held-out loss")

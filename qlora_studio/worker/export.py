@@ -60,7 +60,11 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     need = sum(path.stat().st_size for path in base.folder.glob("*.safetensors"))
     free = shutil.disk_usage(stage).free
     if free < need:
-        raise StudioError(f"The merged model needs {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free.", "Choose another disk.", where=str(stage.parent))
+        raise StudioError(
+            f"The merged model needs {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free.",
+            "Choose another disk.",
+            where=str(stage.parent),
+        )
     probes: list[Probe] = []
     live = None
     if arguments["prompts"]:
@@ -73,7 +77,14 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     memory.release()
     context.phase("merging")
     kind: MergeKind = arguments["kind"]
-    merge(base.folder, folder.adapter, stage, kind, compute, lambda done, total: context.emit(ev.Advanced(done=done, total=total, unit="bytes")))
+    merge(
+        base.folder,
+        folder.adapter,
+        stage,
+        kind,
+        compute,
+        lambda done, total: context.emit(ev.Advanced(done=done, total=total, unit="bytes")),
+    )
     if not probes:
         return
     context.phase("checking the merged model")
@@ -85,11 +96,22 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     for prompt, probe in zip(arguments["prompts"], probes, strict=True):
         ids = prompt_ids([Turn("user", prompt)], tokenizer)
         if tuple(ids) != probe.prompt:
-            raise StudioError("The exported tokenizer writes this prompt differently from training.", "Report this: it should be impossible.")
+            raise StudioError(
+                "The exported tokenizer writes this prompt differently from training.",
+                "Report this: it should be impossible.",
+            )
         answer = tuple(generate(model, ids, stop_ids(tokenizer), CHECK))
         identical += answer == probe.answer
         context.emit(ev.SampleWritten(step=0, prompt=prompt, answer=tokenizer.decode(answer), side="merged"))
-    context.emit(ev.Checked(what=f"merged, {kind.replace('_', ' ')}", same_top1=same, kl=kl, identical_answers=identical, answers=len(probes)))
+    context.emit(
+        ev.Checked(
+            what=f"merged, {kind.replace('_', ' ')}",
+            same_top1=same,
+            kl=kl,
+            identical_answers=identical,
+            answers=len(probes),
+        )
+    )
 
 
 def _answer(live: LiveRun, prompts: list[str]) -> list[Probe]:

@@ -1,4 +1,4 @@
-"""A finished run brought back to life for talking to it: base and adapter as one model in memory, and its prompt function."""
+"""A run brought back to life for talking to it: base and adapter as one model in memory, and its prompt function."""
 
 from __future__ import annotations
 
@@ -52,10 +52,8 @@ class LiveRun:
             yield self.tokenizer.decode(ids)
 
     def whole_answer(self, prompt: str, side: Side, sampling: Sampling) -> str:
-        text = ""
-        for text in self.answer([Turn("user", prompt)], side, sampling):
-            pass
-        return text
+        *_, last = "", *self.answer([Turn("user", prompt)], side, sampling)
+        return last
 
 
 def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LiveRun:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MemoryPlan
-from qlora_studio.data.mix import load_mixture
-from qlora_studio.data.prepare import Prepared, prepare
+from qlora_studio.data.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
+from qlora_studio.engine.checkpoint import newest_checkpoint
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.engine.train import Setup, train
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.planner.shape import read_shape
-from qlora_studio.runs.folder import write_json
+from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
+MUST_STAY = ("base", "revision", "tokens_sha256", "template_sha256")
+"""Facts of the fingerprint without which a run that goes on is another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ def run(context: Context) -> ev.Event:
     tokenizer = load_tokenizer(base.folder, config.model.template)
     rows = prepare_rows(context, config, tokenizer)
     plan = plan_run(context, config, base, rows.train)
-    write_json(context.folder.path / "fingerprint.json", fingerprint(config, base, tokenizer, rows))
+    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
     if context.asked() == "stop":
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
@@ -56,6 +61,7 @@ def run(context: Context) -> ev.Event:
         folder=context.folder.path,
         base=base.label,
         revision=base.revision,
+        resume=find_checkpoint(context),
     )
     outcome = train(setup, context.emit, context.asked)
     if config.model.template:
@@ -72,23 +78,54 @@ def run(context: Context) -> ev.Event:
     )
 
 
+def find_checkpoint(context: Context) -> Path | None:
+    """The newest whole checkpoint of this run, where it was interrupted; damaged ones are named and passed over."""
+    checkpoint, damages = newest_checkpoint(context.folder.path / "checkpoints")
+    for damage in damages:
+        context.emit(ev.Noted(text=f"{damage} An older checkpoint is used."))
+    return checkpoint
+
+
+def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
+    """Writes the record of a new run. Raises a StudioError where a run that goes on would not be the same one."""
+    file = context.folder.path / "fingerprint.json"
+    if file.exists():
+        kept = read_json(file)
+        changed = [
+            name for name in ("base", "revision", "tokens_sha256", "template_sha256") if kept.get(name) != made[name]
+        ]
+        if changed:
+            raise StudioError(
+                f"This run cannot go on: since it began, {', '.join(changed)} changed.",
+                "Start a new run; its checkpoints stay where they are.",
+                where=str(file),
+            )
+    write_json(file, made)
+
+
 def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) -> Rows:
     """Training and held-out examples of a run. Raises a StudioError for findings that nobody accepted."""
-    sides = {}
-    for split in ("train", "eval"):
-        prepared = prepare(load_mixture(context.home.datasets, config.data, config.optim.seed, split), tokenizer, config.data)
-        if split == "train":
-            prepared.check(config.data.accepted)
-        sides[split] = prepared
-    rows = Rows(sides["train"], sides["eval"])
+    folder, seed = context.home.datasets, config.optim.seed
+    train_rows = prepare_sources(folder, tokenizer, config.data, seed=seed)
+    train_rows.check(config.data.accepted)
+    rows = Rows(train_rows, prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed))
     context.emit(
         ev.Noted(
             text=f"{len(rows.train.examples)} rows to train, {len(rows.held_out.examples)} held out; "
             f"{rows.train.tokens} tokens, {rows.train.trained_tokens} of them trained."
         )
     )
+    for taken in rows.train.mixture:
+        context.emit(
+            ev.Noted(text=f"{taken.name}: {taken.rows} of {taken.of_rows} rows, {taken.share:.0%} of the mixture.")
+        )
     if rows.train.dropped or rows.train.cut:
-        context.emit(ev.Noted(text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: longer than {config.data.max_tokens} tokens."))
+        context.emit(
+            ev.Noted(
+                text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: "
+                f"longer than {config.data.max_tokens} tokens."
+            )
+        )
     return rows
 
 
@@ -102,7 +139,7 @@ def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_row
     return plan
 
 
-def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: Rows) -> dict[str, object]:
+def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: Rows) -> dict[str, Any]:
     """What must be equal for the same curve: data, template, base, versions, seed."""
     digest = hashlib.sha256()
     for example in (*rows.train.examples, *rows.held_out.examples):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+def decoder_layers(model: nn.Module) -> list[Any]:
     """The decoder layers in order: the longest module list of checkpointable layers."""
-    lists = [
+    lists: list[list[Any]] = [
         list(module)
         for module in model.modules()
         if isinstance(module, nn.ModuleList) and len(module) and isinstance(module[0], GradientCheckpointingLayer)

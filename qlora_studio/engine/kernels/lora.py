@@ -1,12 +1,13 @@
 """The LoRA layer's forward: the update is added in place to the base's output, and no activation is cast up.
 
 PEFT's own forward clones the base's output and, with fp32 adapters, keeps an fp32 copy of every layer's input. This
-one saves the input as it is and `x·Aᵀ`, which is all the gradient needs. The adapter stays PEFT's: names, shapes, files.
+one saves the input as it is and `x·Aᵀ`, all that the gradient needs. The adapter stays PEFT's: names, shapes, files.
 """
 
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
-def lora_forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
+def lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """`W·x + scale·B·A·x` for x (..., in) -> (..., out), in x's dtype. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
     rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
     out = layer.base_layer(rows)  # (tokens, out)
@@ -35,6 +36,7 @@ def replace_lora_forwards(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear) and not module.lora_variant:
-            module.forward = types.MethodType(lora_forward, module)
+            replaced: Any = module
+            replaced.forward = types.MethodType(lora_forward, module)
             count += 1
     return count

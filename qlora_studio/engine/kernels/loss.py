@@ -41,12 +41,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        # Scaled here, not in the forward: fp16 gradients divided by the token count would underflow before loss scaling.
+        # Scaled here, not in the forward: fp16 gradients over the token count would underflow before loss scaling.
         return gradient * grads[0].to(gradient.dtype), None, None, None
 
 
 def next_token_loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
-    """Summed loss in nats, fp32, of labels (batch, length) under hidden (batch, length, width); label i is predicted at i-1."""
+    """Summed loss in nats, fp32, of labels (batch, length) under hidden (batch, length, width)."""
     targets = labels[:, 1:].reshape(-1)
     trained = (targets != IGNORED).nonzero().squeeze(1)
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, trained)  # (trained, width)

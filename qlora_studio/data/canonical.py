@@ -1,0 +1,126 @@
+"""The canonical set on disk: one conversation a line, a report beside it. Reading gives back what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Source, ToolCall, Turn
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.errors import StudioError
+
+CONVERSATIONS, EVALUATION, PROMPTS, REPORT = "conversations.jsonl", "evaluation.jsonl", "prompts.bin", "report.json"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def to_line(conversation: Conversation) -> str:
+    """One conversation as a line of JSON. What has its usual value is left out."""
+    values: dict[str, Any] = {}
+    if conversation.turns:
+        values["turns"] = [_turn_values(turn) for turn in conversation.turns]
+    if conversation.text is not None:
+        values["text"] = conversation.text
+    if conversation.segments:
+        values["segments"] = [[segment.text, segment.train] for segment in conversation.segments]
+    if conversation.tokens is not None:
+        values["tokens"] = [conversation.tokens.input_ids, conversation.tokens.labels]
+    if conversation.tools:
+        values["tools"] = conversation.tools
+    if conversation.rejected:
+        values["rejected"] = [_turn_values(turn) for turn in conversation.rejected]
+    if conversation.label is not None:
+        values["label"] = conversation.label
+    if conversation.extra:
+        values["extra"] = conversation.extra
+    values["source"] = [conversation.source.file, conversation.source.line]
+    return _ENCODER.encode(values)
+
+
+def from_line(line: str, origin: str = "") -> Conversation:
+    """The conversation of a line that `to_line` wrote."""
+    values = json.loads(line)
+    tokens = values.get("tokens")
+    return Conversation(
+        turns=tuple(_turn(turn) for turn in values.get("turns", ())),
+        text=values.get("text"),
+        segments=tuple(Segment(text, train) for text, train in values.get("segments", ())),
+        tokens=Pretokenised(tuple(tokens[0]), tuple(tokens[1])) if tokens else None,
+        tools=tuple(values.get("tools", ())),
+        rejected=tuple(_turn(turn) for turn in values.get("rejected", ())),
+        label=values.get("label"),
+        source=Source(*values["source"]),
+        origin=origin,
+        extra=values.get("extra", {}),
+    )
+
+
+def _turn_values(turn: Turn) -> dict[str, Any]:
+    values: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.reasoning is not None:
+        values["reasoning"] = turn.reasoning
+    if turn.tool_calls:
+        values["tool_calls"] = [[call.name, call.arguments, call.id] for call in turn.tool_calls]
+    if turn.name is not None:
+        values["name"] = turn.name
+    if turn.tool_call_id is not None:
+        values["tool_call_id"] = turn.tool_call_id
+    if turn.train is not None:
+        values["train"] = turn.train
+    return values
+
+
+def _turn(values: dict[str, Any]) -> Turn:
+    if len(values) == 2:
+        return Turn(values["role"], values["content"])
+    calls = tuple(ToolCall(*call) for call in values.get("tool_calls", ()))
+    rest = {name: values[name] for name in ("reasoning", "name", "tool_call_id", "train") if name in values}
+    return Turn(values["role"], values["content"], tool_calls=calls, **rest)
+
+
+def prompt_hash(conversation: Conversation) -> int:
+    """64 bits that depend on everything before the last answer, so that no prompt stands on both sides of a split."""
+    turns = conversation.turns
+    if turns:
+        last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+        said = "\x1e".join(f"{turn.role}\x1f{turn.content.strip()}" for turn in turns[: last or 1])
+    elif conversation.segments:
+        said = next(
+            (segment.text for segment in conversation.segments if not segment.train), conversation.segments[0].text
+        )
+    elif conversation.tokens is not None:
+        said = ",".join(map(str, conversation.tokens.input_ids))
+    else:
+        said = conversation.text or ""
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "little")
+
+
+def read_report(folder: Path) -> DatasetReport:
+    """The report of a set. Raises a StudioError where the folder holds none that can be read."""
+    try:
+        return DatasetReport.model_validate_json((folder / REPORT).read_bytes())
+    except (OSError, ValueError):
+        raise StudioError(
+            f"The data set '{folder.name}' is not complete.", "Import it again.", where=str(folder)
+        ) from None
+
+
+def read_conversations(path: Path, origin: str) -> Iterator[Conversation]:
+    """Conversations of a canonical file, one at a time."""
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield from_line(line, origin)
+
+
+def hashes_below(hashes: Iterable[int], share: float) -> int:
+    """The bound under which a prompt's hash puts it into the evaluation split; 0 where there is none.
+
+    Takes `share` of the distinct prompts, at least 1 and at most half, and none where there are fewer than 3.
+    """
+    distinct = sorted(set(hashes))
+    if share <= 0 or len(distinct) < 3:
+        return 0
+    wanted = min(max(round(share * len(distinct)), 1), len(distinct) // 2)
+    return distinct[wanted]

@@ -1,0 +1,135 @@
+"""Findings that need tokens: what rendering refused, what is too long, what would be learned without an end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlora_studio.core.config import DataConfig
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import Finding, Severity
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
+from qlora_studio.data.template_traits import Traits
+from qlora_studio.data.tokenizer import Tokenizer
+
+EXAMPLES_SHOWN = 5
+
+_KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
+    "tools-unknown": (
+        "error",
+        "{rows} tools, and the chat template knows none.",
+        "Choose a model or a template with tools, or leave such rows out.",
+        "leave-out",
+    ),
+    "template-refuses": (
+        "error",
+        "The chat template refuses {rows}.",
+        "Mend the rows or choose another template.",
+        "leave-out",
+    ),
+    "template-drops": (
+        "error",
+        "The chat template drops or reorders turns of {rows}.",
+        "Choose another template, or leave such rows out.",
+        "leave-out",
+    ),
+    "template-rewrites": (
+        "error",
+        "The chat template rewrites earlier turns of {rows}, so prompts cannot be trained.",
+        "Train on answers only.",
+        None,
+    ),
+    "prompt-not-prefix": (
+        "error",
+        "The prompt is not how the whole conversation begins in {rows}.",
+        "Choose another template.",
+        "leave-out",
+    ),
+    "control-tokens": (
+        "error",
+        "Control tokens are typed inside the text of {rows}.",
+        "Escape them (data.control_tokens = escape), or keep them if the text was rendered before.",
+        "escape-control-tokens",
+    ),
+    "nothing-trained": (
+        "error",
+        "Nothing would be trained in {rows}.",
+        "Add an answer, or leave such rows out.",
+        "leave-out",
+    ),
+    "bad-example": (
+        "warning",
+        "{rows} carry the label 'bad' and are left out.",
+        "Only good answers are learned; keep them for preference training.",
+        None,
+    ),
+    "eval-overlap": (
+        "note",
+        "{rows} have a prompt that another set holds out for evaluation, and are left out.",
+        "",
+        None,
+    ),
+    "missing-end": (
+        "error",
+        "Answers of {rows} end without a token that ends an answer.",
+        "The model would never learn to stop: choose another template.",
+        None,
+    ),
+    "too-long": (
+        "warning",
+        "{rows} are longer than the limit and are left out.",
+        "Raise data.max_tokens, or cut them.",
+        None,
+    ),
+    "cut": (
+        "warning",
+        "{rows} are longer than the limit and are cut.",
+        "Raise data.max_tokens to train them whole.",
+        None,
+    ),
+}
+
+
+class TokenFindings:
+    """Counts while rows are rendered. Made for one preparation."""
+
+    def __init__(self, tokenizer: Tokenizer, traits: Traits) -> None:
+        self.stops = frozenset(tokenizer.control_tokens.values())
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, list[str]] = {}
+
+    def note(self, name: str, where: str, error: StudioError | None = None) -> None:
+        """One row with this finding."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+        shown = self.examples.setdefault(name, [])
+        if len(shown) < EXAMPLES_SHOWN:
+            said = error.problems[0].message if error else ""
+            shown.append(f"{where}: {said}" if said else where)
+
+    def look(self, example: Example, conversation: Conversation) -> None:
+        """What a rendered row shows."""
+        if (
+            conversation.tokens is None
+            and conversation.turns
+            and example.input_ids[example.spans[-1][1] - 1] not in self.stops
+        ):
+            self.note("missing-end", str(conversation.source))
+
+    def too_long(self, where: str, tokens: int, limit: int, shorter: Example | None) -> None:
+        """A row over the limit, and what was left of it."""
+        if shorter is None:
+            self.note("too-long", f"{where}: {tokens} tokens, limit {limit}")
+        else:
+            self.note("cut", f"{where}: {tokens} tokens cut to {len(shorter.input_ids)}")
+
+    def findings(self, rows: int, config: DataConfig) -> tuple[Finding, ...]:
+        return tuple(self._finding(name) for name in _KINDS if name in self.counts)
+
+    def _finding(self, name: str) -> Finding:
+        severity, message, hint, remedy = _KINDS[name]
+        count = self.counts[name]
+        said = message.format(rows=f"{count} row{'s' if count != 1 else ''}")
+        shown: Sequence[str] = self.examples[name]
+        return Finding(
+            name=name, severity=severity, count=count, message=said, examples=tuple(shown), hint=hint, remedy=remedy
+        )
