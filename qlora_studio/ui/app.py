@@ -33,7 +33,9 @@ def build(desk: Desk) -> gr.Blocks:
             with gr.Tab("Data", id="data", elem_id="tab-data"):
                 data = data_tab.build(desk)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
-                train = train_tab.build(desk, {"data.mix_by": data.form.mix_by, "data.eval_share": data.form.eval_share})
+                train = train_tab.build(
+                    desk, {"data.mix_by": data.form.mix_by, "data.eval_share": data.form.eval_share}
+                )
             with gr.Tab("Runs", id="runs", elem_id="tab-runs"):
                 runs = runs_tab.build(desk)
             with gr.Tab("Chat", id="chat", elem_id="tab-chat"):

@@ -24,7 +24,7 @@ class Source:
     file: gr.File
     path: gr.Textbox
     demo: gr.Button
-    format: gr.Radio
+    format: gr.Dropdown
     map: gr.Accordion
     parts: list[gr.Dropdown]
     name: gr.Textbox

@@ -302,7 +302,5 @@ def _findings(desk: Desk) -> list[Any]:
     accepted = [name for name in desk.draft["data.accepted"] if name in errors]
     return [
         view.findings_table(findings),
-        gr.update(
-            visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted
-        ),
+        gr.update(visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted),
     ]

@@ -145,7 +145,10 @@ def start(desk: Desk, *, anyway: bool) -> str:
     if not config.data.sources:
         raise StudioError("There is no data to train on.", "Import a file on the Data page, or use the demo rows.")
     if standing := desk.standing_errors():
-        raise StudioError(f"There are findings that would spoil the run: {', '.join(standing)}.", "Mend the rows, or accept them by name on the Data page.")
+        raise StudioError(
+            f"There are findings that would spoil the run: {', '.join(standing)}.",
+            "Mend the rows, or accept them by name on the Data page.",
+        )
     plan = desk.studio.plan(config, desk.tokens.lengths_for(config))
     if not plan.fits and not anyway:
         raise StudioError(
@@ -247,7 +250,11 @@ def _why_blocked(desk: Desk) -> Html:
         )
     if standing := desk.standing_errors():
         named = ", ".join(name.replace("-", " ") for name in standing)
-        return tag("p", f"Start is blocked by findings: {named}. Mend the rows, or accept them by name on the Data page.", class_="qs-blocked")
+        return tag(
+            "p",
+            f"Start is blocked by findings: {named}. Mend the rows, or accept them by name on the Data page.",
+            class_="qs-blocked",
+        )
     if desk.plan is None:
         return tag("p", "Start waits for settings that work; the plan says what is wrong.", class_="qs-blocked")
     if not desk.plan.fits:

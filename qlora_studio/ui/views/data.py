@@ -49,7 +49,9 @@ def columns_found(names: Sequence[str]) -> Html:
     if not names:
         return Html("")
     listed = join(tag("code", name) for name in names)
-    return card("", "The rows have these columns: ", listed, ". Choose a format on the left and say which column holds what.")
+    return card(
+        "", "The rows have these columns: ", listed, ". Choose a format on the left and say which column holds what."
+    )
 
 
 def guess_line(guess: FormatGuess, titles: Mapping[str, str]) -> Html:
@@ -73,7 +75,9 @@ def report_tiles(reports: Sequence[DatasetReport], result: dict[str, Any] | None
     first = Tile("Rows", count(rows), held)
     kind = Tile("Set", name, f"read as {reports[0].format}" if len(reports) == 1 else "with shares, below")
     if result is None:
-        return tiles([first, kind, Tile("Tokens", "–", "not counted yet"), Tile("Findings", "–", "come with the tokens")])
+        return tiles(
+            [first, kind, Tile("Tokens", "–", "not counted yet"), Tile("Findings", "–", "come with the tokens")]
+        )
     severities = [finding["severity"] for finding in result["findings"]]
     errors, warnings = severities.count("error"), severities.count("warning")
     found = "bad" if errors else "warn" if warnings else ""
@@ -83,7 +87,11 @@ def report_tiles(reports: Sequence[DatasetReport], result: dict[str, Any] | None
     return tiles(
         [
             first,
-            Tile("Tokens", short_count(result["tokens"]), f"median {count(result['median'])}, 95 % under {count(result['p95'])}"),
+            Tile(
+                "Tokens",
+                short_count(result["tokens"]),
+                f"median {count(result['median'])}, 95 % under {count(result['p95'])}",
+            ),
             Tile("Findings", count(len(severities)), said, found),
             Tile(f"Fits {count(result['limit'])}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),
         ]

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_studio.core.progress import Progress
-from qlora_studio.ui.views.html import Html, Tile, bar, card, count, empty, join, number, plural, short_count, tag, tiles
+from qlora_studio.ui.views.html import (
+    Html,
+    Tile,
+    bar,
+    card,
+    count,
+    empty,
+    join,
+    number,
+    plural,
+    short_count,
+    tag,
+    tiles,
+)
 
 MARKED = 14
 """Every so many columns of the histogram one says how long its rows are."""
@@ -48,7 +61,9 @@ def token_page(result: dict[str, Any], *, current: bool) -> Html:
             Tile("Not trained", count(unusable), "rows left out", "warn" if unusable else ""),
         ]
     )
-    padding = f"Batches of eight as they come would be {result['padding_share']:.0%} padding; sorting by length avoids most."
+    padding = (
+        f"Batches of eight as they come would be {result['padding_share']:.0%} padding; sorting by length avoids most."
+    )
     return join(
         (
             Html("") if current else stale,
@@ -78,10 +93,16 @@ def _histogram(bins: Sequence[dict[str, int]], limit: int) -> Html:
         )
         for index, entry in enumerate(bins)
     ]
-    drawn = tag("u", tag("span", f"limit {count(limit)}"), style=f"left:{100 * limit / end:.2f}%") if limit < end else ""
+    drawn = (
+        tag("u", tag("span", f"limit {count(limit)}"), style=f"left:{100 * limit / end:.2f}%") if limit < end else ""
+    )
     said = f"Length of the rows in tokens, up to {bins[-1]['to']}; the limit is {limit}"
     aside = number("" if limit < end else f"limit {count(limit)}, beyond every row")
-    return card("Length of the rows, tokens", tag("div", *columns, drawn, class_="qs-histogram", role="img", aria_label=said), aside=aside)
+    return card(
+        "Length of the rows, tokens",
+        tag("div", *columns, drawn, class_="qs-histogram", role="img", aria_label=said),
+        aside=aside,
+    )
 
 
 def _rendered(row: dict[str, Any]) -> Html:
