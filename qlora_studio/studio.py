@@ -16,12 +16,12 @@ from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport, FormatGuess
-from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import importer, sets
+from qlora_studio.data import formats, importer, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import fit, gpu, shape
 from qlora_studio.presets import Preset
@@ -49,7 +49,7 @@ class Demo:
 DEMO_SETTINGS: dict[str, Any] = {
     "data.max_tokens": 256,
     "data.eval_share": 0.1,
-    "optim.epochs": 3,
+    "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
     "optim.optimizer": "adamw",
@@ -267,14 +267,13 @@ class Studio:
                 return self.store.open(name)
         return None
 
-    def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
-        """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
-        looked = self.inspect(source, **choices)
-        return looked.guess, list(looked.conversations), list(looked.problems)
-
     def conversations(self, name: str, rows: int) -> list[Conversation]:
         """The first rows of an imported set."""
         return list(islice(sets.load_conversations(self.home.datasets, name, "all"), rows))
+
+    def format_parts(self, format: str) -> tuple[str, ...]:
+        """The parts of a format that a column map may name; none for a format there is not."""
+        return formats.FORMATS[format].parts if format in formats.FORMATS else ()
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""

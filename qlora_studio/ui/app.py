@@ -33,7 +33,9 @@ def build(desk: Desk) -> gr.Blocks:
             with gr.Tab("Data", id="data", elem_id="tab-data"):
                 data = data_tab.build(desk)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
-                train = train_tab.build(desk, {"data.mix_by": data.mix_by, "data.eval_share": data.eval_share})
+                train = train_tab.build(
+                    desk, {"data.mix_by": data.form.mix_by, "data.eval_share": data.form.eval_share}
+                )
             with gr.Tab("Runs", id="runs", elem_id="tab-runs"):
                 runs = runs_tab.build(desk)
             with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
@@ -111,7 +113,7 @@ def _wire_draft(desk: Desk, page: gr.Blocks, data: DataTab, train: TrainTab) -> 
 
     @speaking
     def show() -> list[Any]:
-        train_tab.make_plan(desk)
+        desk.make_plan()
         return [*train_tab.show_settings(desk, train), *train_tab.render(desk)]
 
     page.load(show, None, shown, **QUIET)

@@ -36,13 +36,13 @@ class ExportTab:
     check: gr.Checkbox
     go: gr.Button
     stop: gr.Button
-    list: gr.HTML
+    checks: gr.HTML
     state: gr.HTML
 
     @property
     def shown(self) -> list[gr.blocks.Block]:
         """What `render` answers for, in its order."""
-        return [self.what, self.folder, self.list, self.go]
+        return [self.what, self.folder, self.checks, self.go]
 
 
 def build(desk: Desk) -> ExportTab:
@@ -112,7 +112,7 @@ def wire(desk: Desk, tab: ExportTab) -> None:
 
     for event in (tab.run.change, tab.what.input):
         event(choose, [tab.run, tab.what], tab.shown, **QUIET)
-    tab.folder.change(retarget, [tab.folder, tab.what], tab.list, trigger_mode="always_last", **QUIET)
+    tab.folder.change(retarget, [tab.folder, tab.what], tab.checks, trigger_mode="always_last", **QUIET)
     tab.go.click(go, [tab.run, tab.what, tab.folder, tab.check], None, **QUIET)
     tab.stop.click(stop, None, None, **QUIET)
 

@@ -18,7 +18,7 @@ from qlora_studio.ui.views.html import Html, page_head
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 COMPARED = 5
 """Runs in one chart; more lines than colours cannot be told apart."""
-WIDTHS = ["210px", "150px", "70px", "100px", "120px", "90px", "110px", "100px", "140px", "100px"]
+WIDTHS: list[str | int] = ["210px", "150px", "70px", "100px", "120px", "90px", "110px", "100px", "140px", "100px"]
 
 
 @dataclass(slots=True)
