@@ -17,13 +17,14 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.plan import GpuInfo, MemoryPlan
+from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
 from qlora_studio.data import formats, importer, sets
 from qlora_studio.home import Home, bundled
-from qlora_studio.planner import fit, gpu, shape
+from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
 from qlora_studio.runs import folder, store, supervisor
 from qlora_studio.runs.chat import ChatPipe
@@ -144,10 +145,35 @@ class Studio:
         return gpu.read_gpus()
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
-        """What a run would take, for the first card of this machine or its CPU."""
-        base, cards = self.find_base(config.model.base), gpu.read_gpus()
-        found = shape.read_shape(str(base.folder or base.name), self.home.models)
-        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
+        """What a run would take, for the first card of this machine or its CPU, as earlier runs have corrected it."""
+        card = self._card()
+        return fit.make_plan(
+            config, self._shape(config), card, lengths, corrections.read_correction(self.home.cache, card)
+        )
+
+    def plan_all_cards(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of one model for every usual card, and for a CPU."""
+        return tables.plan_all_cards(config, self._shape(config))
+
+    def plan_all_models(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of every known model for this machine."""
+        card = self._card()
+        return tables.plan_all_models(config, card, corrections.read_correction(self.home.cache, card))
+
+    def _card(self) -> GpuInfo | None:
+        return next(iter(gpu.read_gpus()), None)
+
+    def _shape(self, config: TrainConfig) -> ModelShape:
+        base = self.find_base(config.model.base)
+        return dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
+
+    def check_machine(self, config: TrainConfig | None = None) -> list[Check]:
+        """What can be told of this machine at once: card, driver, memory, disk."""
+        return doctor.check_machine(self.home.root, self._shape(config) if config else None)
+
+    def check_engine(self) -> JobFolder:
+        """Starts looking at what only torch can tell; the checks are the job's result."""
+        return self._start(self.home.cache / "doctor", "doctor", {})
 
     # runs
 
