@@ -182,7 +182,7 @@ class Studio:
     def refuse_second_run(self) -> None:
         """One training at a time: two would not fit the plan of either."""
         for name in self.store.names():
-            if JobFolder(self.home.runs / name).worker_lives():
+            if supervisor.is_at_work(JobFolder(self.home.runs / name)):
                 raise StudioError(f"The run '{name}' is still at work.", "Wait for it or stop it first.")
 
     def runs(self) -> list[RunView]:

@@ -133,9 +133,7 @@ def import_(
     ] = False,
     subset: Annotated[str | None, typer.Option("--subset", help="Part of a hub data set.")] = None,
     split: Annotated[str, typer.Option("--split", help="Split of a hub data set.")] = "train",
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Commit of a hub data set; empty pins one.")
-    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit of a hub set; empty pins one.")] = None,
 ) -> None:
     """Import rows into your data sets. Every row comes in whole, or the import is refused with file and line."""
     choices: dict[str, Any] = {"name": name, "format": format or "auto", "columns": op.parse_columns(column)}

@@ -24,7 +24,7 @@ def follow(console: Console, events: Callable[[], Iterator[Event]], stop: Callab
     except KeyboardInterrupt:
         console.print("Stopping after this step; the adapter will be saved. Ctrl-C again leaves it to finish alone.")
         stop()
-        state = Watcher(console, quiet_steps=True).follow(events())
+        state = watcher.follow(events())
     if state.state == "failed":
         print(f"Error: {state.message} {state.hint}".rstrip(), file=sys.stderr)
         raise typer.Exit(1)

@@ -54,19 +54,22 @@ def show_plan(console: Console, plan: MemoryPlan) -> None:
 class Watcher:
     """Shows a job's events as they come: a bar with loss, speed, memory and time left, and a line for each fact."""
 
-    def __init__(self, console: Console, *, quiet_steps: bool = False) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.state = State()
-        self.quiet_steps = quiet_steps
+        self.said = 0
 
     def follow(self, events: Iterable[ev.Event]) -> State:
-        """Shows events until the last; returns the state after it."""
+        """Shows events until the last; returns the state after it. What an earlier call said is not said again."""
+        self.state = State()
         columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[facts]}"))
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("starting", total=None, facts="")
-            for event in events:
+            for number, event in enumerate(events, 1):
                 self.state = advance(self.state, event)
-                self._say(event)
+                if number > self.said:
+                    self._say(event)
+                    self.said = number
                 share = self.state.share
                 bar.update(
                     task,
@@ -96,7 +99,7 @@ class Watcher:
                 say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.lever}.[/]")
             case ev.UpdateSkipped():
                 say(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
-            case ev.StepLogged() if not self.quiet_steps and not self.console.is_terminal:
+            case ev.StepLogged() if not self.console.is_terminal:
                 say(f"step {event.step}/{event.total_steps}  {facts(self.state)}")
 
 

@@ -129,7 +129,8 @@ class MeasuredShape(_Value):
     linears: tuple[LinearShape, ...]
     other_bytes: int
     """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
-    costs: StepCosts
+    costs: dict[str, StepCosts]
+    """By number format of the arithmetic: bf16 (which fp16 equals) and fp32."""
     rank: int
     """The rank at which `costs` was measured."""
 
@@ -206,6 +207,8 @@ class MemoryPlan(_Value):
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    settings: PlanSettings | None = None
+    """Everything the estimate was made with, so that it can be made again for another step."""
     reasons: tuple[str, ...] = ()
     """Why each was chosen, in words."""
     changes: tuple[str, ...] = ()

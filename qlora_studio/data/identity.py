@@ -34,7 +34,7 @@ def hash_path(path: Path) -> str:
 def slug(text: str) -> str:
     """A name that every file system takes."""
     made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._") or "data"
-    return f"{made}-set" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", made) else made
+    return f"set-{made}" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", made) else made
 
 
 def size_of(path: Path) -> int:

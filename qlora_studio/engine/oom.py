@@ -6,6 +6,7 @@ Nothing here touches a model; the training loop applies the limits that come out
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ SIGNS: tuple[str, ...] = (
     "cannot allocate memory",  # libc: mmap, fork
     "not enough memory",  # torch on a CPU under Windows
     "unable to allocate",  # numpy
+    "could not create a memory",  # oneDNN on a CPU
     "std::bad_alloc",
     "bad allocation",  # std::bad_alloc under Windows
     "paging file is too small",  # Windows error 1455
@@ -36,6 +38,8 @@ SIGN_PAIRS: tuple[tuple[str, str], ...] = (
     ("unable to find an engine", "execute this computation"),
 )
 """Messages that mean it only where both parts stand together."""
+NO_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
+"""oneDNN on a CPU: no room for a kernel's buffers. With "descriptor" behind it, it means an operation it does not know."""
 CHECKPOINT_STEPS = 4
 """In how many steps the ladder goes from no layer computed twice to all."""
 
@@ -80,6 +84,8 @@ def _says_so(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError | OSError | ValueError):
         return False
     text = str(error).lower()
+    if NO_PRIMITIVE.search(text):
+        return True
     return any(sign in text for sign in SIGNS) or any(first in text and second in text for first, second in SIGN_PAIRS)
 
 

@@ -6,9 +6,9 @@ agree with the allocator within a few percent (docs/memory.md). Sizes are bytes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qlora_studio.core.plan import ModelShape, Moment, PlanSettings, StepCosts
+from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
 from qlora_studio.planner.families import family_of, list_linears, rotary_tables
 
 LOSS_CHUNK = 256
@@ -50,22 +50,27 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     ending = kept + costs.ending * tokens
     moments = [
         StepPeak(round(ending), loss_bytes(shape, settings), 0),
-        StepPeak(round(ending + costs.end.per_token * tokens), 0, costs.end.fixed),
+        _at(ending, costs.end, tokens),
     ]
     for moment in costs.layer:
         if once:
-            moments.append(StepPeak(round(kept + moment.per_token * tokens), 0, moment.fixed))
+            moments.append(_at(kept, moment, tokens))
         if twice:
             first = costs.first_saved_less * tokens if twice == 1 else 0
             again = start + layer + (window if shape.sliding_layers else 0) - first
-            moments.append(StepPeak(round(again + moment.per_token * tokens), 0, moment.fixed))
+            moments.append(_at(again, moment, tokens))
     return max(moments, key=lambda moment: moment.total)
+
+
+def _at(kept: float, moment: Moment, tokens: int) -> StepPeak:
+    """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
+    return StepPeak(round(kept + moment.per_token * tokens) + min(0, moment.fixed), 0, max(0, moment.fixed))
 
 
 def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
     """Costs of one micro-batch: measured for this architecture, or by the formulas of its family."""
     if shape.measured is not None:
-        return shape.measured.costs
+        return _measured_costs(shape, shape.measured, settings)
     e = settings.compute_bytes
     rotary = 2 * e * (shape.rotary_dim or shape.head_dim) * rotary_tables(shape)
     norm = 4 * shape.hidden + 4  # its input in fp32 and one scale
@@ -78,6 +83,17 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
         ending=norm,
         layer=tuple(_layer_moments(shape, settings)),
         end=Moment(per_token=NORM_BACKWARD * shape.hidden),
+    )
+
+
+def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSettings) -> StepCosts:
+    """The dry run's costs at this rank and adapter format; only what comes from the adapter depends on them."""
+    costs = measured.costs["fp32" if settings.compute == "fp32" else "bf16"]
+    per_layer = sum(linear.count for linear in measured.linears) / shape.layers
+    return replace(
+        costs,
+        saved=costs.saved + settings.compute_bytes * (settings.rank - measured.rank) * per_layer,
+        saved_fixed=_adapter_copies(shape, settings) // shape.layers,
     )
 
 

@@ -54,6 +54,7 @@ def make_plan(
         adapter_precision=settings.adapter_precision,
         optimizer=settings.optimizer,
         offload=settings.offload,
+        settings=settings,
         reasons=(why_budget, *_reasons(situation, settings, known_lengths=bool(lengths))) if chosen else (why_budget,),
         changes=() if chosen else find_changes(situation, gpu),
         longest_context=find_longest_context(situation),

@@ -19,6 +19,14 @@ HUB_SECONDS = 5
 """How long the hub may take to answer before the plan goes on without it."""
 GEMMA_PATTERN = 6
 """Every so many layers of Gemma 3 one looks at all tokens."""
+LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier_scale",
+)
+"""Settings with which a model scales or caps its logits behind the head."""
 NAMES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -30,16 +38,21 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 def read_shape(base: str, models_folder: Path) -> ModelShape:
     """The shape of a model folder, of a model under `models_folder`, or of a hub id. Raises StudioError."""
-    for folder in (Path(base).expanduser(), models_folder / base, models_folder / base.replace("/", "--")):
+    config = find_config(base, models_folder)
+    return REFERENCE_SHAPES["SmolLM2-135M"] if config is None else shape_from_file(config, base)
+
+
+def find_config(base: str, models_folder: Path) -> Path | None:
+    """The `config.json` of a model, from the hub where it is not here; None for the demo model before it is fetched."""
+    named = Path(base).expanduser()
+    for folder in (named, models_folder / base, models_folder / base.replace("/", "--")):
         if (folder / "config.json").is_file():
-            return shape_from_file(folder / "config.json", base)
-        if folder.is_dir() and folder.is_absolute() and folder == Path(base).expanduser():
-            raise StudioError(
-                "This folder has no config.json.", "Choose a folder in transformers format.", where=str(folder)
-            )
-    if base == DEMO_BASE:
-        return REFERENCE_SHAPES["SmolLM2-135M"]
-    return shape_from_file(_fetch_config(base), base)
+            return folder / "config.json"
+    if named.is_absolute() and named.is_dir():
+        raise StudioError(
+            "This folder has no config.json.", "Choose a folder in transformers format.", where=str(named)
+        )
+    return None if base == DEMO_BASE else _fetch_config(base)
 
 
 def shape_from_file(path: Path, name: str) -> ModelShape:
@@ -89,6 +102,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
         sliding_window=_sliding_window(inner, family),
         sliding_layers=_count_sliding(inner, family, sizes["layers"]),
         rotary_dim=_rotary_dim(inner),
+        whole_logits=any(inner.get(name) not in (None, 1, 1.0) for name in LOGIT_CHANGES),
         exact=family in FAMILIES and _attends_everywhere(inner),
     )
 

@@ -19,6 +19,8 @@ from qlora_studio.runs.journal import Follower
 
 START_SECONDS = 30
 """How long a worker may take from its start to its first event: only Python itself stands in between."""
+LEAVE_SECONDS = 20
+"""How long a worker may take to give its memory back after its last event."""
 POLL_SECONDS = 0.15
 REMOVED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -111,6 +113,18 @@ def stop(folder: JobFolder) -> None:
     folder.ask("stop")
 
 
+def is_at_work(folder: JobFolder) -> bool:
+    """Whether a worker lives and has not said its last word; one that has is given a moment to leave."""
+    if not folder.worker_lives():
+        return False
+    follower = Follower(folder.events)
+    follower.read()
+    until = time.monotonic() + LEAVE_SECONDS
+    while follower.progress.ended and folder.worker_lives() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return folder.worker_lives()
+
+
 def clear_requests(folder: JobFolder) -> None:
     """Forgets what was asked of an earlier worker."""
     for request in folder.control.glob("*"):
@@ -132,11 +146,11 @@ def end(folder: JobFolder, patience_seconds: float = 30) -> None:
 
 
 def worker_processes(folder: JobFolder) -> list[psutil.Process]:
-    """The processes whose command line is this folder's worker: safe against a process number used again."""
+    """The guard and worker processes of this folder, by command line: safe against a process number used again."""
     command = worker_command(folder)[1:]
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [])[1:] == command:
+        if (process.info["cmdline"] or [])[1 : len(command) + 1] == command:
             found.append(process)
     return found
 

@@ -17,21 +17,34 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Journal
 from qlora_studio.worker.context import Context
+from qlora_studio.worker.guard import guard, inner_command
 
 JOBS = ("train", "evaluate", "export", "chat", "tokenise", "doctor")
 LOCK_SECONDS = 10
+ORPHAN_SECONDS = 300
+"""How long a worker waits for one whose guard was killed: that one ends after the step it is in."""
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when the job finished or was stopped, 1 when it failed, 2 when it could not begin."""
+    """Exit code 0 when the job finished or was stopped, 1 when it failed, 2 when it could not begin.
+
+    The process that is started holds the lock and guards; with `--inner` it is the one that works.
+    """
     os.umask(0o077)
     folder = JobFolder(Path(arguments[1]).resolve())
+    if arguments[2:] == ["--inner"]:
+        with FileLock(folder.path / "inner.lock").acquire(timeout=ORPHAN_SECONDS):
+            return do(folder)
     try:
-        lock = FileLock(folder.lock_file)
-        lock.acquire(timeout=LOCK_SECONDS)
+        with FileLock(folder.lock_file).acquire(timeout=LOCK_SECONDS):
+            return guard(folder, inner_command(folder))
     except Timeout:
         print(f"Another worker holds {folder.lock_file}.", file=sys.stderr)  # noqa: T201 (the log, not a screen)
         return 2
+
+
+def do(folder: JobFolder) -> int:
+    """Does the folder's job in this process, with its journal open and its signals heard."""
     journal = Journal(folder.events)
     context = Context(folder, journal.append)
 
@@ -43,9 +56,7 @@ def main(arguments: list[str]) -> int:
     try:
         last = work(context)
     finally:
-        lock_is_last = journal
-        lock_is_last.close()
-    lock.release()
+        journal.close()
     return 1 if isinstance(last, ev.Failed) else 0
 
 

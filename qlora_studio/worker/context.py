@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ class Context:
 
     folder: JobFolder
     write: Any
+    guard: int = field(default_factory=os.getppid)
+    """The process that holds the folder's lock; without it nobody may go on here."""
     stopped: bool = False
     """A signal asked for a stop."""
     home: Home = field(default_factory=Home.find)
@@ -46,8 +49,8 @@ class Context:
         return TrainConfig.parse(read_json(file), str(file))
 
     def asked(self) -> Literal["", "stop", "save"]:
-        """The request that waits, if any. A `save` is answered once, a `stop` stands."""
-        if self.stopped or (self.folder.control / "stop").exists():
+        """The request that waits, if any. A `save` is answered once, a `stop` stands; so does the end of the guard."""
+        if os.getppid() != self.guard or self.stopped or (self.folder.control / "stop").exists():
             return "stop"
         save = self.folder.control / "save"
         if save.exists():

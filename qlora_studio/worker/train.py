@@ -15,6 +15,7 @@ from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.data.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import newest_checkpoint
+from qlora_studio.engine.oom import Limits, next_lever
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.engine.train import Setup, train
 from qlora_studio.planner.fit import make_plan
@@ -134,9 +135,24 @@ def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_row
     gpus = read_gpus()
     lengths = [len(example.input_ids) for example in train_rows.examples]
     plan = make_plan(config, read_shape(str(base.folder), context.home.models), gpus[0] if gpus else None, lengths)
+    plan = shrink_plan(context, plan, max(lengths))
     write_json(context.folder.path / "plan.json", plan.model_dump(mode="json"))
     context.emit(ev.PlanMade(plan=plan))
     return plan
+
+
+def shrink_plan(context: Context, plan: MemoryPlan, longest: int) -> MemoryPlan:
+    """The plan with as many levers of the out-of-memory ladder pulled as the guard has counted."""
+    file = context.folder.path / "limits.json"
+    limits = Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers)
+    for _ in range(read_json(file)["levers"] if file.exists() else 0):
+        pulled = next_lever(limits, longest)
+        if pulled is None:
+            break
+        limits, words = pulled
+        context.emit(ev.Noted(text=f"With {words}."))
+    changed = {"micro_batch_tokens": limits.micro_batch_tokens, "checkpointed_layers": limits.checkpointed_layers}
+    return plan.model_copy(update=changed)
 
 
 def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: Rows) -> dict[str, Any]:

@@ -22,6 +22,8 @@ FORMS = {
     "rocm": RuntimeError("HIP out of memory. Tried to allocate 256.00 MiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
     "cpu windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."),
+    "onednn": RuntimeError("could not create a primitive"),
+    "onednn memory": RuntimeError("could not create a memory object"),
     "python": MemoryError(),
     "numpy": MemoryError("Unable to allocate 7.45 GiB for an array"),
     "c++": RuntimeError("std::bad_alloc"),
@@ -33,6 +35,7 @@ OTHERS = {
     "disk": OSError(errno.ENOSPC, "No space left on device"),
     "index": IndexError("out of memory"),
     "assert": RuntimeError("CUDA error: device-side assert triggered"),
+    "onednn descriptor": RuntimeError("could not create a primitive descriptor for a matmul primitive"),
     "shared memory": RuntimeError("out of resource: shared memory, Required: 98304, Hardware limit: 65536"),
     "person": StudioError("The model is out of memory of its licence."),
 }
