@@ -1,4 +1,4 @@
-"""The Data page: open rows, see them as conversations and as tokens, import them, choose what the next run learns from."""
+"""The Data page: open rows, see them as conversations and tokens, import them, choose what the next run learns from."""
 
 from __future__ import annotations
 
