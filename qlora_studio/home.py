@@ -68,4 +68,6 @@ def bundled(name: str) -> Path:
     for place in (_PACKAGE.parent / name, _PACKAGE / "bundled" / name):
         if place.is_dir() and (place.parent / "pyproject.toml").exists() | (place.parent.name == "bundled"):
             return place
-    raise StudioError(f"The folder '{name}' of the program is missing.", "Install QLoRA Studio again.", where=str(_PACKAGE))
+    raise StudioError(
+        f"The folder '{name}' of the program is missing.", "Install QLoRA Studio again.", where=str(_PACKAGE)
+    )

@@ -1,4 +1,4 @@
-"""Presets: TOML layers laid over a TrainConfig. Three families that own disjoint fields, so their order cannot matter."""
+"""Presets: TOML layers over a TrainConfig. Three families that own disjoint fields, so that order cannot matter."""
 
 from __future__ import annotations
 
@@ -50,12 +50,16 @@ def read_preset(path: Path, family: str) -> Preset:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudioError(f"This preset is not valid TOML: {error}.", "Mend the file or delete it.", where=str(path)) from None
+        raise StudioError(
+            f"This preset is not valid TOML: {error}.", "Mend the file or delete it.", where=str(path)
+        ) from None
     title, says = values.pop("title", path.stem), values.pop("says", "")
     changes: dict[str, Any] = {}
     for section, fields in values.items():
         if not isinstance(fields, dict):
-            raise StudioError("This belongs under a table such as [lora].", "Move it there.", where=str(path), field=section)
+            raise StudioError(
+                "This belongs under a table such as [lora].", "Move it there.", where=str(path), field=section
+            )
         for name, value in fields.items():
             dotted = f"{section}.{name}"
             if dotted not in OWNED[family]:
@@ -69,13 +73,19 @@ def read_preset(path: Path, family: str) -> Preset:
     try:
         TrainConfig().replace(changes)
     except StudioError as error:
-        raise StudioError(error.problems[0].message, error.hint, where=str(path), field=error.problems[0].field) from None
+        raise StudioError(
+            error.problems[0].message, error.hint, where=str(path), field=error.problems[0].field
+        ) from None
     return Preset(family, path.stem, str(title), str(says), changes, path)
 
 
 def list_presets(family: str, home: Home) -> list[Preset]:
     """All presets of a family by file name; one in `<home>/presets/<family>/` wins over a bundled one of its name."""
-    files = {path.stem: path for folder in (bundled("presets"), home.presets) for path in sorted((folder / family).glob("*.toml"))}
+    files = {
+        path.stem: path
+        for folder in (bundled("presets"), home.presets)
+        for path in sorted((folder / family).glob("*.toml"))
+    }
     return [read_preset(files[name], family) for name in sorted(files, key=_natural)]
 
 

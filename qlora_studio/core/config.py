@@ -68,7 +68,9 @@ class LoraSettings(Section):
 
     rank: int = Field(16, ge=1, le=1024, description="Size of the adapter: more learns more and needs more memory.")
     alpha: int = Field(32, ge=1, le=4096, description="Strength of the adapter; twice the rank is a good start.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs left out at random, against overfitting.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of adapter inputs left out at random, against overfitting."
+    )
     use_rslora: bool = Field(False, description="Scale by the root of the rank (rsLoRA); steadier at high ranks.")
 
 
@@ -78,7 +80,9 @@ class OptimConfig(Section):
     optimizer: Literal["adamw_8bit", "adamw"] = Field(
         "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Size of a step; too high forgets, too low learns nothing.")
+    learning_rate: float = Field(
+        2e-4, gt=0, le=1, description="Size of a step; too high forgets, too low learns nothing."
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the adapter towards zero.")
@@ -113,7 +117,9 @@ class MemoryConfig(Section):
 class EvaluationConfig(Section):
     """How the result is measured while it forms."""
 
-    every_steps: int | None = Field(None, ge=1, description="Measure the held-out loss every so many steps; empty: five times.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Measure the held-out loss every so many steps; empty: five times."
+    )
     before: bool = Field(True, description="Measure the held-out loss before the first step as well.")
 
 
@@ -175,7 +181,12 @@ class TrainConfig(Section):
         names = [source.name for source in self.data.sources]
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(
-                Problem(f"The data set '{name}' is listed twice.", "List it once and raise its weight.", where, "data.sources")
+                Problem(
+                    f"The data set '{name}' is listed twice.",
+                    "List it once and raise its weight.",
+                    where,
+                    "data.sources",
+                )
             )
         return problems
 

@@ -64,6 +64,13 @@ class ProbeMeasured(Event):
     measured_bytes: int
 
 
+class Resumed(Event):
+    """The run goes on from a checkpoint; what was logged after its step is computed again."""
+
+    tag = "resumed"
+    step: int
+
+
 class StepLogged(Event):
     """One optimizer step. `loss` is the mean over the trained tokens of the whole accumulated batch, in nats."""
 
@@ -84,7 +91,7 @@ class StepLogged(Event):
 
 
 class EvaluationLogged(Event):
-    """Held-out loss: a sum over all trained tokens of the set divided by their number, so any batch size gives the same."""
+    """Held-out loss: the sum over all trained tokens by their number: any batch size gives the same."""
 
     tag = "evaluation"
     step: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -53,8 +54,115 @@ class ModelShape(_Value):
     tied_embeddings: bool
     max_positions: int
     qk_norm: bool = False
+    attention_bias: bool = False
+    """Whether the query, key and value projections have a bias."""
+    output_bias: bool = False
+    """Whether the attention's output projection has a bias."""
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    """Tokens that a local layer looks back; rows as long as that need a mask."""
+    sliding_layers: int = 0
+    """How many layers are local."""
+    whole_logits: bool = False
+    """Whether the model scales or caps its logits, so that its loss cannot be computed a chunk at a time."""
+    rotary_dim: int | None = None
+    """How much of a head is rotated, where it is not all of it."""
     exact: bool = True
-    """Whether the formulas know this family; if not, a dry run supplies the activation constants."""
+    """Whether the formulas know this family; if not, a dry run supplies what they would."""
+    config_hash: str = ""
+    """Hash of the `config.json` it was read from; empty for a shape that was written down."""
+    measured: MeasuredShape | None = None
+    """What a dry run found, where there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """One kind of linear layer that is kept in four bits and gets an adapter, and how often the model has it."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Numbers in one such matrix."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of the backward pass: what it needs on top of everything that is kept."""
+
+    per_token: float
+    """Bytes per token of the micro-batch."""
+    fixed: int = 0
+    """Bytes whatever the number of tokens, such as one weight matrix taken out of its four bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What forward and backward hold, apart from the loss: bytes per token of the micro-batch, and fixed bytes."""
+
+    boundary: float
+    """A layer's input: all that stays of a layer that is computed twice."""
+    saved: float
+    """Kept from forward to backward by a layer that is computed once."""
+    saved_fixed: int
+    """Kept by such a layer whatever the number of tokens: its adapter's weights in the compute format."""
+    first_saved_less: float
+    """What the first layer keeps less than the others, because nothing before it is trained."""
+    around: float
+    """Kept once for the whole model: positions, ids, labels."""
+    ending: float
+    """Kept by what follows the last layer, until the backward pass has gone through it."""
+    layer: tuple[Moment, ...]
+    """The worst moments of a layer's backward pass, on top of what is kept."""
+    end: Moment
+    """The worst moment of the backward pass through what follows the last layer."""
+
+
+class MeasuredShape(_Value):
+    """What a dry run found out about an architecture that no formula knows."""
+
+    linears: tuple[LinearShape, ...]
+    other_bytes: int
+    """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
+    costs: dict[str, StepCosts]
+    """By number format of the arithmetic: bf16 (which fp16 equals) and fp32."""
+    rank: int
+    """The rank at which `costs` was measured."""
+
+
+class PlanSettings(_Value):
+    """What the size of a training step depends on, apart from the model."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    compute: Literal["bf16", "fp16", "fp32"] = "bf16"
+    rank: int = 16
+    micro_batch_tokens: int = 2048
+    """Rows times padded length computed at once."""
+    row_tokens: int | None = None
+    """Padded length of the longest row; empty: one row fills the micro-batch."""
+    trained_tokens: int | None = None
+    """Positions of the micro-batch that carry a loss; empty: all of them."""
+    checkpointed_layers: int = 0
+    adapter_precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: str = "adamw_8bit"
+    offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    correction: float = 1.0
+    """What earlier runs on this machine took of activations, loss and workspace, as a share of what was planned."""
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one number in the compute format."""
+        return 4 if self.compute == "fp32" else 2
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of one number of the adapter."""
+        return 4 if self.adapter_precision == "fp32" else 2
 
 
 class MemoryPart(_Value):
@@ -76,6 +184,11 @@ class MemoryEstimate(_Value):
     def total_bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
+    @property
+    def allocator_bytes(self) -> int:
+        """What the allocator hands out at the peak: the bill without context and slack."""
+        return sum(part.bytes for part in self.parts if part.key not in ("context", "slack"))
+
     def part_bytes(self, key: str) -> int:
         """Bytes of one item; 0 where the bill has no such item."""
         return sum(part.bytes for part in self.parts if part.key == key)
@@ -94,6 +207,8 @@ class MemoryPlan(_Value):
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    settings: PlanSettings | None = None
+    """Everything the estimate was made with, so that it can be made again for another step."""
     reasons: tuple[str, ...] = ()
     """Why each was chosen, in words."""
     changes: tuple[str, ...] = ()

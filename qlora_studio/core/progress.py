@@ -72,6 +72,13 @@ def advance(state: Progress, event: ev.Event) -> Progress:
             return replace(state, plan=event.plan)
         case ev.ProbeMeasured():
             return replace(state, probe=event)
+        case ev.Resumed():
+            return replace(
+                state,
+                step=event.step,
+                losses=tuple(point for point in state.losses if point[0] <= event.step),
+                evaluations=tuple(point for point in state.evaluations if point[0] <= event.step),
+            )
         case ev.StepLogged():
             return replace(
                 state,

@@ -1,0 +1,247 @@
+"""The plan against a card: predicted and measured under 8, 12, 16 and 24 GB, and a run forced out of memory.
+
+    python benchmarks/gpu_memory.py [--models NAME ...] [--caps GIB ...] [--folder SCRATCH]
+
+For each model (random weights of the real shape, written into SCRATCH first: 2 bytes a weight) and each cap: plans for a
+card of that size, caps the allocator at the plan's budget, takes two whole optimizer steps of the planned micro-batch and
+compares the bill with the allocator's peak and with what the driver says the process holds. Then, for each model, a
+training whose plan is far too large for the memory it is left with: it has to finish with every step and the same losses
+as the run that had room. Each measurement is a process of its own. Prints Markdown tables; exit code 2 without a card.
+
+`--rehearse` runs the same code on the processor with the small model. The cap is then the process's address space, and
+no figure of it says anything about a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("USE_HUB_KERNELS", "0")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.example import Example
+from qlora_studio.core.plan import MIB, MemoryPlan
+from qlora_studio.engine import load, memory
+from qlora_studio.engine.copies import write_random_model
+from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.engine.train import Setup, make_optimizer, train
+from qlora_studio.planner.estimate import estimate
+from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from qlora_studio.planner.tables import imagine_card
+
+MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Llama-3.1-8B")
+CAPS_GIB = (8, 12, 16, 24)
+ROW = 1024
+STEPS = 4
+ROOM = 0.5
+"""Share of what the planned step needs beyond weights and adapter that the forced run is left with."""
+LOSS_TOLERANCE = 2e-3
+"""Largest relative difference of a loss in bf16 when the same rows are cut into other micro-batches."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(REFERENCE_SHAPES))
+    parser.add_argument("--caps", nargs="+", type=int, default=list(CAPS_GIB), help="card sizes in GiB")
+    parser.add_argument("--folder", type=Path, help="where the random models are written; a temporary one without it")
+    parser.add_argument("--rehearse", action="store_true", help="run on the processor with the small model")
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "MODEL", "CAP"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        kind, model, cap = arguments.one
+        work = {"plan": measure_plan, "roomy": run_with_room, "forced": run_without_room}[kind]
+        print(json.dumps(work(arguments.folder / model, model, int(cap))))
+        return 0
+    if arguments.rehearse:
+        arguments.models, arguments.caps = ["SmolLM2-135M"], [6]
+    elif not torch.cuda.is_available():
+        print("This computer has no CUDA card: the benchmark has not been run.")
+        return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        for model in arguments.models:
+            if not (folder / model / "config.json").is_file():
+                print(f"writing {model}", file=sys.stderr)
+                write_random_model(REFERENCE_SHAPES[model], folder / model)
+        where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "processor (rehearsal)"
+        print(f"{datetime.date.today()}, {where}, torch {torch.__version__}, rank 16, rows of {ROW} tokens\n")
+        print_plans(folder, arguments.models, arguments.caps)
+        print_forced(folder, arguments.models, min(arguments.caps))
+    return 0
+
+
+def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
+    print("| model | card GB | tokens at once | layers twice | predicted MiB | allocated | error | reserved | driver |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for model in models:
+        for cap in caps:
+            found = in_process(folder, "plan", model, cap)
+            if "says" in found:
+                print(f"| {model} | {cap} | {found['says']} | | | | | | |", flush=True)
+                continue
+            predicted, allocated = found["predicted"], found["allocated"]
+            print(
+                f"| {model} | {cap} | {found['tokens']} | {found['twice']} | {predicted / MIB:.0f} | "
+                f"{allocated / MIB:.0f} | {predicted / allocated - 1:+.1%} | {found['reserved'] / MIB:.0f} | "
+                f"{found['driver'] / MIB:.0f} |",
+                flush=True,
+            )
+
+
+def print_forced(folder: Path, models: list[str], cap: int) -> None:
+    print("\nForced out of memory: the same run with room and without.\n")
+    print("| model | steps | retried smaller | first lever | largest relative difference of a loss | finished alike |")
+    print("|---|---|---|---|---|---|")
+    for model in models:
+        roomy, forced = (in_process(folder, kind, model, cap) for kind in ("roomy", "forced"))
+        if "says" in roomy or "says" in forced:
+            print(f"| {model} | {roomy.get('says') or forced['says']} | | | | |", flush=True)
+            continue
+        pairs = zip(roomy["losses"], forced["losses"], strict=False)
+        difference = max(abs(one - other) / one for one, other in pairs)
+        alike = len(roomy["losses"]) == len(forced["losses"]) and difference < LOSS_TOLERANCE and forced["levers"]
+        levers = forced["levers"] or ["none"]
+        print(
+            f"| {model} | {len(forced['losses'])} of {len(roomy['losses'])} | {len(forced['levers'])} | {levers[0]} | "
+            f"{difference:.1e} | {'yes' if alike else 'NO'} |",
+            flush=True,
+        )
+
+
+def in_process(folder: Path, kind: str, model: str, cap: int) -> dict[str, Any]:
+    """One measurement in a process of its own; `says` where it failed."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--one", kind, model, str(cap)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"says": f"exit {done.returncode}: {last[:200]}"}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryPlan]:
+    """The plan for a card of this size; on the processor for the same amount of memory."""
+    values = {"data.max_tokens": ROW, "evaluation.before": False, "memory.budget_gib": None, **changes}
+    if not torch.cuda.is_available():
+        values |= {"memory.budget_gib": float(cap), "data.max_tokens": 256}
+    config = TrainConfig().replace(values)
+    return config, make_plan(config, REFERENCE_SHAPES[model], imagine_card(cap) if torch.cuda.is_available() else None)
+
+
+def load_for(folder: Path, plan: MemoryPlan) -> Any:
+    memory.prepare_allocator()
+    device = load.choose_device(plan.settings.compute if plan.settings else "auto")
+    base = load.load_base(folder, device)
+    return load.attach_adapter(base, TrainConfig().lora, load.DTYPES[plan.adapter_precision], seed=0)
+
+
+def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
+    """Two optimizer steps as planned under the cap, and what they took."""
+    config, plan = plan_for(model, cap)
+    if not plan.fits:
+        return {"says": f"does not fit: {plan.changes[0]}"}
+    memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
+    network = load_for(folder, plan).train()
+    loss_function = LossFunction(network)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, config, plan.optimizer)
+    checkpoint_layers(network, plan.checkpointed_layers)
+    row = config.data.max_tokens
+    rows = plan.micro_batch_tokens // row
+    ids = torch.arange(rows * row, device=loss_function.head.device).remainder(30_000).view(rows, row)
+    memory.reset_peak()
+    for _ in range(2):
+        (loss_function(ids, ids) / ids.numel()).backward()
+        (loss_function(ids, ids) / ids.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    held = [process.used_bytes for card in read_gpus() for process in card.processes if process.pid == os.getpid()]
+    cuda = torch.cuda.is_available()
+    settings = plan.settings
+    assert settings is not None
+    done = settings.model_copy(update={"micro_batch_tokens": ids.numel(), "trained_tokens": rows * (row - 1)})
+    bill = estimate(REFERENCE_SHAPES[model], done)
+    return {
+        "tokens": ids.numel(),
+        "twice": plan.checkpointed_layers,
+        "predicted": bill.allocator_bytes if cuda else bill.total_bytes,
+        "allocated": memory.peak_bytes(),
+        "reserved": torch.cuda.max_memory_reserved() if cuda else 0,
+        "driver": (held[0] or 0) if held else 0,
+    }
+
+
+def run_with_room(folder: Path, model: str, cap: int) -> dict[str, Any]:
+    """A short training with all the memory there is."""
+    return run_training(folder, model, cap, forced=False)
+
+
+def run_without_room(folder: Path, model: str, cap: int) -> dict[str, Any]:
+    """The same training with room for half of its planned step."""
+    return run_training(folder, model, cap, forced=True)
+
+
+def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[str, Any]:
+    row = ROW if torch.cuda.is_available() else 256
+    config, plan = plan_for(
+        model,
+        cap,
+        **{
+            "optim.max_steps": STEPS,
+            "optim.batch_tokens": 4 * row,
+            "memory.micro_batch_tokens": 4 * row,
+            "memory.checkpointing": "none",
+        },
+    )
+    network = load_for(folder, plan)
+    settings = plan.settings
+    assert settings is not None
+    if forced:
+        moving = sum(plan.estimate.part_bytes(key) for key in ("activations", "loss", "workspace"))
+        static = plan.estimate.part_bytes("gradients") + plan.estimate.part_bytes("optimizer")
+        leave(static + round(ROOM * moving))
+    lengths = [row - 37 * (index % 5) for index in range(4 * STEPS)]
+    ids = torch.randint(0, 30_000, (row,), generator=torch.Generator().manual_seed(0)).tolist()
+    examples = [Example(tuple(ids[-length:]), ((length // 4, length),)) for length in lengths]
+    events: list[ev.Event] = []
+    with tempfile.TemporaryDirectory() as run:
+        train(Setup(config, plan, network, examples, [], Path(run), model), events.append, lambda: "")
+    return {
+        "losses": [event.loss for event in events if isinstance(event, ev.StepLogged)],
+        "levers": [event.lever for event in events if isinstance(event, ev.StepRetriedSmaller)],
+    }
+
+
+def leave(room_bytes: int) -> None:
+    """Makes an error of every allocation beyond what is held now and this much more."""
+    if torch.cuda.is_available():
+        memory.cap(torch.cuda.memory_reserved() + room_bytes)
+        return
+    import resource
+
+    import psutil
+
+    limit = psutil.Process().memory_info().vms + room_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

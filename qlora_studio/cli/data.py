@@ -1,0 +1,162 @@
+"""`qlora-studio data`: look at a file before it is trained on, import it, list what is there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qlora_studio.cli import options as op
+from qlora_studio.cli.jobs import follow
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.errors import StudioError
+from qlora_studio.studio import HubChoice, Studio
+
+app = typer.Typer(help="Look at data, import it, list what is there.", no_args_is_help=True)
+SHOWN_PROBLEMS = 10
+
+
+@app.command("inspect")
+def inspect(
+    file: Annotated[str, typer.Argument(help="A data file.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Show the exact tokens this model would be trained on.")
+    ] = None,
+    format: op.Format = None,
+    column: op.Column = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="Rows to show.")] = 3,
+    max_tokens: op.MaxTokens = None,
+    set: op.Set = None,
+) -> None:
+    """Show what a file holds: its format and why, rows as conversations, and every row that cannot be read.
+
+    With --model also the rendered text with its trained tokens, the lengths, and what the limit costs. Writes nothing
+    into your data sets. Exit code 2 where any row cannot be read.
+    """
+    studio, console = Studio(), Console()
+    columns = op.parse_columns(column)
+    looked = studio.inspect(file, format=format or "auto", columns=columns, rows=rows)
+    if looked.guess.format:
+        console.print(
+            f"Format: [bold]{looked.guess.format}[/], {looked.guess.confidence:.0%} sure: {looked.guess.reason}"
+        )
+    for conversation in looked.conversations:
+        show_conversation(console, conversation)
+    if looked.problems:
+        raise StudioError.of(looked.problems[:SHOWN_PROBLEMS])
+    if model is not None:
+        changes: dict[str, Any] = {
+            "model.base": model,
+            "data.max_tokens": max_tokens,
+            "data.format": format,
+            "data.columns": columns or None,
+        }
+        config = op.build_config(studio, None, None, changes, set)
+        show_tokens(console, studio, file, config, rows)
+
+
+def show_conversation(console: Console, conversation: Conversation) -> None:
+    console.rule(f"[dim]{escape(str(conversation.source))}[/]", align="left")
+    for turn in conversation.turns:
+        console.print(Text(f"{turn.role}: ", style="bold").append(turn.content, style="not bold"))
+        for call in turn.tool_calls:
+            console.print(Text(f"  calls {call.name}({call.arguments})"))
+    for turn in conversation.rejected:
+        console.print(Text("rejected: ", style="bold").append(turn.content, style="not bold"))
+    if conversation.text is not None:
+        console.print(Text(conversation.text))
+    for segment in conversation.segments:
+        console.print(Text(("trained: " if segment.train else "context: ") + segment.text))
+    if conversation.extra:
+        console.print(Text(f"kept beside it, not trained: {', '.join(conversation.extra)}", style="dim"))
+
+
+def show_tokens(console: Console, studio: Studio, file: str, config: TrainConfig, rows: int) -> None:
+    """The token view: trained text is underlined and in brackets, so that it shows without colour as well."""
+    job = studio.tokenise_file(file, config, rows)
+    state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    result = state.result
+    for preview in result["previews"]:
+        console.rule(
+            f"[dim]{escape(preview['source'])}, {preview['tokens']} tokens, {preview['trained']} trained[/]",
+            align="left",
+        )
+        text = Text()
+        for piece in preview["pieces"]:
+            text.append(
+                f"⟦{piece['text']}⟧" if piece["trained"] else piece["text"],
+                style="underline green" if piece["trained"] else "dim",
+            )
+        console.print(text)
+    share = result["trained_tokens"] / max(1, result["tokens"])
+    console.rule(align="left")
+    console.print(
+        f"{result['rows']} rows to train and {result['held_out_rows']} held out; "
+        f"{result['tokens']} tokens, {share:.0%} of them trained; "
+        f"median {result['median']}, longest {result['longest']}."
+    )
+    console.print(
+        f"Limit {result['limit']}: {result['too_long']} rows are longer, {result['dropped']} left out, "
+        f"{result['cut']} cut; {result['refused']} rows cannot be trained. "
+        f"Batches of eight as they come would be {result['padding_share']:.0%} padding."
+    )
+    most = max((entry["rows"] for entry in result["histogram"]), default=1)
+    for entry in result["histogram"]:
+        mark = " ← limit" if entry["from"] <= result["limit"] <= entry["to"] else ""
+        console.print(
+            f"{entry['from']:>7} {'█' * round(40 * entry['rows'] / most)} {entry['rows']}{mark}", highlight=False
+        )
+    for finding in result["findings"]:
+        console.print(
+            f"[bold]{finding['severity']}[/] {finding['name']} · {finding['count']}: "
+            f"{escape(finding['message'])} {escape(finding['hint'])}"
+        )
+        for example in finding["examples"]:
+            console.print(f"    {escape(example)}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A file, a folder, or the id of a hub data set such as owner/name.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the set; empty takes the file's.")] = "",
+    format: op.Format = None,
+    column: op.Column = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot be read.")] = False,
+    eval_file: Annotated[str, typer.Option("--eval-file", help="Rows to measure with, instead of a share.")] = "",
+    drop_overlap: Annotated[
+        bool, typer.Option("--drop-overlap", help="Leave out rows whose prompt stands in the evaluation file.")
+    ] = False,
+    subset: Annotated[str | None, typer.Option("--subset", help="Part of a hub data set.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a hub data set.")] = "train",
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit of a hub set; empty pins one.")] = None,
+) -> None:
+    """Import rows into your data sets. Every row comes in whole, or the import is refused with file and line."""
+    choices: dict[str, Any] = {"name": name, "format": format or "auto", "columns": op.parse_columns(column)}
+    if eval_file or drop_overlap:
+        choices |= {"eval_file": eval_file, "drop_overlap": drop_overlap}
+    report = Studio().import_data(source, hub=HubChoice(subset, split, revision), skip_bad=skip_bad, **choices)
+    print(f"{report.name}: {report.rows} rows as {report.format}" + (", already there" if report.unchanged else ""))
+    if report.skipped:
+        print(f"{report.skipped} rows were left out:")
+        for problem in report.problems:
+            print(f"  {problem}")
+    for field, count in report.extra_fields.items():
+        print(f"Column '{field}' ({count} rows) is kept beside the rows and not trained.")
+
+
+@app.command("list")
+def list_sets() -> None:
+    """All imported data sets."""
+    reports = Studio().datasets()
+    if not reports:
+        print("There are no data sets yet. `qlora-studio data import FILE` makes one.")
+        return
+    table = Table("Data set", "Rows", "Format", "From", box=None, pad_edge=False)
+    for report in reports:
+        table.add_row(report.name, str(report.rows), report.format, report.source_file)
+    Console().print(table)

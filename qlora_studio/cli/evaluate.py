@@ -1,0 +1,55 @@
+"""`qlora-studio evaluate`: what the training changed, in numbers and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from qlora_studio.cli.jobs import follow
+from qlora_studio.core.chat import Sampling
+from qlora_studio.core.errors import StudioError
+from qlora_studio.studio import Studio
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="A text file with one prompt a line, answered by both.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 128,
+) -> None:
+    """Held-out loss and answers of base and tuned model, on the same rows with the same seed."""
+    studio, console = Studio(), Console()
+    lines = read_prompts(prompts)
+    job = studio.evaluate(run, lines, Sampling(max_new_tokens=max_new_tokens))
+    state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    for sample in state.samples:
+        console.print(f"[bold]{sample.side}[/] · {escape(sample.prompt)}\n{escape(sample.answer)}\n")
+    base, tuned = state.result.get("base_loss"), state.result.get("tuned_loss")
+    if base is not None and tuned is not None:
+        console.print(
+            f"Held-out loss: base {base:.4f}, tuned {tuned:.4f} ({tuned - base:+.4f}) over {state.result['rows']} rows."
+        )
+
+
+def read_prompts(file: str | None) -> list[str]:
+    """The non-empty lines of a text file."""
+    if file is None:
+        return []
+    path = Path(file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudioError(
+            f"The prompts cannot be read: {getattr(error, 'strerror', None) or 'they are not UTF-8'}.",
+            "Give a text file.",
+            where=file,
+        ) from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise StudioError("This file holds no prompts.", "Write one prompt a line.", where=file)
+    return prompts

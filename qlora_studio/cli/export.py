@@ -1,0 +1,60 @@
+"""`qlora-studio export`: the adapter or the merged model, in a folder of yours."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from qlora_studio.cli.evaluate import read_prompts
+from qlora_studio.cli.jobs import follow
+from qlora_studio.cli.show import gib
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.progress import Progress
+from qlora_studio.studio import ExportWhat, MergeKind, Studio
+
+CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    to: Annotated[str, typer.Option("--to", help="A new or empty folder.")],
+    what: Annotated[
+        str, typer.Option("--what", help="merged: a whole model; adapter: the small part on top of the base.")
+    ] = "merged",
+    merge: Annotated[
+        str,
+        typer.Option(
+            "--merge",
+            help="original: into the base's own weights; as-chatted: into the 4-bit rounded ones you chatted with.",
+        ),
+    ] = "original",
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="A text file with one prompt a line for the check.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the merged model with what you chatted with.")
+    ] = True,
+) -> None:
+    """Write the adapter or the merged model, checked against what you chatted with."""
+    whats: dict[str, ExportWhat] = {"adapter": "adapter", "merged": "merged"}
+    kinds: dict[str, MergeKind] = {"original": "original", "as-chatted": "as_chatted"}
+    if what not in whats:
+        raise StudioError(f"'{what}' cannot be exported.", "Choose merged or adapter.", field="--what")
+    if merge not in kinds:
+        raise StudioError(f"There is no merge '{merge}'.", "Choose original or as-chatted.", field="--merge")
+    studio, console = Studio(), Console()
+    asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and what == "merged" else []
+    job = studio.export(run, whats[what], to, kinds[merge], asked)
+    show_export(console, follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job)))
+
+
+def show_export(console: Console, state: Progress) -> None:
+    for done in state.checks:
+        console.print(
+            f"Check ({done.what}): {done.identical_answers} of {done.answers} answers identical to the chat's, "
+            f"same next token at {done.same_top1:.1%} of positions, KL {done.kl:.4f} nats."
+        )
+    for exported in state.exported:
+        console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")

@@ -1,0 +1,77 @@
+"""The flags that describe a run. Their help is that of the TrainConfig fields; `--set` reaches every other field."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from qlora_studio.core import config as cf
+from qlora_studio.core.errors import StudioError
+from qlora_studio.studio import Studio
+
+
+def help_of(section: type[cf.Section], field: str) -> str:
+    return section.model_fields[field].description or ""
+
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help=help_of(cf.ModelConfig, "base"))]
+Rank = Annotated[str | None, typer.Option("--rank", "-r", help="Rank preset (light, balanced, strong) or a number.")]
+Memory = Annotated[str | None, typer.Option("--memory", help="Memory preset (6gb … 24gb, cpu) or a budget in GiB.")]
+Format = Annotated[str | None, typer.Option("--format", "-f", help=help_of(cf.DataConfig, "format"))]
+Column = Annotated[list[str] | None, typer.Option("--column", help=help_of(cf.DataConfig, "columns"))]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help=help_of(cf.DataConfig, "max_tokens"))]
+Epochs = Annotated[float | None, typer.Option("--epochs", help=help_of(cf.OptimConfig, "epochs"))]
+Seed = Annotated[int | None, typer.Option("--seed", help=help_of(cf.OptimConfig, "seed"))]
+Name = Annotated[str | None, typer.Option("--name", help=help_of(cf.SavingConfig, "name"))]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting: --set optim.learning_rate=1e-4")]
+
+
+def build_config(
+    studio: Studio, rank: str | None, memory: str | None, changes: dict[str, Any], settings: list[str] | None
+) -> cf.TrainConfig:
+    """Presets first, then flags, then `--set`: the later wins. Flags that were not given change nothing."""
+    config = cf.TrainConfig()
+    names: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    if rank is not None:
+        if rank.isdigit():
+            extra |= {"lora.rank": int(rank), "lora.alpha": 2 * int(rank)}
+        else:
+            names["rank"] = rank
+    if memory is None:
+        memory = None if studio.gpus() else "cpu"
+    if memory is not None:
+        if memory.replace(".", "", 1).isdigit():
+            extra["memory.budget_gib"] = float(memory)
+        else:
+            names["memory"] = memory
+    config = studio.with_presets(config, names)
+    extra |= {field: value for field, value in changes.items() if value is not None}
+    extra |= dict(parse_setting(text) for text in settings or [])
+    return config.replace(extra)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`lora.rank=8` as a dotted field and its value; the value is JSON where it can be, else text."""
+    field, sign, value = text.partition("=")
+    if not sign or "." not in field:
+        raise StudioError(f"'{text}' is not a setting.", "Write it as section.field=value, such as lora.rank=8.")
+    try:
+        return field.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return field.strip(), value
+
+
+def parse_columns(pairs: list[str] | None) -> dict[str, str]:
+    """`instruction=question` pairs as a mapping from part to the file's column."""
+    columns = {}
+    for pair in pairs or []:
+        part, sign, column = pair.partition("=")
+        if not sign or not part or not column:
+            raise StudioError(
+                f"'{pair}' does not map a column.", "Write it as part=column, such as instruction=question."
+            )
+        columns[part] = column
+    return columns

@@ -1,0 +1,86 @@
+"""`qlora-studio runs`: the history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qlora_studio.cli.jobs import follow
+from qlora_studio.cli.show import clock, gib, show_plan, when
+from qlora_studio.studio import Studio
+
+app = typer.Typer(help="List past and present runs, and look at one.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_runs() -> None:
+    """All runs, newest first."""
+    runs = Studio().runs()
+    if not runs:
+        print("There are no runs yet. `qlora-studio demo` makes one.")
+        return
+    table = Table(
+        "Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", box=None, pad_edge=False
+    )
+    for run in runs:
+        progress = run.progress
+        table.add_row(
+            run.name,
+            run.config.model.base.rpartition("/")[2],
+            str(run.config.lora.rank),
+            run.state,
+            f"{progress.step}/{progress.total_steps}",
+            f"{progress.last.loss:.3f}" if progress.last else "–",
+            f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–",
+            clock(run.seconds),
+            when(run.created),
+        )
+    Console().print(table)
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """One run: settings, plan beside measurement, losses, what happened."""
+    console, run = Console(), Studio().run(name)
+    progress = run.progress
+    console.print(f"[bold]{run.name}[/]  {run.state}  begun {when(run.created)}, {clock(run.seconds)}")
+    for section, fields in run.config.model_dump(mode="json").items():
+        console.print(
+            f"[dim]{section}:[/] " + ", ".join(f"{key} {value}" for key, value in fields.items()), highlight=False
+        )
+    if progress.plan:
+        show_plan(console, progress.plan)
+    if progress.probe:
+        console.print(
+            f"Planned {gib(progress.probe.predicted_bytes)}, largest step measured "
+            f"{gib(progress.probe.measured_bytes)}, peak of the run {gib(progress.peak_bytes)}."
+        )
+    if progress.base_loss is not None:
+        console.print(f"Held-out loss of the base: {progress.base_loss:.4f}")
+    for step, loss in progress.evaluations:
+        console.print(f"Held-out loss at step {step}: {loss:.4f}")
+    for retry in progress.retries:
+        console.print(f"Step {retry.step} ran out of memory and was computed again with {retry.lever}.")
+    if progress.message:
+        console.print(f"[red]{progress.message}[/] {progress.hint}")
+    if run.has_adapter:
+        console.print(f"Adapter: {run.folder / 'adapter'}")
+
+
+@app.command("resume")
+def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """Go on with a run that was stopped, failed or interrupted, from its newest checkpoint."""
+    studio, console = Studio(), Console()
+    studio.resume(name)
+    state = follow(console, lambda: studio.watch(name), lambda: studio.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}.")
+
+
+@app.command("stop")
+def stop(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+    """Ask a run to stop after its current step, with its adapter saved."""
+    Studio().stop(name)
+    print(f"{name} stops after this step.")

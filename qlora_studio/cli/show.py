@@ -1,0 +1,118 @@
+"""How values look in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.plan import GIB, MemoryPlan
+from qlora_studio.core.progress import Progress as State
+from qlora_studio.core.progress import advance
+
+
+def gib(size: int) -> str:
+    """`7.43 GiB`, or MiB below one."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def clock(seconds: float | None) -> str:
+    """`1 h 02 m`, `3 m 05 s`, `42 s`; a dash where nothing is known."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    return f"{whole // 60} m {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def show_plan(console: Console, plan: MemoryPlan) -> None:
+    """The bill, the settings and their reasons."""
+    table = Table("Part", "Memory", "From", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for part in plan.estimate.parts:
+        table.add_row(part.label, gib(part.bytes), f"[dim]{part.says}[/]")
+    table.add_section()
+    table.add_row("[bold]Together", f"[bold]{gib(plan.estimate.total_bytes)}", f"of {gib(plan.budget_bytes)}")
+    console.print(table)
+    if plan.fits:
+        console.print(f"[green]It fits[/], {gib(plan.spare_bytes)} to spare.")
+    else:
+        console.print(f"[red]It does not fit[/]: {gib(-plan.spare_bytes)} too much.")
+    for reason in plan.reasons:
+        console.print(f"  · {reason}")
+    for change in plan.changes:
+        console.print(f"  → {change}")
+    if plan.longest_context:
+        console.print(f"Longest row that would fit: {plan.longest_context} tokens; largest rank: {plan.largest_rank}.")
+
+
+class Watcher:
+    """Shows a job's events as they come: a bar with loss, speed, memory and time left, and a line for each fact."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.state = State()
+        self.said = 0
+
+    def follow(self, events: Iterable[ev.Event]) -> State:
+        """Shows events until the last; returns the state after it. What an earlier call said is not said again."""
+        self.state = State()
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[facts]}"))
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("starting", total=None, facts="")
+            for number, event in enumerate(events, 1):
+                self.state = advance(self.state, event)
+                if number > self.said:
+                    self._say(event)
+                    self.said = number
+                share = self.state.share
+                bar.update(
+                    task,
+                    description=self.state.phase or "starting",
+                    total=1.0 if share else None,
+                    completed=share,
+                    facts=facts(self.state),
+                )
+        return self.state
+
+    def _say(self, event: ev.Event) -> None:
+        say = self.console.print
+        match event:
+            case ev.Noted():
+                say(f"[dim]{event.text}[/]")
+            case ev.PlanMade():
+                fits = "fits" if event.plan.fits else "does not fit"
+                say(f"[dim]Plan: {gib(event.plan.estimate.total_bytes)} of {gib(event.plan.budget_bytes)}, {fits}.[/]")
+            case ev.ProbeMeasured():
+                say(
+                    f"[dim]Largest step: {gib(event.measured_bytes)} measured, {gib(event.predicted_bytes)} planned.[/]"
+                )
+            case ev.EvaluationLogged():
+                who = "with the adapter" if event.adapter else "of the base"
+                say(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")
+            case ev.StepRetriedSmaller():
+                say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.lever}.[/]")
+            case ev.UpdateSkipped():
+                say(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
+            case ev.StepLogged() if not self.console.is_terminal:
+                say(f"step {event.step}/{event.total_steps}  {facts(self.state)}")
+
+
+def facts(state: State) -> str:
+    """Loss, speed, memory and time left, as far as they are known."""
+    step = state.last
+    if step is None or state.phase != "training":
+        return f"{state.done}/{state.total} {state.unit}" if state.total and state.unit != "bytes" else ""
+    return (
+        f"{step.step}/{step.total_steps}  loss {step.loss:.3f}  {step.tokens_per_second:,.0f} tok/s  "
+        f"peak {gib(step.peak_bytes)}  {clock(step.seconds_left)} left"
+    )
+
+
+def when(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))

@@ -1,0 +1,142 @@
+"""What only torch can tell about the machine: its build, the 4-bit kernels, number formats, attention, Triton."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from qlora_studio.core.doctor import Check
+from qlora_studio.engine.load import choose_device
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
+TOLERANCE = 0.05
+"""Largest difference of a 4-bit product from the same product with the weights taken out of their four bits."""
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "plain": SDPBackend.MATH,
+}
+
+
+def check_engine(cards: int) -> list[Check]:
+    """Everything that needs torch. `cards` is how many cards the driver listed."""
+    return [
+        _check_versions(),
+        _check_build(cards),
+        _check_four_bit(),
+        _check_format(),
+        _check_attention(),
+        _check_triton(),
+    ]
+
+
+def _check_versions() -> Check:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return Check(name="Packages", state="ok", says=f"{versions}.")
+
+
+def _check_build(cards: int) -> Check:
+    """Whether torch was built for the card that the driver sees."""
+    if torch.cuda.is_available():
+        says = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {torch.cuda.get_device_name(0)}."
+        return Check(name="torch", state="ok", says=says)
+    if not cards:
+        return Check(name="torch", state="ok", says=f"torch {torch.__version__} runs on the processor.")
+    if torch.version.cuda is None:
+        return Check(
+            name="torch",
+            state="bad",
+            says=f"torch {torch.__version__} is built for processors only, but there is a card.",
+            remedy="Install the CUDA build of torch as the README shows.",
+        )
+    return Check(
+        name="torch",
+        state="bad",
+        says=f"torch {torch.__version__} wants CUDA {torch.version.cuda}, which the driver does not give.",
+        remedy="Update the NVIDIA driver, or install a torch built for an older CUDA.",
+    )
+
+
+def _check_four_bit() -> Check:
+    """Multiplies with a matrix in four bits, forward and backward, and compares with the same without."""
+    return _attempt("4-bit kernels", _multiply_in_four_bits, "Install bitsandbytes again: its kernels do not run here.")
+
+
+def _multiply_in_four_bits() -> str:
+    import bitsandbytes as bnb
+
+    device = choose_device()
+    weight = torch.linspace(-1, 1, 256 * 128, dtype=device.dtype, device=device.torch).view(128, 256)
+    packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    x = torch.linspace(-1, 1, 64 * 256, dtype=device.dtype, device=device.torch).view(64, 256).requires_grad_()
+    product = bnb.matmul_4bit(x, packed.t(), quant_state=state)
+    product.float().sum().backward()
+    plain = bnb.functional.dequantize_4bit(packed, state)
+    wanted, gradient = x.detach() @ plain.t(), plain.sum(0).expand(64, -1)
+    worst = max(_difference(product.detach(), wanted), _difference(x.grad, gradient))
+    if worst > TOLERANCE:
+        raise RuntimeError(f"the results differ by {worst:.1%}")
+    return (
+        f"bitsandbytes {bnb.__version__} multiplies in NF4 on the {'card' if device.type == 'cuda' else 'processor'}."
+    )
+
+
+def _difference(found: torch.Tensor | None, wanted: torch.Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    assert found is not None
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def _check_format() -> Check:
+    device = choose_device()
+    words = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[device.dtype]
+    if device.dtype == torch.float32:
+        says = "Computes in fp32: this processor has no fast bf16."
+    else:
+        says = f"Computes in {words}."
+    return Check(name="Number format", state="ok", says=says)
+
+
+def _check_attention() -> Check:
+    """Which attention kernels run here, tried on a few tokens."""
+    device = choose_device()
+    q = torch.zeros(1, 2, 16, 64, dtype=device.dtype, device=device.torch)
+    there = [name for name, backend in BACKENDS.items() if _runs(q, backend)]
+    says = f"Attention kernels: {', '.join(there) or 'none'}."
+    if there and there != ["plain"]:
+        return Check(name="Attention", state="ok", says=says)
+    remedy = "Long rows will be slow and take more memory; a newer card or torch has better kernels."
+    return Check(name="Attention", state="warn", says=says, remedy=remedy)
+
+
+def _runs(q: torch.Tensor, backend: SDPBackend) -> bool:
+    try:
+        with warnings.catch_warnings(), sdpa_kernel([backend]):
+            warnings.simplefilter("ignore")
+            scaled_dot_product_attention(q, q, q, is_causal=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _check_triton() -> Check:
+    there = importlib.util.find_spec("triton") is not None
+    if there:
+        return Check(name="Triton", state="ok", says=f"Triton {importlib.metadata.version('triton')}.")
+    return Check(name="Triton", state="ok", says="No Triton; nothing here needs it.")
+
+
+def _attempt(name: str, work: Callable[[], str], remedy: str) -> Check:
+    """A check that runs a kernel: what it says, or what went wrong."""
+    try:
+        return Check(name=name, state="ok", says=work())
+    except (RuntimeError, OSError, ImportError, AttributeError, AssertionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Check(name=name, state="bad", says=f"They do not work: {first}.", remedy=remedy)

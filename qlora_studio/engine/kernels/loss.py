@@ -1,0 +1,53 @@
+"""Cross-entropy of the next token without the whole logits: trained positions only, chunk by chunk.
+
+A vocabulary of 150,000 makes the logits of 2,048 tokens larger than a 4-bit model of a billion weights. Here each
+chunk's logits live only until its gradient with respect to the hidden states is known, in the forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qlora_studio.core.example import IGNORED
+
+CHUNK = 256
+"""Positions whose logits are held at once."""
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over trained positions of -log softmax(h·Wᵀ)[target]; the head W is frozen and gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+        # hidden (positions, width), head (vocab, width), targets (positions,) without ignored ones
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits = (hidden[rows] @ head.t()).float()  # (chunk, vocab)
+            target = targets[rows].unsqueeze(1)
+            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_total - logits.gather(1, target)).sum()
+            if gradient is not None:
+                probabilities = logits.sub_(log_total).exp_()
+                probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+                torch.mm(probabilities.to(hidden.dtype), head, out=gradient[rows])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        # Scaled here, not in the forward: fp16 gradients over the token count would underflow before loss scaling.
+        return gradient * grads[0].to(gradient.dtype), None, None, None
+
+
+def next_token_loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+    """Summed loss in nats, fp32, of labels (batch, length) under hidden (batch, length, width)."""
+    targets = labels[:, 1:].reshape(-1)
+    trained = (targets != IGNORED).nonzero().squeeze(1)
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, trained)  # (trained, width)
+    return ChunkedCrossEntropy.apply(states, head, targets.index_select(0, trained), chunk)

@@ -1,0 +1,204 @@
+"""From a folder to a 4-bit model with an adapter. Strict: what is missing, foreign or of another shape is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from qlora_studio.core.config import LoraSettings
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.kernels.lora import replace_lora_forwards
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the arithmetic happens, and in which number format."""
+
+    type: str
+    """`cuda` or `cpu`."""
+    dtype: torch.dtype
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device(self.type, 0) if self.type == "cuda" else torch.device(self.type)
+
+
+def choose_device(compute: str = "auto") -> Device:
+    """The card if there is one. `auto` is bf16 where the hardware has it (Ampere, AMX, AVX512-BF16), else 16 or 32."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if compute != "auto":
+        if kind == "cpu" and compute == "fp16":
+            raise StudioError(
+                "This machine has no card, and fp16 is not for processors.",
+                "Choose bf16, fp32 or auto.",
+                field="model.compute",
+            )
+        return Device(kind, DTYPES[compute])
+    if kind == "cuda":
+        return Device(kind, torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16)
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Device(kind, torch.bfloat16 if fast else torch.float32)
+
+
+def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrainedModel:
+    """A causal language model, frozen; its linear layers in NF4 with double quantisation unless `four_bit` is false.
+
+    Embeddings, norms and head stay in the device's dtype; nothing is cast up. Raises a StudioError where a tensor is
+    missing or of another shape, or the architecture is not a causal language model.
+    """
+    config = _read_config(folder)
+    quantization = None
+    if four_bit and getattr(config, "quantization_config", None) is None:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=device.dtype,
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                quantization_config=quantization,
+                dtype=device.dtype,
+                attn_implementation="sdpa",
+                device_map={"": device.torch},
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise StudioError(
+            f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)
+        ) from error
+    model, info = loaded
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        raise StudioError(
+            f"{len(lost)} weights of the model are missing or of another shape, first {lost[0]}.",
+            "Download it again.",
+            where=str(folder),
+        )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    keep_layout(model, canonical=True)
+    return model
+
+
+def _read_config(folder: Path) -> Any:
+    """The transformers config of a folder, refused unless it is a text model that predicts the next token."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudioError(
+            f"The model is of a kind this version does not know: {_first_line(error)}", where=str(folder)
+        ) from error
+    architectures = config.architectures or []
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any(
+        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures
+    ):
+        raise StudioError(
+            f"This is a {config.model_type} model ({', '.join(architectures) or 'unnamed'}), not one that writes text.",
+            "Choose a causal language model.",
+            where=str(folder / "config.json"),
+            field="architectures",
+        )
+    return config
+
+
+def keep_layout(model: nn.Module, *, canonical: bool) -> None:
+    """Whether 4-bit weights stay in their canonical layout on a CPU.
+
+    bitsandbytes 0.50 repacks a layer for AVX512-BF16 at its first inference forward; a backward pass and a
+    dequantisation after that read wrong weights of the right shape. Only a process that will never train again may
+    allow it (decoding is several times faster then).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)
+
+
+def _packed_is_fast() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtype, seed: int) -> PeftModel:
+    """A fresh LoRA adapter on every linear layer but the head: A (rank, in) random, B (out, rank) zero.
+
+    The adapter's own weights are kept in `dtype`; the forward casts them to the activations' dtype, never the reverse.
+    """
+    targets = sorted({name.rpartition(".")[2] for name in linear_names(model)})
+    torch.manual_seed(seed)
+    peft_config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    replace_lora_forwards(peft_model)
+    return peft_model
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Full names of the linear layers that carry an adapter: all but the output head."""
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> PeftModel:
+    """The adapter of a folder on this base. Raises a StudioError unless its tensors are those the base needs."""
+    weights, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if not weights.is_file() or not config_file.is_file():
+        raise StudioError("There is no adapter in this folder.", "Choose a run that has saved one.", where=str(folder))
+    values = json.loads(config_file.read_text(encoding="utf-8"))
+    peft_model = get_peft_model(model, LoraConfig.from_peft_type(**values), autocast_adapter_dtype=False)
+    state = load_file(weights)
+    expected = {name for name, parameter in peft_model.named_parameters() if ".lora_" in name}
+    found = {name.replace(".weight", f".{ADAPTER}.weight") for name in state}
+    if expected != found:
+        odd = sorted(expected ^ found)[0].replace(f".{ADAPTER}", "")
+        raise StudioError(
+            f"This adapter was made for another base: {len(expected ^ found)} weights do not match, first {odd}.",
+            "Choose the base it was trained on.",
+            where=str(weights),
+        )
+    try:
+        set_peft_model_state_dict(peft_model, state, adapter_name=ADAPTER)
+    except RuntimeError as error:
+        raise StudioError(
+            f"This adapter was made for another base: {_first_line(error)}", where=str(weights)
+        ) from error
+    for name, parameter in peft_model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)
+    replace_lora_forwards(peft_model)
+    return peft_model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."

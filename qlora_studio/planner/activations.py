@@ -1,0 +1,170 @@
+"""What forward and backward hold besides weights, adapter and optimizer, and the moment at which it is most.
+
+The formulas count what autograd keeps of the transformers implementations with our LoRA forward, tensor by tensor, and
+agree with the allocator within a few percent (docs/memory.md). Sizes are bytes per token unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
+from qlora_studio.planner.families import family_of, list_linears, rotary_tables
+
+LOSS_CHUNK = 256
+"""Positions whose logits exist at once: the constant of the engine's loss (a test compares them)."""
+INTEGER_BYTES = 16
+"""Ids and labels of a token."""
+NORM_BACKWARD = 20
+"""Bytes per element: five fp32 tensors at the worst moment of an RMS norm's backward pass."""
+WHOLE_LOGITS = 16
+"""Bytes per logit where all exist at once: compute format, fp32, probabilities, their gradient and its copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPeak:
+    """Bytes at the worst moment of forward and backward, by what they are."""
+
+    activations: int
+    loss: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.loss + self.workspace
+
+
+def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
+    """The worst of four moments.
+
+    The loss; backward through the last norm; backward through a layer that was kept; backward through one that is
+    computed again, when everything behind it is gone.
+    """
+    costs, tokens = step_costs(shape, settings), settings.micro_batch_tokens
+    twice, once = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
+    window = _window_bytes(shape, settings)
+    layer = costs.saved * tokens + costs.saved_fixed
+    local = once * shape.sliding_layers / shape.layers
+    start = twice * costs.boundary * tokens + costs.around * tokens + (_mask_bytes(shape, settings) if twice else 0)
+    kept = start + once * layer + local * window - (0 if twice else costs.first_saved_less * tokens)
+    ending = kept + costs.ending * tokens
+    moments = [
+        StepPeak(round(ending), loss_bytes(shape, settings), 0),
+        _at(ending, costs.end, tokens),
+    ]
+    for moment in costs.layer:
+        if once:
+            moments.append(_at(kept, moment, tokens))
+        if twice:
+            first = costs.first_saved_less * tokens if twice == 1 else 0
+            again = start + layer + (window if shape.sliding_layers else 0) - first
+            moments.append(_at(again, moment, tokens))
+    return max(moments, key=lambda moment: moment.total)
+
+
+def _at(kept: float, moment: Moment, tokens: int) -> StepPeak:
+    """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
+    return StepPeak(round(kept + moment.per_token * tokens) + min(0, moment.fixed), 0, max(0, moment.fixed))
+
+
+def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
+    """Costs of one micro-batch: measured for this architecture, or by the formulas of its family."""
+    if shape.measured is not None:
+        return _measured_costs(shape, shape.measured, settings)
+    e = settings.compute_bytes
+    rotary = 2 * e * (shape.rotary_dim or shape.head_dim) * rotary_tables(shape)
+    norm = 4 * shape.hidden + 4  # its input in fp32 and one scale
+    return StepCosts(
+        boundary=e * shape.hidden,
+        saved=_saved(shape, settings),
+        saved_fixed=_adapter_copies(shape, settings) // shape.layers,
+        first_saved_less=norm,
+        around=rotary + INTEGER_BYTES,
+        ending=norm,
+        layer=tuple(_layer_moments(shape, settings)),
+        end=Moment(per_token=NORM_BACKWARD * shape.hidden),
+    )
+
+
+def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSettings) -> StepCosts:
+    """The dry run's costs at this rank and adapter format; only what comes from the adapter depends on them."""
+    costs = measured.costs["fp32" if settings.compute == "fp32" else "bf16"]
+    per_layer = sum(linear.count for linear in measured.linears) / shape.layers
+    return replace(
+        costs,
+        saved=costs.saved + settings.compute_bytes * (settings.rank - measured.rank) * per_layer,
+        saved_fixed=_adapter_copies(shape, settings) // shape.layers,
+    )
+
+
+def _saved(shape: ModelShape, settings: PlanSettings) -> float:
+    """Kept by a layer from forward to backward."""
+    e, family = settings.compute_bytes, family_of(shape)
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = family.norms * (4 * shape.hidden + 4) + 2 * e * shape.hidden  # inputs in fp32; two outputs feed adapters
+    if shape.qk_norm:
+        norms += 4 * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
+    attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
+    if family.fused:
+        attention += e * (queries + keys) + e * queries  # v keeps the matrix it is part of; the output is copied
+    low_rank = e * settings.rank * sum(linear.count for linear in list_linears(shape)) / shape.layers
+    return norms + attention + low_rank + 4 * e * shape.intermediate  # gate, its activation, up, their product
+
+
+def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
+    """The worst moments of a layer's backward pass: around the MLP, where its largest tensors are all still there."""
+    h, inner = settings.compute_bytes * shape.hidden, settings.compute_bytes * shape.intermediate
+    matrix = settings.compute_bytes * shape.hidden * shape.intermediate  # one matrix of the MLP out of its four bits
+    gradient: float = h
+    moments = []
+    if family_of(shape).norms == 4:
+        moments.append(Moment(per_token=h + NORM_BACKWARD * shape.hidden))
+        gradient = 2 * h - 4 * shape.hidden  # the norm behind the MLP is gone with what it kept
+    moments.append(Moment(per_token=gradient + 2 * inner))
+    moments.append(Moment(per_token=gradient + inner, fixed=matrix))
+    if family_of(shape).fused:
+        moments.append(Moment(per_token=gradient + 2 * h - 2 * inner, fixed=2 * matrix))
+    return moments
+
+
+def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
+    """Fixed: the adapter in the compute format, which a layer keeps where the adapter itself is in another."""
+    if settings.adapter_bytes == settings.compute_bytes:
+        return 0
+    return (
+        settings.compute_bytes
+        * settings.rank
+        * sum((linear.inputs + linear.outputs) * linear.count for linear in list_linears(shape))
+    )
+
+
+def _window_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Bytes that a local layer keeps more where it needs a mask: the mask, and keys and values for every head."""
+    if not (mask := _mask_bytes(shape, settings)):
+        return 0
+    e, spread = settings.compute_bytes, (shape.heads - shape.kv_heads) * shape.head_dim
+    return e * (mask + 2 * spread * settings.micro_batch_tokens)
+
+
+def _mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """The mask of local layers, one byte for each pair of tokens of a row; none where rows are shorter than the window.
+
+    Layers that are computed twice hold on to it; a layer that is kept has its own in the compute format.
+    """
+    row = settings.row_tokens or settings.micro_batch_tokens
+    local = shape.sliding_layers and shape.sliding_window is not None and row >= shape.sliding_window
+    return settings.micro_batch_tokens * row if local else 0
+
+
+def loss_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Bytes of the loss at its worst: hidden states, their gradient, and a chunk of logits; or all logits at once.
+
+    A chunk exists in fp32 twice, itself and its exponentials; from the second on, the one before it is still there.
+    """
+    e, tokens = settings.compute_bytes, settings.micro_batch_tokens
+    trained = tokens if settings.trained_tokens is None else min(tokens, settings.trained_tokens)
+    if shape.whole_logits:
+        return round(WHOLE_LOGITS * tokens * shape.vocab)
+    states = e * shape.hidden * (tokens + 2 * trained)
+    logits = (12 if trained > LOSS_CHUNK else 8) * min(trained, LOSS_CHUNK) * shape.vocab
+    return states + logits

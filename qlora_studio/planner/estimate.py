@@ -1,0 +1,146 @@
+"""The bill of a training step, item by item, from a shape and settings. Pure arithmetic; no torch, no card."""
+
+from __future__ import annotations
+
+from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
+from qlora_studio.planner.activations import step_peak
+from qlora_studio.planner.families import (
+    count_adapter_weights,
+    count_biases,
+    count_norm_weights,
+    family_of,
+    list_linears,
+    rotary_tables,
+)
+
+CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 960 * MIB}
+"""CUDA context, kernels and cuBLAS workspace: 0.45 to 0.9 GiB on consumer cards; on a CPU the process and libraries."""
+SLACK = {"cuda": 0.03, "cpu": 0.12}
+"""Share of the rest that the allocator cannot hand out again."""
+NF4_BLOCK, SECOND_BLOCK = 64, 256
+NF4_TABLE_BYTES = 16 * 4
+SECOND_TABLE_BYTES = 256 * 4
+OPTIMIZER_BLOCK = 256
+MIN_8BIT_WEIGHTS = 4096
+"""bitsandbytes keeps 32-bit states for tensors with fewer numbers than this."""
+
+
+def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
+    """Every item of the bill in bytes. Static items are exact; activations, loss and workspace are formulas."""
+    linears = sum(linear.count for linear in list_linears(shape))
+    adapter = count_adapter_weights(shape, settings.rank)
+    twice = settings.checkpointed_layers
+    correction = settings.correction
+    peak = step_peak(shape, settings)
+    measured = f", times {correction:.2f} as measured on this machine" if correction != 1 else ""
+    parts = [
+        MemoryPart(
+            key="weights_4bit",
+            label="Weights, 4 bit",
+            bytes=nf4_bytes(shape),
+            says=f"{linears} linear layers in NF4 with double quantisation",
+        ),
+        MemoryPart(
+            key="weights_16bit",
+            label="Weights, 16 bit" if settings.compute_bytes == 2 else "Weights, 32 bit",
+            bytes=unquantised_bytes(shape, settings),
+            says="Embedding, output head and norms" + (", the first two in one" if shape.tied_embeddings else ""),
+        ),
+        MemoryPart(
+            key="adapter",
+            label="Adapter",
+            bytes=adapter * settings.adapter_bytes,
+            says=f"{adapter / 1e6:.1f} million numbers at rank {settings.rank} in {settings.adapter_precision}",
+        ),
+        MemoryPart(
+            key="gradients",
+            label="Gradients",
+            bytes=adapter * settings.adapter_bytes,
+            says="As large as the adapter",
+        ),
+        MemoryPart(
+            key="optimizer",
+            label="Optimizer",
+            bytes=optimizer_bytes(shape, settings),
+            says=f"Both moments of {settings.optimizer}",
+        ),
+        MemoryPart(
+            key="activations",
+            label="Activations",
+            bytes=round(peak.activations * correction),
+            says=f"{settings.micro_batch_tokens} tokens at once, {twice} of {shape.layers} layers twice{measured}",
+        ),
+        MemoryPart(
+            key="loss",
+            label="Loss",
+            bytes=round(peak.loss * correction),
+            says=f"Logits over {shape.vocab} tokens of vocabulary, a chunk at a time",
+        ),
+        MemoryPart(
+            key="workspace",
+            label="Workspace",
+            bytes=round(peak.workspace * correction),
+            says="The largest weight matrix, taken out of its four bits for one multiplication",
+        ),
+    ]
+    slack = round(SLACK[settings.device] * sum(part.bytes for part in parts))
+    says = "CUDA context, kernels and libraries" if settings.device == "cuda" else "The process and its libraries"
+    parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], says=says))
+    parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, says="What the allocator cannot hand out again"))
+    return MemoryEstimate(parts=tuple(parts))
+
+
+def total_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """The sum of the bill without its words, for searches."""
+    peak, correction = step_peak(shape, settings), settings.correction
+    moving = round(peak.activations * correction) + round(peak.loss * correction) + round(peak.workspace * correction)
+    taken = fixed_bytes(shape, settings) + moving
+    return taken + round(SLACK[settings.device] * taken) + CONTEXT_BYTES[settings.device]
+
+
+def fixed_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """What does not depend on micro-batch and checkpointing: weights, adapter, gradients, optimizer. Exact."""
+    adapter = count_adapter_weights(shape, settings.rank) * settings.adapter_bytes
+    weights = nf4_bytes(shape) + unquantised_bytes(shape, settings)
+    return weights + 2 * adapter + optimizer_bytes(shape, settings)
+
+
+def nf4_bytes(shape: ModelShape) -> int:
+    """Bytes of all quantised weights: packed halves, 8-bit scales, their fp32 scales, the two tables and an offset."""
+    return sum(nf4_matrix_bytes(linear.weights) * linear.count for linear in list_linears(shape))
+
+
+def nf4_matrix_bytes(weights: int) -> int:
+    """Bytes of one matrix in NF4 with double quantisation, as bitsandbytes lays it out."""
+    scales = -(-weights // NF4_BLOCK)
+    second = -(-scales // SECOND_BLOCK)
+    return -(-weights // 2) + scales + 4 * second + NF4_TABLE_BYTES + SECOND_TABLE_BYTES + 4
+
+
+def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Bytes of embedding, head, norms and biases in the compute format, and of the rotary tables in fp32."""
+    if shape.measured is not None:
+        return shape.measured.other_bytes * settings.compute_bytes // 2
+    family = family_of(shape)
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+    scale = 1 if family.embed_scale else 0
+    rotary = rotary_tables(shape) * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
+    numbers = embeddings + count_norm_weights(shape) + count_biases(shape) + scale
+    return settings.compute_bytes * numbers + rotary
+
+
+def optimizer_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Bytes of both AdamW moments: as wide as the adapter, or one byte each with an fp32 scale per block of 256.
+
+    AdamW also counts its steps, once for each tensor; the 8-bit one has two tables of 256 numbers for all.
+    """
+    if settings.optimizer != "adamw_8bit":
+        tensors = 2 * sum(linear.count for linear in list_linears(shape))
+        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank) + 4 * tensors
+    total = 2 * 256 * 4
+    for linear in list_linears(shape):
+        for weights in (settings.rank * linear.inputs, settings.rank * linear.outputs):
+            small = weights < MIN_8BIT_WEIGHTS
+            state = 4 * weights if small else weights + 4 * -(-weights // OPTIMIZER_BLOCK)
+            total += 2 * state * linear.count
+    return total

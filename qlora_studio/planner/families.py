@@ -1,0 +1,89 @@
+"""What the dense families are made of: which linear layers, which norms, what stays in 16 bit.
+
+Counts are those of the transformers implementations of these families; an architecture that is not listed is measured
+by a dry run instead (`ModelShape.measured`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlora_studio.core.plan import LinearShape, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family differs from a plain Llama."""
+
+    fused: bool = False
+    """Query, key and value are one matrix, gate and up another."""
+    norms: int = 2
+    """RMS norms over the hidden size in each layer."""
+    norm_in_fp32: bool = False
+    """The norm multiplies by its weight in fp32 before it returns to the compute format."""
+    embed_scale: bool = False
+    """The embedding is multiplied by a stored number."""
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "phi3": Family(fused=True),
+    "gemma3_text": Family(norms=4, norm_in_fp32=True, embed_scale=True),
+}
+"""Families by `model_type` whose size is known by formula."""
+
+
+def list_linears(shape: ModelShape) -> tuple[LinearShape, ...]:
+    """The linear layers that are quantised and adapted: all but the output head."""
+    if shape.measured is not None:
+        return shape.measured.linears
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layers, inner = shape.layers, shape.intermediate
+    down = LinearShape(name="down_proj", inputs=inner, outputs=hidden, count=layers, bias=shape.mlp_bias)
+    output = LinearShape(name="o_proj", inputs=queries, outputs=hidden, count=layers, bias=shape.output_bias)
+    if family_of(shape).fused:
+        return (
+            LinearShape(name="qkv_proj", inputs=hidden, outputs=queries + 2 * keys, count=layers),
+            output,
+            LinearShape(name="gate_up_proj", inputs=hidden, outputs=2 * inner, count=layers),
+            down,
+        )
+    return (
+        LinearShape(name="q_proj", inputs=hidden, outputs=queries, count=layers, bias=shape.attention_bias),
+        LinearShape(name="k_proj", inputs=hidden, outputs=keys, count=layers, bias=shape.attention_bias),
+        LinearShape(name="v_proj", inputs=hidden, outputs=keys, count=layers, bias=shape.attention_bias),
+        output,
+        LinearShape(name="gate_proj", inputs=hidden, outputs=inner, count=layers, bias=shape.mlp_bias),
+        LinearShape(name="up_proj", inputs=hidden, outputs=inner, count=layers, bias=shape.mlp_bias),
+        down,
+    )
+
+
+def family_of(shape: ModelShape) -> Family:
+    """The family's account; a family that is not listed is counted like a Llama until a dry run has measured it."""
+    return FAMILIES.get(shape.family, Family())
+
+
+def rotary_tables(shape: ModelShape) -> int:
+    """Sets of rotary positions: Gemma has its own for local layers, the others one for all."""
+    both = shape.family == "gemma3_text" and 0 < shape.sliding_layers < shape.layers
+    return 2 if both else 1
+
+
+def count_norm_weights(shape: ModelShape) -> int:
+    """Numbers in all norms: those of the layers, the last one, and those of queries and keys."""
+    per_layer = family_of(shape).norms * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
+    return shape.layers * per_layer + shape.hidden
+
+
+def count_biases(shape: ModelShape) -> int:
+    """Numbers in the biases of the quantised layers; they stay in the compute format."""
+    return sum(linear.outputs * linear.count for linear in list_linears(shape) if linear.bias)
+
+
+def count_adapter_weights(shape: ModelShape, rank: int) -> int:
+    """Numbers in the adapter: A is (rank, inputs) and B (outputs, rank) for every quantised layer."""
+    return sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in list_linears(shape))

@@ -1,0 +1,101 @@
+"""The memory plan: the largest useful settings inside the budget, with the reason for each in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape, PlanSettings
+from qlora_studio.planner.budget import choose_compute, find_budget, gib
+from qlora_studio.planner.changes import find_changes
+from qlora_studio.planner.estimate import estimate, total_bytes
+from qlora_studio.planner.search import (
+    Situation,
+    choose_settings,
+    find_largest_rank,
+    find_longest_context,
+    settings_for,
+    smallest_settings,
+)
+
+
+def make_plan(
+    config: TrainConfig,
+    shape: ModelShape,
+    gpu: GpuInfo | None,
+    lengths: Sequence[int] | None = None,
+    correction: float = 1.0,
+) -> MemoryPlan:
+    """The fastest settings that fit the card, or this computer's memory where `gpu` is None.
+
+    `lengths` are the rows' real lengths in tokens; without them every row counts as long as the config allows. The
+    effective batch is never touched. Where nothing fits, the plan has the smallest settings and says what to change.
+    """
+    budget, why_budget = find_budget(config, gpu)
+    longest = min(max(lengths), config.data.max_tokens) if lengths else config.data.max_tokens
+    situation = Situation(
+        shape=shape,
+        config=config,
+        device="cpu" if gpu is None else "cuda",
+        compute=choose_compute(config, gpu),
+        budget_bytes=budget,
+        longest_row=min(longest, shape.max_positions),
+        correction=correction,
+    )
+    chosen = choose_settings(situation)
+    settings = chosen or smallest_settings(situation)
+    return MemoryPlan(
+        device=situation.device,
+        budget_bytes=budget,
+        estimate=estimate(shape, settings),
+        micro_batch_tokens=settings.micro_batch_tokens,
+        checkpointed_layers=settings.checkpointed_layers,
+        layers=shape.layers,
+        adapter_precision=settings.adapter_precision,
+        optimizer=settings.optimizer,
+        offload=settings.offload,
+        settings=settings,
+        reasons=(why_budget, *_reasons(situation, settings, known_lengths=bool(lengths))) if chosen else (why_budget,),
+        changes=() if chosen else find_changes(situation, gpu),
+        longest_context=find_longest_context(situation),
+        largest_rank=find_largest_rank(situation),
+    )
+
+
+def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: bool) -> Iterator[str]:
+    """Why each setting is what it is, a sentence each."""
+    row = "the longest row of the data" if known_lengths else "the longest row allowed"
+    yield _why_micro_batch(situation, settings, row)
+    yield _why_checkpointing(situation, settings)
+    if situation.config.memory.adapter_precision != "auto":
+        yield f"Adapter in {settings.adapter_precision}: your setting."
+    elif settings.adapter_precision == "fp32":
+        yield "Adapter in fp32: it fits, and small updates are not rounded away."
+    else:
+        yield "Adapter in bf16: in fp32 nothing fits."
+    if not situation.shape.exact and situation.shape.measured is None:
+        yield f"The family '{situation.shape.family}' is counted like a Llama until a dry run has measured it."
+    if situation.correction != 1:
+        yield f"Activations are planned {situation.correction:.2f} times the formula, as earlier runs measured here."
+
+
+def _why_micro_batch(situation: Situation, settings: PlanSettings, row: str) -> str:
+    tokens, batch = settings.micro_batch_tokens, situation.config.optim.batch_tokens
+    if situation.config.memory.micro_batch_tokens is not None:
+        return f"{tokens} tokens at once: your setting."
+    if tokens == situation.longest_row:
+        return f"{tokens} tokens at once: {row}; more does not fit or is not faster."
+    if tokens == batch:
+        return f"{tokens} tokens at once: the whole effective batch."
+    return f"{tokens} tokens at once: the fastest that fits; the effective batch stays {batch} tokens."
+
+
+def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
+    layers, twice = situation.shape.layers, settings.checkpointed_layers
+    if situation.config.memory.checkpointing != "auto":
+        return f"{twice} of {layers} layers computed twice: your setting."
+    if twice == 0:
+        return "No layer is computed twice: everything fits, which is fastest."
+    fewer = settings_for(situation, settings.micro_batch_tokens, twice - 1, settings.adapter_precision)
+    over = total_bytes(situation.shape, fewer) - situation.budget_bytes
+    return f"{twice} of {layers} layers computed twice: with one less, {gib(over)} would be missing."

@@ -1,0 +1,139 @@
+"""Which settings fit a budget, and which of those are fastest. Arithmetic over `total_bytes`; words are in `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.plan import ModelShape, PlanSettings
+from qlora_studio.planner.estimate import total_bytes
+
+MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
+"""Largest micro-batch worth having: beyond it the weights' way out of four bits no longer shows in the time."""
+STEPS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Micro-batches that are tried, in tokens."""
+DEQUANTISE_TOKENS = 155
+"""Taking the weights out of four bits costs as much time as so many tokens (RTX 4090: 7 % of a step of 2,048)."""
+LARGEST_RANK = 1024
+"""The largest rank a config allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that a plan may not change."""
+
+    shape: ModelShape
+    config: TrainConfig
+    device: Literal["cuda", "cpu"]
+    compute: Literal["bf16", "fp16", "fp32"]
+    budget_bytes: int
+    longest_row: int
+    correction: float = 1.0
+
+
+def choose_settings(situation: Situation) -> PlanSettings | None:
+    """The fastest settings that fit, fp32 adapters before bf16 ones; None where nothing fits."""
+    for precision in adapter_choices(situation.config):
+        fitting = []
+        for tokens in micro_batch_choices(situation):
+            for layers in checkpoint_choices(situation):
+                settings = settings_for(situation, tokens, layers, precision)
+                if total_bytes(situation.shape, settings) <= situation.budget_bytes:
+                    fitting.append(settings)
+                    break
+        if fitting:
+            return min(fitting, key=lambda settings: step_time(settings, situation.shape))
+    return None
+
+
+def smallest_settings(situation: Situation) -> PlanSettings:
+    """The settings that take least, whether they fit or not."""
+    tokens = micro_batch_choices(situation)[0]
+    precision = adapter_choices(situation.config)[-1]
+    every = (settings_for(situation, tokens, layers, precision) for layers in checkpoint_choices(situation))
+    return min(every, key=lambda settings: total_bytes(situation.shape, settings))
+
+
+def smallest_bytes(situation: Situation) -> int:
+    """What the smallest settings take."""
+    return total_bytes(situation.shape, smallest_settings(situation))
+
+
+def step_time(settings: PlanSettings, shape: ModelShape) -> float:
+    """Time per token relative to no checkpointing and endless micro-batches.
+
+    A layer computed twice costs half as much again (6 instead of 4 multiplications per weight); each micro-batch takes
+    the weights out of four bits anew.
+    """
+    twice = settings.checkpointed_layers / shape.layers
+    return (1 + twice / 2) * (1 + DEQUANTISE_TOKENS / settings.micro_batch_tokens)
+
+
+def micro_batch_choices(situation: Situation) -> list[int]:
+    """Micro-batches to try in tokens, smallest first: at least the longest row, at most the effective batch."""
+    forced = situation.config.memory.micro_batch_tokens
+    if forced is not None:
+        return [max(forced, situation.longest_row)]
+    most = max(situation.longest_row, min(MOST_TOKENS[situation.device], situation.config.optim.batch_tokens))
+    return sorted({situation.longest_row, most, *(step for step in STEPS if situation.longest_row < step < most)})
+
+
+def checkpoint_choices(situation: Situation) -> Iterable[int]:
+    """How many layers may be computed twice, fewest first."""
+    layers = situation.shape.layers
+    fixed = {"none": 0, "half": -(-layers // 2), "full": layers}
+    choice = situation.config.memory.checkpointing
+    return range(layers + 1) if choice == "auto" else (fixed[choice],)
+
+
+def adapter_choices(config: TrainConfig) -> tuple[Literal["fp32", "bf16"], ...]:
+    """Adapter formats to try, the safer first."""
+    choice = config.memory.adapter_precision
+    return ("fp32", "bf16") if choice == "auto" else (choice,)
+
+
+def settings_for(situation: Situation, tokens: int, layers: int, precision: Literal["fp32", "bf16"]) -> PlanSettings:
+    """These choices together with what the situation fixes."""
+    return PlanSettings(
+        device=situation.device,
+        compute=situation.compute,
+        rank=situation.config.lora.rank,
+        micro_batch_tokens=tokens,
+        row_tokens=situation.longest_row,
+        checkpointed_layers=layers,
+        adapter_precision=precision,
+        optimizer=situation.config.optim.optimizer,
+        correction=situation.correction,
+    )
+
+
+def find_longest_context(situation: Situation) -> int | None:
+    """Tokens of the longest row that would fit with everything else as it is; None where not even one token does."""
+
+    def fits(tokens: int) -> bool:
+        return smallest_bytes(replace(situation, longest_row=tokens)) <= situation.budget_bytes
+
+    return _largest(fits, situation.shape.max_positions)
+
+
+def find_largest_rank(situation: Situation) -> int | None:
+    """The largest rank that would fit with everything else as it is; None where not even rank 1 does."""
+
+    def fits(rank: int) -> bool:
+        config = situation.config.replace({"lora.rank": rank})
+        return smallest_bytes(replace(situation, config=config)) <= situation.budget_bytes
+
+    return _largest(fits, LARGEST_RANK)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int | None:
+    """The largest whole number up to `most` for which a condition holds that only ever turns false."""
+    if not fits(1):
+        return None
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,74 @@
+"""A conversation with a worker over its pipe: one request out, pieces of the answer back, stoppable in between."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+
+from qlora_studio.core.chat import ChatPiece, ChatRequest
+from qlora_studio.core.errors import StudioError
+from qlora_studio.runs.folder import JobFolder
+from qlora_studio.runs.supervisor import detached, last_line, worker_command, worker_environment
+
+
+class ChatPipe:
+    """A chat worker. Closing it, or the end of this process, ends the worker and gives its memory back."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self.folder = folder
+        self.busy = threading.Lock()
+        with folder.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                worker_command(folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=worker_environment(),
+                cwd=folder.path,
+                **detached(),  # type: ignore[call-overload]
+            )
+
+    @property
+    def lives(self) -> bool:
+        return self.process.poll() is None
+
+    def ask(self, request: ChatRequest) -> Iterator[ChatPiece]:
+        """The answer as it grows; the last piece is `done`. Raises a StudioError for what went wrong in the worker."""
+        with self.busy:
+            self._write(request.model_dump_json())
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                piece = ChatPiece.model_validate(json.loads(line))
+                if piece.error:
+                    raise StudioError(piece.error, piece.hint)
+                yield piece
+                if piece.done:
+                    return
+        raise StudioError(
+            "The chat worker has ended.", f"Open the chat again. Its log says: {last_line(self.folder.log)}"
+        )
+
+    def stop(self) -> None:
+        """Ends the answer that is being written; what is there stays."""
+        if self.lives and self.busy.locked():
+            self._write('{"stop": true}')
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _write(self, line: str) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            raise StudioError(
+                "The chat worker has ended.", f"Open the chat again. Its log says: {last_line(self.folder.log)}"
+            ) from None

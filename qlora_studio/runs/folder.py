@@ -1,0 +1,144 @@
+"""The layout of a job folder, and how its small files are written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from qlora_studio.core.errors import StudioError
+
+SCHEMA = 1
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,90}")
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
+
+
+@dataclass(frozen=True, slots=True)
+class JobFolder:
+    """Where a job and its watchers meet. The worker writes, everyone else reads; `control` is the way back."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "worker.lock"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def read_job(self) -> dict[str, Any]:
+        """What the job is asked to do. Raises a StudioError where the file is missing or of another version."""
+        values = read_json(self.job_file)
+        if values.get("schema") != SCHEMA:
+            raise StudioError("This job was written by another version.", "Start it anew.", where=str(self.job_file))
+        return values
+
+    def worker_lives(self) -> bool:
+        """Whether a worker holds the lock: the only sign of life that cannot be stale."""
+        if not self.lock_file.exists():
+            return False
+        lock = FileLock(self.lock_file)
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def ask(self, request: str) -> None:
+        """Leaves a request for the worker: `stop` or `save`."""
+        self.control.mkdir(exist_ok=True)
+        (self.control / request).touch()
+
+
+def create_job(
+    parent: Path, job: str, title: str, arguments: dict[str, Any], files: dict[str, Any] | None = None
+) -> JobFolder:
+    """A new folder under `parent`, named after the title and never one that exists, with its job file and JSON files.
+
+    The folder appears whole: it is filled under a hidden name and renamed.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    stage = parent / f".new-{os.getpid()}-{time.monotonic_ns()}"
+    stage.mkdir(mode=0o700)
+    values = {"schema": SCHEMA, "job": job, "title": title, "created": time.time(), "arguments": arguments}
+    for name, content in {"job.json": values, **(files or {})}.items():
+        write_json(stage / name, content)
+    stem, number = slug(title), 1
+    while True:
+        target = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            if not target.exists():
+                stage.rename(target)
+                return JobFolder(target)
+        except OSError:
+            if not target.exists():
+                raise
+        number += 1
+
+
+def find_job(parent: Path, name: str, kind: str) -> JobFolder:
+    """The job folder of that name. Raises a StudioError for a name that is none or does not exist."""
+    folder = JobFolder(parent / name) if NAME.fullmatch(name) else None
+    if folder is None or not folder.job_file.is_file():
+        raise StudioError(f"There is no {kind} '{name}'.", f"`qlora-studio {kind}s list` shows them all.")
+    return folder
+
+
+def slug(title: str) -> str:
+    """A folder name from a title: ASCII letters, digits, dots and dashes, never reserved, at most 60 characters."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:60].rstrip("-._")
+    return f"run-{name}".rstrip("-") if not name or name.split(".")[0] in RESERVED else name
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON whole: temporary name, flush to disk, rename."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises a StudioError that names the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudioError(f"This file cannot be read: {error}.", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise StudioError("This file does not hold an object.", where=str(path))
+    return values

@@ -1,0 +1,78 @@
+"""The journal of a job: one event a line, appended with its time, read from wherever the reader stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from qlora_studio.core.events import Event, parse_event
+from qlora_studio.core.progress import Progress, advance
+
+
+class Journal:
+    """The writing end, held by the worker."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+        self.file = path.open("a", encoding="utf-8")
+        if torn:  # an earlier worker died inside a line: start on a new one
+            self.file.write("\n")
+
+    def append(self, event: Event) -> None:
+        """Writes one event. A disk that is full costs the line, never the run."""
+        try:
+            self.file.write(json.dumps({"time": time.time(), **event.to_json()}, ensure_ascii=False) + "\n")
+            self.file.flush()
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Follower:
+    """The reading end: keeps its offset and the state that the events so far amount to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self.progress = Progress()
+        self.started_at: float | None = None
+        self.last_at: float | None = None
+
+    def read(self) -> list[Event]:
+        """The events since the last call. A last line without its end is left for the next."""
+        try:
+            if self.path.stat().st_size < self.offset:  # the folder was replaced
+                self.__init__(self.path)  # type: ignore[misc]
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                block = file.read()
+        except OSError:
+            return []
+        whole, _, _ = block.rpartition(b"\n")
+        if not whole:
+            return []
+        self.offset += len(whole) + 1
+        events = []
+        for line in whole.split(b"\n"):
+            values = _parse(line)
+            event = parse_event(values)
+            if event is None:
+                continue
+            self.last_at = values.get("time")
+            self.started_at = self.started_at or self.last_at
+            self.progress = advance(self.progress, event)
+            events.append(event)
+        return events
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,306 @@
+"""The Data page: open rows, see them as conversations and as tokens, import them, choose what the next run learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.studio import HUB_ID, HubChoice
+from qlora_studio.ui import data_form, form
+from qlora_studio.ui.data_form import PARTS, SHARES, DataForm
+from qlora_studio.ui.desk import Desk, Looked
+from qlora_studio.ui.live import Now, Slot, slot
+from qlora_studio.ui.speaking import sentences, speaking, tell
+from qlora_studio.ui.tokens import findings_in
+from qlora_studio.ui.views import data as view
+from qlora_studio.ui.views import tokens as token_view
+from qlora_studio.ui.views.html import Html, join, page_head, says_error
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+ROWS = 12
+"""Rows in the preview."""
+
+
+@dataclass(slots=True)
+class DataTab:
+    """The controls that others wire."""
+
+    form: DataForm
+    status: gr.HTML
+    rows: gr.HTML
+    tokens: gr.HTML
+    count: gr.Button
+    findings: gr.HTML
+    accept: gr.CheckboxGroup
+    sets: gr.HTML
+
+    @property
+    def shown(self) -> list[gr.blocks.Block]:
+        """What `render` answers for, in its order."""
+        form = self.form
+        asked = [form.name, form.bring_in, form.hub, form.map, *form.parts]
+        return [self.status, self.rows, self.sets, *asked, form.chosen, *form.weights, form.mix_by]
+
+
+def build(desk: Desk) -> DataTab:
+    gr.HTML(page_head("Data", "Rows become conversations. You see what the model will learn before it does."))
+    with gr.Row():
+        with gr.Column(scale=4, min_width=310):
+            source = data_form.build_source(desk)
+        with gr.Column(scale=8, min_width=330):
+            status = gr.HTML(elem_id="data-status")
+            with gr.Tabs(elem_id="data-parts"):
+                with gr.Tab("Rows", id="rows", elem_id="part-rows"):
+                    rows = gr.HTML(elem_id="data-rows")
+                with gr.Tab("Tokens", id="tokens", elem_id="part-tokens"):
+                    tokens = gr.HTML(elem_id="data-tokens")
+                    count = gr.Button("Count the tokens", size="sm", elem_id="data-count")
+                with gr.Tab("Findings", id="findings", elem_id="part-findings"):
+                    findings = gr.HTML(elem_id="data-findings")
+                    info = form.field_info("data.accepted").description
+                    accept = gr.CheckboxGroup(
+                        [],
+                        label="Train in spite of these",
+                        info=info,
+                        visible=False,
+                        elem_id="data-accepted",
+                        interactive=True,
+                    )
+                with gr.Tab("Imported sets", id="sets", elem_id="part-sets"):
+                    sets = gr.HTML(elem_id="data-sets")
+            made = data_form.build_mixture(desk, source)
+    return DataTab(made, status, rows, tokens, count, findings, accept, sets)
+
+
+def wire(desk: Desk, tab: DataTab) -> list[Any]:
+    """Connects the page's own controls. Returns the events after which the plan must be made anew."""
+    controls = tab.form
+
+    @speaking
+    def look(file: str | None, path: str, format: str, *mapped: str | None) -> list[Any]:
+        source = file or path.strip()
+        desk.look(look_at(desk, source, format, mapped) if source else None)
+        return render(desk)
+
+    @speaking
+    def bring_in(*values: Any) -> list[Any]:
+        import_rows(desk, *values)
+        return render(desk)
+
+    @speaking
+    def use_demo() -> list[Any]:
+        demo = desk.studio.demo()
+        report = desk.studio.import_data(str(demo.rows), name="demo")
+        desk.change(dict(demo.settings))
+        take_in(desk, report.name)
+        tell("The demo rows are here, with settings that suit them.")
+        return render(desk)
+
+    @speaking
+    def choose(names: list[str]) -> list[Any]:
+        known = {source["name"]: source for source in desk.draft["data.sources"]}
+        desk.change({"data.sources": [known.get(name, {"name": name, "weight": 1.0}) for name in names]})
+        return render(desk)
+
+    @speaking
+    def weigh(*weights: float | None) -> list[Any]:
+        sources = [
+            {**source, "weight": weight or 0}
+            for source, weight in zip(desk.draft["data.sources"], weights, strict=False)
+        ]
+        form.build_config({**desk.draft, "data.sources": sources})
+        desk.change({"data.sources": sources})
+        return render(desk)
+
+    @speaking
+    def count() -> None:
+        desk.count_tokens()
+
+    @speaking
+    def accept(names: list[str]) -> None:
+        desk.change({"data.accepted": names})
+
+    given = [controls.file, controls.path, controls.format, *controls.parts]
+    opened = [controls.file.upload, controls.file.clear, controls.path.submit, controls.format.input]
+    for event in (*opened, *(part.input for part in controls.parts)):
+        event(look, given, tab.shown, **QUIET)
+    imported = controls.bring_in.click(bring_in, controls.asked, tab.shown, **QUIET)
+    demo = controls.demo.click(use_demo, None, tab.shown, **QUIET)
+    picked = controls.chosen.input(choose, controls.chosen, tab.shown, **QUIET)
+    weighed = [
+        event(weigh, controls.weights, tab.shown, **QUIET)
+        for weight in controls.weights
+        for event in (weight.submit, weight.blur)
+    ]
+    tab.count.click(count, None, None, **QUIET)
+    accepted = tab.accept.input(accept, tab.accept, None, **QUIET)
+    return [imported, demo, picked, accepted, *weighed]
+
+
+def slots(tab: DataTab) -> list[Slot]:
+    """The page as the desk has it, and the token job as it goes."""
+    version: Any = lambda now: (now.desk.version, now.desk.tokens.counting)  # noqa: E731
+    return [
+        Slot(tab.shown, lambda now: render(now.desk), version),
+        slot(tab.tokens, _tokens),
+        slot(tab.count, lambda now: gr.update(interactive=bool(now.desk.draft["data.sources"])), version),
+        Slot((tab.findings, tab.accept), lambda now: _findings(now.desk), version),
+    ]
+
+
+def look_at(desk: Desk, source: str, format: str, mapped: Sequence[str | None]) -> Looked:
+    """A file without importing it; where it cannot be read as a whole, the sentences that say why."""
+    if HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
+        return Looked(source, format, hub=True)
+    columns = columns_of(desk, source, format, mapped)
+    try:
+        seen = desk.studio.inspect(source, format=format, columns=columns, rows=ROWS)
+    except StudioError as error:
+        return Looked(source, format, refused=sentences(error))
+    if not seen.guess.format:
+        problems = [str(problem) for problem in seen.problems] or [seen.guess.reason]
+        return Looked(source, format, names=seen.columns, refused=problems)
+    return Looked(
+        source,
+        format,
+        guess=seen.guess,
+        names=seen.columns,
+        columns=columns,
+        conversations=seen.conversations,
+        problems=seen.problems,
+    )
+
+
+def columns_of(desk: Desk, source: str, format: str, mapped: Sequence[str | None]) -> dict[str, str]:
+    """The column map that the controls say; what was said about another file or format is forgotten."""
+    if desk.looked is None or (desk.looked.source, desk.looked.format) != (source, format):
+        return {}
+    parts = desk.studio.format_parts(desk.looked.format_in_use)
+    return {part: column for part, column in zip(parts, mapped, strict=False) if column}
+
+
+def import_rows(
+    desk: Desk, name: str, skip_bad: bool, eval_file: str, drop_overlap: bool, subset: str, split: str, revision: str
+) -> None:
+    """Imports what is looked at. What stands against it is kept with it as sentences."""
+    looked = desk.looked
+    if looked is None:
+        raise StudioError("There is nothing to import.", "Drop a file on the left, or type where it lies.")
+    choices: dict[str, Any] = {"name": name.strip(), "format": looked.format, "columns": looked.columns}
+    if looked.hub:
+        choices["hub"] = HubChoice(subset.strip() or None, split.strip() or "train", revision.strip() or None)
+    elif eval_file.strip():
+        choices |= {"eval_file": eval_file.strip(), "drop_overlap": drop_overlap}
+    try:
+        report = desk.studio.import_data(looked.source, skip_bad=skip_bad, **choices)
+    except StudioError as error:
+        desk.look(replace(looked, refused=sentences(error)))
+        return
+    desk.change({"data.format": report.format, "data.columns": report.columns})
+    take_in(desk, report.name)
+    came = f"{report.rows} rows are imported as '{report.name}'."
+    tell(f"'{report.name}' was here already, unchanged." if report.unchanged else came)
+
+
+def take_in(desk: Desk, name: str) -> None:
+    """Makes a set the one the next run learns from, and has its tokens counted; others are added to it by hand."""
+    desk.look(None)
+    desk.change({"data.sources": [{"name": name, "weight": 1.0}], "data.accepted": []})
+    if desk.running() is None:  # counting beside a run would take its cores
+        desk.count_tokens()
+
+
+def render(desk: Desk) -> list[Any]:
+    """Everything the page shows of the desk, in the order of `DataTab.shown`."""
+    reports, looked = desk.studio.datasets(), desk.looked
+    known = {report.name for report in reports}
+    sources = [source for source in desk.draft["data.sources"] if source["name"] in known]
+    names = [source["name"] for source in sources]
+    several = len(sources) > 1
+    status, rows = _file_views(desk, looked) if looked else _set_views(desk)
+    return [
+        status,
+        rows,
+        view.sets_table(reports, names),
+        gr.update(placeholder=Path(looked.source).stem if looked else "my-rows"),
+        gr.update(interactive=looked is not None and looked.can_be_tried),
+        gr.update(visible=looked is not None and looked.hub),
+        *_column_map(desk, looked),
+        gr.update(choices=[report.name for report in reports], value=names),
+        *(_share(sources, index, several) for index in range(SHARES)),
+        gr.update(visible=several),
+    ]
+
+
+def _share(sources: Sequence[dict[str, Any]], index: int, several: bool) -> Any:
+    if index >= len(sources):
+        return gr.update(visible=False)
+    return gr.update(visible=several, label=f"Share of {sources[index]['name']}", value=sources[index]["weight"])
+
+
+def _column_map(desk: Desk, looked: Looked | None) -> list[Any]:
+    """The frame and a dropdown for each part of the format in use."""
+    parts = desk.studio.format_parts(looked.format_in_use) if looked and looked.names else ()
+    updates = [gr.update(visible=bool(parts))]
+    for index in range(PARTS):
+        if looked is None or index >= len(parts):
+            updates.append(gr.update(visible=False, choices=[], value=None))
+            continue
+        chosen = looked.columns.get(parts[index])
+        choices = [("found by name", ""), *((name, name) for name in looked.names)]
+        updates.append(gr.update(visible=True, label=parts[index], choices=choices, value=chosen or ""))
+    return updates
+
+
+def _file_views(desk: Desk, looked: Looked) -> tuple[Html, Html]:
+    """Rows that were opened but are not imported."""
+    name = looked.source if looked.hub else Path(looked.source).name
+    refused = says_error(looked.refused, f"{name} cannot be imported like this") if looked.refused else Html("")
+    if looked.hub:
+        return join((refused, view.hub_waits(looked.source))), Html("")
+    if looked.guess is None:
+        return join((refused, view.columns_found(looked.names))), Html("")
+    titles = {preset.name: preset.title for preset in desk.studio.presets("format")}
+    said = join((refused, view.guess_line(looked.guess, titles), view.problems_card(looked.problems)))
+    return said, view.conversations_list(looked.conversations)
+
+
+def _set_views(desk: Desk) -> tuple[Html, Html]:
+    """The chosen sets in figures and the first rows of the first of them, or an invitation."""
+    chosen = desk.chosen_sets()
+    if not chosen:
+        return view.nothing_imported(), Html("")
+    result = desk.tokens_known()
+    tiles = view.report_tiles(chosen, result, desk.draft["data.eval_share"])
+    notes = join(view.left_over(report) for report in chosen)
+    return join((tiles, notes)), view.conversations_list(desk.studio.conversations(chosen[0].name, ROWS))
+
+
+def _tokens(now: Now) -> Html:
+    desk = now.desk
+    if desk.tokens.counted is not None:
+        progress, _, _ = desk.studio.look(desk.tokens.counted.job)
+        return token_view.counting(progress)
+    if desk.tokens.problems:
+        return says_error(desk.tokens.problems, "The tokens could not be counted")
+    if desk.tokens.result is None:
+        return token_view.not_counted(bool(desk.draft["data.sources"]))
+    return token_view.token_page(desk.tokens.result, current=desk.tokens_known() is not None)
+
+
+def _findings(desk: Desk) -> list[Any]:
+    """The findings of the counted tokens, and a tick for each that would keep a run from starting."""
+    if desk.tokens.result is None:
+        return [token_view.not_counted(bool(desk.draft["data.sources"])), gr.update(visible=False)]
+    findings = findings_in(desk.tokens.result)
+    errors = [finding.name for finding in findings if finding.severity == "error"]
+    accepted = [name for name in desk.draft["data.accepted"] if name in errors]
+    return [
+        view.findings_table(findings),
+        gr.update(visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted),
+    ]

@@ -1,0 +1,144 @@
+"""The Runs page: all runs, several compared, one whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.ui.chart import lines, live_chart
+from qlora_studio.ui.desk import Desk
+from qlora_studio.ui.live import Now, Slot, slot
+from qlora_studio.ui.speaking import speaking
+from qlora_studio.ui.views import runs as view
+from qlora_studio.ui.views.html import Html, page_head
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+COMPARED = 5
+"""Runs in one chart; more lines than colours cannot be told apart."""
+WIDTHS: list[str | int] = ["210px", "150px", "70px", "100px", "120px", "90px", "110px", "100px", "140px", "100px"]
+
+
+@dataclass(slots=True)
+class RunsTab:
+    """The controls that others wire."""
+
+    table: gr.Dataframe
+    empty: gr.HTML
+    compared: gr.Dropdown
+    which: gr.Radio
+    chart: gr.HTML
+    peaks: gr.HTML
+    details: gr.HTML
+    chat: gr.Button
+    export: gr.Button
+    picked: gr.State
+
+
+def build(desk: Desk) -> RunsTab:
+    script = (desk.studio.assets / "chart.js").read_text(encoding="utf-8")
+    gr.HTML(page_head("Runs", "Every run keeps its settings, its plan, its curve and its peak."))
+    empty = gr.HTML(elem_id="runs-empty")
+    table = gr.Dataframe(
+        headers=list(view.HEADINGS),
+        datatype="str",
+        type="array",
+        interactive=False,
+        show_label=False,
+        show_search="filter",
+        pinned_columns=1,
+        max_height=290,
+        column_widths=WIDTHS,
+        elem_id="runs-table",
+        buttons=["copy"],
+    )
+    with gr.Row():
+        compared = gr.Dropdown(
+            [],
+            value=[],
+            multiselect=True,
+            max_choices=COMPARED,
+            label="Compare",
+            info="The curves of these runs; a click on a row above shows that run below.",
+            elem_id="runs-compared",
+            interactive=True,
+            scale=3,
+        )
+        which = gr.Radio(
+            [("training", "train"), ("held out", "held_out")],
+            value="train",
+            label="Loss",
+            info="On the rows learned from, or on those kept aside.",
+            elem_id="runs-which",
+            interactive=True,
+            scale=1,
+            min_width=220,
+        )
+    with gr.Row():
+        with gr.Column(scale=7, min_width=320):
+            chart = live_chart(script, "Loss", "Choose runs to compare.", "runs-chart", 280)
+        with gr.Column(scale=4, min_width=300):
+            peaks = gr.HTML(elem_id="runs-peaks")
+    details = gr.HTML(elem_id="run-details")
+    with gr.Row(elem_id="run-doors"):
+        chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
+        export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
+    return RunsTab(table, empty, compared, which, chart, peaks, details, chat, export, gr.State(None))
+
+
+def wire(desk: Desk, tab: RunsTab) -> None:
+    @speaking
+    def compare(names: list[str], which: str) -> list[Any]:
+        return list(compared(desk, names, which))
+
+    @speaking
+    def pick(event: gr.SelectData) -> list[Any]:
+        return details(desk, str(event.row_value[0]))
+
+    for event in (tab.compared.change, tab.which.change):
+        event(compare, [tab.compared, tab.which], [tab.chart, tab.peaks], **QUIET)
+    tab.table.select(pick, None, [tab.picked, tab.details, tab.chat, tab.export], **QUIET)
+
+
+def slots(tab: RunsTab) -> list[Slot]:
+    return [
+        slot(
+            tab.table,
+            lambda now: gr.update(value=view.run_rows(now.desk.studio.runs()), visible=now.run is not None),
+            _table_mark,
+        ),
+        slot(tab.empty, lambda now: Html("") if now.run else view.no_runs()),
+        slot(tab.compared, _choices, lambda now: now.runs_mark),
+    ]
+
+
+def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], Html]:
+    """Curves and peaks of these runs; names that are no longer there are left out."""
+    runs = []
+    for name in names:
+        try:
+            runs.append(desk.studio.run(name))
+        except StudioError:
+            continue
+    return (view.compared_lines(runs, which == "held_out") if runs else lines([])), view.peaks_card(runs)
+
+
+def details(desk: Desk, name: str) -> list[Any]:
+    """One run whole, and whether it can be chatted with and exported."""
+    run = desk.studio.run(name)
+    doors = gr.update(interactive=run.has_adapter)
+    return [name, view.run_details(run), doors, doors]
+
+
+def _table_mark(now: Now) -> object:
+    step = now.run.progress.step if now.run else 0
+    return now.runs_mark, step // 10  # a row that changes each second would lose the person's place
+
+
+def _choices(now: Now) -> Any:
+    """All runs; at first the newest three that have a curve are compared."""
+    runs = now.desk.studio.runs()
+    curved = [run.name for run in runs if run.progress.losses]
+    return gr.update(choices=[run.name for run in runs], value=curved[:3])

@@ -1,0 +1,119 @@
+"""The memory plan: a stacked bar against the budget, what each part is, why, and how it was confirmed."""
+
+from __future__ import annotations
+
+from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.progress import Progress
+from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, count, gib, join, more, number, says_error, tag
+
+
+def plan_card(plan: MemoryPlan) -> Html:
+    """The bill of the next run against its budget."""
+    total, budget = plan.estimate.total_bytes, plan.budget_bytes
+    scale = max(total, budget, 1)
+    parts = [(index % 10, part) for index, part in enumerate(plan.estimate.parts) if part.bytes]
+    stack = tag(
+        "div",
+        *(
+            tag(
+                "i",
+                class_=f"s{colour}",
+                style=f"width:{100 * part.bytes / scale:.2f}%",
+                title=f"{part.label}: {gib(part.bytes)}",
+            )
+            for colour, part in parts
+        ),
+        tag("u", style=f"left:{100 * budget / scale:.2f}%", title=f"Budget: {gib(budget)}"),
+        class_="qs-stack",
+        role="img",
+        aria_label=f"Planned memory {gib(total)} of {gib(budget)}",
+    )
+    legend = tag(
+        "ul",
+        *(
+            tag(
+                "li",
+                tag("i", class_=f"s{colour}"),
+                tag("span", part.label),
+                tag("b", gib(part.bytes), class_="qs-number"),
+                title=part.says,
+            )
+            for colour, part in parts
+        ),
+        class_="qs-legend",
+    )
+    verdict = (
+        chip(f"fits · {gib(plan.spare_bytes)} spare", "good")
+        if plan.fits
+        else chip(f"over budget by {gib(-plan.spare_bytes)}", "bad")
+    )
+    return card(
+        "Memory plan",
+        tag("div", number(f"{total / 2**30:.1f}"), tag("small", f" of {gib(budget)}"), class_="qs-big"),
+        stack,
+        legend,
+        _changes(plan),
+        _reasons(plan),
+        aside=verdict,
+        label="Memory plan",
+        kind="" if plan.fits else "qs-over",
+    )
+
+
+def no_plan(problems: list[str]) -> Html:
+    return says_error(problems, "There is no plan for these settings yet")
+
+
+def _changes(plan: MemoryPlan) -> Html | str:
+    if plan.fits:
+        return ""
+    changes = plan.changes or ("Choose a smaller model, shorter rows or a smaller rank.",)
+    return tag("div", tag("b", "What would make it fit"), bullets(changes), class_="qs-advice")
+
+
+def _reasons(plan: MemoryPlan) -> Html:
+    beyond = []
+    if plan.longest_context:
+        beyond.append(f"The longest row that would fit has {count(plan.longest_context)} tokens.")
+    if plan.largest_rank:
+        beyond.append(f"The largest rank that would fit is {count(plan.largest_rank)}.")
+    origins = [
+        join((tag("b", f"{part.label}: "), f"{part.says}.")) for part in plan.estimate.parts if part.bytes and part.says
+    ]
+    return more("Why so, and what would fit", bullets([*plan.reasons, *beyond]), bullets(origins, "quiet"))
+
+
+def proof_card(progress: Progress) -> Html:
+    """Planned beside what the probe and the run really took; nothing before the plan is made."""
+    plan = progress.plan
+    if plan is None:
+        return Html("")
+    rows = [("Planned", plan.estimate.total_bytes)]
+    if progress.probe is not None:
+        rows.append(("Largest step, measured", progress.probe.measured_bytes))
+    if progress.peak_bytes:
+        rows.append(("Peak so far" if not progress.ended else "Peak", progress.peak_bytes))
+    top = max(plan.budget_bytes, *(size for _, size in rows), 1)
+    bars = [
+        part
+        for name, size in rows
+        for part in (
+            tag("span", name),
+            bar(size / top, name, "warn" if size > plan.budget_bytes else ""),
+            tag("b", gib(size), class_="qs-number"),
+        )
+    ]
+    return card(
+        "Plan and measurement",
+        tag("div", *bars, class_="qs-bars"),
+        _difference(progress),
+        aside=number(f"budget {gib(plan.budget_bytes)}"),
+    )
+
+
+def _difference(progress: Progress) -> Html | str:
+    if progress.probe is None or not progress.probe.predicted_bytes:
+        return ""
+    off = progress.probe.measured_bytes / progress.probe.predicted_bytes - 1
+    said = f"The largest step took {abs(off):.0%} {'more' if off > 0 else 'less'} than was planned for it."
+    return tag("p", said, class_="qs-small")

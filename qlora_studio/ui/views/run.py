@@ -1,0 +1,98 @@
+"""A run as it goes: figures, curves, log lines, and how it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qlora_studio.core.progress import Progress
+from qlora_studio.studio import RunView
+from qlora_studio.ui.chart import line, lines
+from qlora_studio.ui.views.html import Html, Tile, clock, empty, says_error, short_count, tag, tiles
+
+LOG_STEPS = 40
+"""Steps in the log; the curve shows them all."""
+
+
+def run_tiles(run: RunView | None) -> Html:
+    if run is None:
+        return tiles(
+            [
+                Tile("Train loss", "–", "no run yet"),
+                Tile("Held-out loss", "–"),
+                Tile("Speed", "–", "tokens / s"),
+                Tile("Time left", "–"),
+            ]
+        )
+    progress, going = run.progress, run.state == "running"
+    last = progress.last
+    held_out = f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–"
+    before = f"before: {progress.evaluations[0][1]:.3f}" if len(progress.evaluations) > 1 else "on rows kept aside"
+    return tiles(
+        [
+            Tile(
+                "Train loss",
+                f"{last.loss:.3f}" if last else "–",
+                f"step {progress.step} of {progress.total_steps}" if last else progress.phase,
+            ),
+            Tile("Held-out loss", held_out, before),
+            Tile("Speed", short_count(last.tokens_per_second) if last else "–", "tokens / s"),
+            Tile(
+                "Time left",
+                clock(last.seconds_left) if last and going else "–",
+                run.state if not going else "until the last step",
+            )
+            if going or run.seconds is None
+            else Tile("Took", clock(run.seconds), run.state),
+        ]
+    )
+
+
+def loss_lines(progress: Progress | None) -> dict[str, Any]:
+    """Training and held-out loss over the steps."""
+    if progress is None:
+        return lines([])
+    series = [line("train", 0, progress.losses, smooth=True), line("held out", 2, progress.evaluations, dots=True)]
+    return lines(series, progress.total_steps or None)
+
+
+def ending(run: RunView | None) -> Html:
+    """What a person has to know when a run did not end well; empty otherwise."""
+    if run is None or run.state not in ("failed", "interrupted"):
+        return Html("")
+    if run.state == "failed":
+        return says_error(
+            [part for part in (run.progress.message, run.progress.hint) if part], f"The run '{run.title}' failed"
+        )
+    return says_error(
+        [
+            "Its process is gone without a last word: it was ended from outside, or memory ran out.",
+            "What it saved is kept."
+            if run.has_adapter
+            else "It had not saved an adapter yet; a smaller plan may help.",
+        ],
+        f"The run '{run.title}' was interrupted",
+    )
+
+
+def log_lines(progress: Progress) -> list[str]:
+    """Notes first, then what each step brought, the newest last."""
+    said = [f"· {note}" for note in progress.notes]
+    said += [f"· step {retry.step} again, smaller: {retry.lever} ({retry.reason})" for retry in progress.retries]
+    said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
+    measured = dict(progress.evaluations)
+    if 0 in measured:
+        said.append(f"step {0:>5}            held out {measured[0]:.4f}")
+    for step, loss in progress.losses[-LOG_STEPS:]:
+        said.append(
+            f"step {step:>5}  loss {loss:.4f}" + (f"  held out {measured[step]:.4f}" if step in measured else "")
+        )
+    if progress.ended:
+        said.append(f"· {progress.state}" + (f": {progress.message}" if progress.message else ""))
+    return said
+
+
+def log(run: RunView | None) -> Html:
+    if run is None:
+        return empty("Nothing is running", "Choose your data and a preset, look at the memory plan, and press Start.")
+    said = log_lines(run.progress) or [f"{run.progress.phase or 'starting'} …"]
+    return tag("pre", "\n".join(said), class_="qs-log", tabindex=0, aria_label="Log of the run")

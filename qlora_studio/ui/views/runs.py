@@ -1,0 +1,150 @@
+"""Runs beside each other, and one run whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.progress import Progress
+from qlora_studio.studio import RunView
+from qlora_studio.ui.chart import line, lines
+from qlora_studio.ui.views.html import (
+    Html,
+    Tile,
+    bar,
+    bullets,
+    card,
+    clock,
+    empty,
+    gib,
+    join,
+    more,
+    number,
+    table,
+    tag,
+    tiles,
+)
+from qlora_studio.ui.views.plan import proof_card
+from qlora_studio.ui.views.run import ending
+from qlora_studio.ui.views.side import state_chip
+
+HEADINGS = ("Run", "Base", "Rank", "Train loss", "Held-out loss", "Steps", "Time", "Peak", "Begun", "State")
+
+
+def run_rows(runs: Sequence[RunView]) -> list[list[str]]:
+    """The table of all runs, text only."""
+    return [
+        [
+            run.name,
+            run.config.model.base.rstrip("/").rsplit("/", 1)[-1],
+            str(run.config.lora.rank),
+            f"{run.progress.last.loss:.3f}" if run.progress.last else "–",
+            f"{run.progress.evaluations[-1][1]:.3f}" if run.progress.evaluations else "–",
+            f"{run.progress.step}/{run.progress.total_steps}" if run.progress.total_steps else "–",
+            clock(run.seconds),
+            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)),
+            run.state,
+        ]
+        for run in runs
+    ]
+
+
+def no_runs() -> Html:
+    return empty(
+        "No runs yet",
+        "Every run you start is kept here with its settings, curve, plan and peak. Begin on the Data page.",
+    )
+
+
+def compared_lines(runs: Sequence[RunView], held_out: bool = False) -> dict[str, Any]:
+    """The same loss of several runs."""
+    if held_out:
+        return lines([line(run.name, index, run.progress.evaluations, dots=True) for index, run in enumerate(runs)])
+    return lines([line(run.name, index, run.progress.losses, smooth=True) for index, run in enumerate(runs)])
+
+
+def peaks_card(runs: Sequence[RunView]) -> Html:
+    """The most memory each run held."""
+    measured = [run for run in runs if run.progress.peak_bytes]
+    if not measured:
+        return Html("")
+    top = max(
+        max(run.progress.peak_bytes, run.progress.plan.budget_bytes if run.progress.plan else 0) for run in measured
+    )
+    bars = [
+        part
+        for run in measured
+        for part in (
+            tag("span", run.name, title=run.name),
+            bar(run.progress.peak_bytes / top, f"Peak of {run.name}", _near(run.progress)),
+            tag("b", gib(run.progress.peak_bytes), class_="qs-number"),
+        )
+    ]
+    return card("Peak memory", tag("div", *bars, class_="qs-bars"), aside=number(f"of {gib(top)}"))
+
+
+def run_details(run: RunView) -> Html:
+    """One run: how it went, what it was told, planned beside measured, notes and samples."""
+    progress = run.progress
+    before = progress.evaluations[0][1] if progress.evaluations else None
+    after = progress.evaluations[-1][1] if len(progress.evaluations) > 1 else None
+    held_out = f"{before:.3f} → {after:.3f}" if before is not None and after is not None else "–"
+    figures = tiles(
+        [
+            Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
+            Tile("Held-out loss", held_out, "before and after"),
+            Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
+            Tile("Adapter", "saved" if run.has_adapter else "none", f"rank {run.config.lora.rank}"),
+        ]
+    )
+    notes = [
+        *progress.notes,
+        *(f"Step {retry.step} was computed again, smaller: {retry.lever}." for retry in progress.retries),
+    ]
+    return join(
+        (
+            tag("header", tag("h3", run.title), state_chip(run.state), class_="qs-run-head"),
+            ending(run),
+            figures,
+            proof_card(progress),
+            card("Notes", bullets(notes)) if notes else "",
+            card("", more("What it was told", _settings(run))),
+        )
+    )
+
+
+def _settings(run: RunView) -> Html:
+    """The settings that are not the default, then where everything lies."""
+    standard = TrainConfig().model_dump(mode="json")
+    own = run.config.model_dump(mode="json")
+    rows = [
+        (tag("code", f"{section}.{name}"), number(_short(value)))
+        for section, fields in own.items()
+        for name, value in fields.items()
+        if value != standard[section][name]
+    ]
+    return join(
+        (
+            table(("Setting", "Value"), rows, "Settings that differ from the default"),
+            tag("p", f"Folder: {run.folder}", class_="qs-small"),
+        )
+    )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return (
+            ", ".join(
+                f"{item['name']} × {item['weight']:g}" if isinstance(item, dict) and "weight" in item else str(item)
+                for item in value
+            )
+            or "–"
+        )
+    return str(value)
+
+
+def _near(progress: Progress) -> str:
+    return "warn" if progress.plan and progress.peak_bytes > 0.95 * progress.plan.budget_bytes else ""

@@ -1,0 +1,1 @@
+"""The child process: environment first, then imports, then the job of one folder."""

@@ -1,0 +1,82 @@
+"""The job `chat`: requests come as JSON lines on standard input, pieces of answers go out as JSON lines."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.chat import ChatPiece, ChatRequest
+from qlora_studio.core.conversation import Turn
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.load import keep_layout
+from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.runs.folder import JobFolder
+from qlora_studio.worker.context import Context
+from qlora_studio.worker.live import LiveRun, open_run
+
+
+def run(context: Context) -> ev.Event:
+    out = _take_stdout()
+    try:
+        live = open_run(context, JobFolder(Path(context.arguments()["run"])))
+    except StudioError as error:
+        _send(out, ChatPiece(error=error.message, hint=error.hint))
+        raise
+    keep_layout(live.model, canonical=False)
+    context.phase("ready")
+    requests: queue.Queue[ChatRequest | None] = queue.Queue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+    while (request := requests.get()) is not None:
+        stop.clear()
+        try:
+            _answer(live, request, stop, out)
+        except StudioError as error:
+            _send(out, ChatPiece(error=error.message, hint=error.hint))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _send(
+                out,
+                ChatPiece(error="There is not enough memory for this answer.", hint="Start a new chat or shorten it."),
+            )
+    return ev.Finished()
+
+
+def _answer(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> None:
+    turns = [Turn(turn.role, turn.content) for turn in request.turns]
+    begun, count, text = time.monotonic(), 0, ""
+    for text in live.answer(turns, request.side, request.sampling, stop.is_set):
+        count += 1
+        _send(out, ChatPiece(text=text, tokens=count))
+    seconds = max(time.monotonic() - begun, 1e-9)
+    prompt = live.tokenizer.decode(live.prompt(turns))
+    _send(out, ChatPiece(text=text, done=True, tokens=count, tokens_per_second=count / seconds, prompt=prompt))
+
+
+def _listen(requests: queue.Queue[ChatRequest | None], stop: threading.Event) -> None:
+    """Reads standard input for as long as the parent lives; its end is the end of the chat."""
+    for line in sys.stdin:
+        if line.strip() == '{"stop": true}':
+            stop.set()
+        elif line.strip():
+            requests.put(ChatRequest.model_validate_json(line))
+    requests.put(None)
+
+
+def _take_stdout() -> IO[str]:
+    """Standard output for the answers alone: what libraries print goes to the log."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def _send(out: IO[str], piece: ChatPiece) -> None:
+    out.write(piece.model_dump_json() + "\n")
+    out.flush()

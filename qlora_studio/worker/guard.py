@@ -1,0 +1,105 @@
+"""The light process around a worker: holds the folder's lock, and answers for a child that died without a word.
+
+A child that the kernel ended because memory ran out is started again with smaller limits; it goes on from its newest
+checkpoint and computes what is missing as it would have been. Any other death is written down as what it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from qlora_studio.core import events as ev
+from qlora_studio.runs.folder import JobFolder, read_json, write_json
+from qlora_studio.runs.journal import Follower, Journal
+
+VMSTAT = Path("/proc/vmstat")
+MOST_RESTARTS = 4
+KILLED = -9
+
+
+def guard(folder: JobFolder, command: list[str], kills: Callable[[], int] | None = None) -> int:
+    """Runs `command` as the worker of this folder; its exit code, or 1 where it died.
+
+    `kills` counts the processes that the kernel has ended for want of memory since it started.
+    """
+    count = kills or count_memory_kills
+    restarts = 0
+    while True:
+        before = count()
+        code = run_child(command)
+        follower = Follower(folder.events)
+        follower.read()
+        if follower.progress.ended or code == 2:
+            return code
+        ran_out = code == KILLED and count() > before
+        can_shrink = ran_out and restarts < MOST_RESTARTS and folder.read_job()["job"] == "train"
+        if not can_shrink:
+            append(folder, explain(folder, code, ran_out))
+            return 1
+        restarts += 1
+        shrink(folder, follower.progress.step + 1)
+
+
+def run_child(command: list[str]) -> int:
+    """Runs the child and passes signals on to it. Standard input and output are inherited."""
+    process = subprocess.Popen(command)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def count_memory_kills() -> int:
+    """Processes the kernel has ended because memory ran out, since the machine started; 0 where it does not say."""
+    try:
+        lines = VMSTAT.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def shrink(folder: JobFolder, step: int) -> None:
+    """Notes that the next child must take one more lever of the ladder, and says so."""
+    file = folder.path / "limits.json"
+    pulled = (read_json(file)["levers"] if file.exists() else 0) + 1
+    write_json(file, {"levers": pulled})
+    append(
+        folder,
+        ev.Noted(
+            text=f"The system ended the worker in step {step} because memory ran out. "
+            "It goes on from its last checkpoint with less at once."
+        ),
+    )
+
+
+def explain(folder: JobFolder, code: int, ran_out: bool) -> ev.Failed:
+    """The last event of a child that wrote none."""
+    if ran_out:
+        return ev.Failed(
+            message="The system ended the worker because the computer's memory ran out.",
+            hint="Close other programs, or choose a smaller model, rank or row length.",
+        )
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    hint = f"Its log is {folder.log}. A training can go on: `qlora-studio runs resume {folder.name}`."
+    return ev.Failed(message=f"The worker ended without a word ({how}).", hint=hint)
+
+
+def append(folder: JobFolder, event: ev.Event) -> None:
+    journal = Journal(folder.events)
+    journal.append(event)
+    journal.close()
+
+
+def inner_command(folder: JobFolder) -> list[str]:
+    return [sys.executable, "-m", "qlora_studio.worker", str(folder.path), "--inner"]

@@ -1,0 +1,172 @@
+"""The job `train`: rows to examples, a plan, a 4-bit model, an adapter, and the record that makes it repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.data.prepare import Prepared, prepare_sources
+from qlora_studio.engine import load, memory
+from qlora_studio.engine.checkpoint import newest_checkpoint
+from qlora_studio.engine.oom import Limits, next_lever
+from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
+from qlora_studio.engine.train import Setup, train
+from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.shape import read_shape
+from qlora_studio.runs.folder import read_json, write_json
+from qlora_studio.worker.context import Context, FetchedBase
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
+MUST_STAY = ("base", "revision", "tokens_sha256", "template_sha256")
+"""Facts of the fingerprint without which a run that goes on is another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Both sides of the data, as the model will see them."""
+
+    train: Prepared
+    held_out: Prepared
+
+
+def run(context: Context) -> ev.Event:
+    memory.prepare_allocator()
+    config = context.config()
+    base = context.fetch_base(config)
+    context.phase("turning rows into tokens")
+    tokenizer = load_tokenizer(base.folder, config.model.template)
+    rows = prepare_rows(context, config, tokenizer)
+    plan = plan_run(context, config, base, rows.train)
+    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
+    if context.asked() == "stop":
+        return ev.Stopped()
+    context.phase("loading the model in 4 bits")
+    device = load.choose_device(config.model.compute)
+    memory.cap(plan.budget_bytes)
+    model = load.load_base(base.folder, device)
+    adapter = load.attach_adapter(model, config.lora, load.DTYPES[plan.adapter_precision], config.optim.seed)
+    setup = Setup(
+        config=config,
+        plan=plan,
+        model=adapter,
+        train=rows.train.examples,
+        held_out=rows.held_out.examples,
+        folder=context.folder.path,
+        base=base.label,
+        revision=base.revision,
+        resume=find_checkpoint(context),
+    )
+    outcome = train(setup, context.emit, context.asked)
+    if config.model.template:
+        tokenizer.inner.save_pretrained(context.folder.adapter)
+    if outcome.stopped:
+        return ev.Stopped(step=outcome.step, saved="adapter")
+    return ev.Finished(
+        result={
+            "loss": outcome.loss,
+            "held_out_before": outcome.held_out_before,
+            "held_out_after": outcome.held_out_after,
+            "steps": outcome.step,
+        }
+    )
+
+
+def find_checkpoint(context: Context) -> Path | None:
+    """The newest whole checkpoint of this run, where it was interrupted; damaged ones are named and passed over."""
+    checkpoint, damages = newest_checkpoint(context.folder.path / "checkpoints")
+    for damage in damages:
+        context.emit(ev.Noted(text=f"{damage} An older checkpoint is used."))
+    return checkpoint
+
+
+def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
+    """Writes the record of a new run. Raises a StudioError where a run that goes on would not be the same one."""
+    file = context.folder.path / "fingerprint.json"
+    if file.exists():
+        kept = read_json(file)
+        changed = [
+            name for name in ("base", "revision", "tokens_sha256", "template_sha256") if kept.get(name) != made[name]
+        ]
+        if changed:
+            raise StudioError(
+                f"This run cannot go on: since it began, {', '.join(changed)} changed.",
+                "Start a new run; its checkpoints stay where they are.",
+                where=str(file),
+            )
+    write_json(file, made)
+
+
+def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) -> Rows:
+    """Training and held-out examples of a run. Raises a StudioError for findings that nobody accepted."""
+    folder, seed = context.home.datasets, config.optim.seed
+    train_rows = prepare_sources(folder, tokenizer, config.data, seed=seed)
+    train_rows.check(config.data.accepted)
+    rows = Rows(train_rows, prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed))
+    context.emit(
+        ev.Noted(
+            text=f"{len(rows.train.examples)} rows to train, {len(rows.held_out.examples)} held out; "
+            f"{rows.train.tokens} tokens, {rows.train.trained_tokens} of them trained."
+        )
+    )
+    for taken in rows.train.mixture:
+        context.emit(
+            ev.Noted(text=f"{taken.name}: {taken.rows} of {taken.of_rows} rows, {taken.share:.0%} of the mixture.")
+        )
+    if rows.train.dropped or rows.train.cut:
+        context.emit(
+            ev.Noted(
+                text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: "
+                f"longer than {config.data.max_tokens} tokens."
+            )
+        )
+    return rows
+
+
+def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_rows: Prepared) -> MemoryPlan:
+    """The plan for the real token lengths, said and kept."""
+    gpus = read_gpus()
+    lengths = [len(example.input_ids) for example in train_rows.examples]
+    plan = make_plan(config, read_shape(str(base.folder), context.home.models), gpus[0] if gpus else None, lengths)
+    plan = shrink_plan(context, plan, max(lengths))
+    write_json(context.folder.path / "plan.json", plan.model_dump(mode="json"))
+    context.emit(ev.PlanMade(plan=plan))
+    return plan
+
+
+def shrink_plan(context: Context, plan: MemoryPlan, longest: int) -> MemoryPlan:
+    """The plan with as many levers of the out-of-memory ladder pulled as the guard has counted."""
+    file = context.folder.path / "limits.json"
+    limits = Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers)
+    for _ in range(read_json(file)["levers"] if file.exists() else 0):
+        pulled = next_lever(limits, longest)
+        if pulled is None:
+            break
+        limits, words = pulled
+        context.emit(ev.Noted(text=f"With {words}."))
+    changed = {"micro_batch_tokens": limits.micro_batch_tokens, "checkpointed_layers": limits.checkpointed_layers}
+    return plan.model_copy(update=changed)
+
+
+def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: Rows) -> dict[str, Any]:
+    """What must be equal for the same curve: data, template, base, versions, seed."""
+    digest = hashlib.sha256()
+    for example in (*rows.train.examples, *rows.held_out.examples):
+        digest.update(repr((example.input_ids, example.spans)).encode())
+    return {
+        "schema": 1,
+        "base": base.label,
+        "revision": base.revision,
+        "tokens_sha256": digest.hexdigest(),
+        "template_sha256": hashlib.sha256(tokenizer.template.encode()).hexdigest(),
+        "seed": config.optim.seed,
+        "accepted_findings": list(config.data.accepted),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

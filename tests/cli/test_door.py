@@ -1,0 +1,165 @@
+"""The door of the command line: wrong input is one clear sentence and exit code 2, with nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_studio.cli.app import run as run_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def cli(home, monkeypatch, capsys):
+    """Runs a command in this process; gives exit code, output and errors."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qlora-studio", *arguments])
+        code = run_cli()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def rows(tmp_path: Path, text: str, name: str = "rows.jsonl") -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+GOOD = '{"instruction": "Hi?", "output": "Hello."}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD + '{"instruction": "a" "b"}\n', "rows.jsonl:2: The JSON is broken at column 21"),
+        (GOOD + '{"instruction": "a"}\n', "rows.jsonl:2"),
+        ('{"foo": 1, "bar": 2}\n', "rows.jsonl:1: The format of these rows is not known; their fields: foo, bar."),
+        ("", "There is no row in this file."),
+    ],
+    ids=["broken line", "row without an answer", "unknown format", "empty file"],
+)
+@pytest.mark.parametrize("verb", ["train", "inspect"])
+def test_a_bad_file_is_refused_with_its_line(cli, home, tmp_path, text, said, verb):
+    file = rows(tmp_path, text)
+    code, _, errors = cli(
+        *(["train", file, "--model", str(model(tmp_path))] if verb == "train" else ["data", "inspect", file])
+    )
+    assert code == 2 and said in errors and "Traceback" not in errors
+    assert not (home / "runs").exists() and not list((home / "datasets").glob("*"))
+
+
+def model(tmp_path: Path) -> Path:
+    """The smallest folder that passes for a base: what is refused here is the data."""
+    folder = tmp_path / "base"
+    folder.mkdir(exist_ok=True)
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_a_missing_file_is_said_to_be_missing(cli, home, tmp_path):
+    code, _, errors = cli("train", str(tmp_path / "none.json"), "--model", str(model(tmp_path)))
+    assert code == 2 and errors == f"Error: {tmp_path / 'none.json'}: There is no such file. Check the path.\n"
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "no-such-model", "./here"])
+def test_a_base_that_does_not_exist_is_refused(cli, tmp_path, name):
+    code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", name)
+    assert code == 2 and errors.startswith(f"Error: There is no model folder '{name}'.")
+
+
+def test_a_hub_id_without_a_hub_is_one_sentence(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", "org/none")
+    assert code == 2 and errors.count("\n") == 1 and "'org/none' is not on this" in errors
+
+
+def test_a_folder_with_pickle_weights_only_is_refused(cli, tmp_path):
+    folder = model(tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    code, _, errors = cli("plan", "--model", str(folder))
+    assert code == 2 and errors.startswith(f"Error: {folder}: This model has pickle weights only")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
+def test_a_config_that_asks_for_foreign_code_is_refused(cli, tmp_path, key):
+    folder = model(tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"text_config": {key: "evil/kernel"}}))
+    code, _, errors = cli("plan", "--model", str(folder))
+    assert code == 2 and f"field '{key}': The model's config.json asks for foreign code." in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("runs", "show"), ("runs", "stop"), ("chat",), ("evaluate",), ("export", "--to", "out")],
+    ids=lambda value: value[0] + "-" + value[-1],
+)
+@pytest.mark.parametrize("name", ["../x", "none", "a/b"])
+def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = cli(*arguments, name)
+    assert code == 2 and errors.startswith(f"Error: There is no run '{name}'.")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plan", "--rank", "huge"), "There is no rank preset 'huge'. There are: balanced, light, strong."),
+        (("plan", "--memory", "99gb"), "There is no memory preset '99gb'."),
+        (("plan", "--set", "lora.rank=x"), "field 'lora.rank': 'x' is not allowed"),
+        (("plan", "--set", "rank"), "'rank' is not a setting."),
+        (("plan", "--rank", "0"), "field 'lora.rank': 0 is not allowed: should be greater than or equal to 1."),
+        (("data", "inspect", "x.json", "--column", "a"), "'a' does not map a column."),
+        (("nothing",), "No such command 'nothing'."),
+        (("train",), "Missing argument 'file'."),
+    ],
+)
+def test_wrong_arguments_are_named(cli, arguments, said):
+    code, _, errors = cli(*arguments)
+    assert code == 2 and said in errors and "Traceback" not in errors
+
+
+def test_a_home_that_cannot_be_made_is_named(cli, monkeypatch, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("QLORA_STUDIO_HOME", str(file / "home"))
+    code, _, errors = cli("runs", "list")
+    assert code == 2 and errors.startswith(f"Error: {file / 'home'}: The studio's folder cannot be made")
+
+
+def test_an_empty_history_says_what_to_do(cli):
+    assert cli("runs", "list")[:2] == (0, "There are no runs yet. `qlora-studio demo` makes one.\n")
+    assert cli("data", "list")[:2] == (0, "There are no data sets yet. `qlora-studio data import FILE` makes one.\n")
+
+
+def test_help_is_quick():
+    """Processor time, not wall time: the one promise about speed that a busy machine cannot break."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "qlora_studio", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ),
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert "demo" in done.stdout and spent < 2, f"{spent:.2f} s of processor time"

@@ -1,0 +1,58 @@
+"""What the tests share: a home of their own, the real small model, and tiny models of other architectures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for name, value in {
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "USE_HUB_KERNELS": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}.items():
+    os.environ.setdefault(name, value)
+
+FETCH = """
+import sys
+from pathlib import Path
+from qlora_studio.core.config import DEMO_BASE
+from qlora_studio.engine.fetch import fetch_base
+from qlora_studio.bases import find_base
+models = Path(sys.argv[1])
+print(find_base(DEMO_BASE, models).folder or fetch_base(DEMO_BASE, models, None, lambda said: None))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder, found through the environment as a person would set it."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("QLORA_STUDIO_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's folder, brought by the program itself; kept between sessions in the user's cache."""
+    import platformdirs
+
+    models = platformdirs.user_cache_path("qlora-studio-tests", appauthor=False) / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([sys.executable, "-c", FETCH, str(models)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def home_with_model(home: Path, smollm2: Path) -> Path:
+    """An empty home that already holds the embedded model."""
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "smollm2-135m-instruct").symlink_to(smollm2, target_is_directory=True)
+    return home

@@ -1,0 +1,94 @@
+"""Dry runs: they meet the formulas where there are some, and the real engine where there are none."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+
+from qlora_studio.core.config import LoraSettings
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import PlanSettings
+from qlora_studio.engine import load
+from qlora_studio.engine.allocations import peak_of
+from qlora_studio.engine.copies import config_for
+from qlora_studio.engine.dry_run import measure
+from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.planner.activations import step_peak
+from qlora_studio.planner.dry_runs import read_measured_shape
+from qlora_studio.planner.estimate import nf4_bytes, unquantised_bytes
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from qlora_studio.planner.shape import read_shape
+
+SMALL = {
+    "vocab_size": 512,
+    "max_position_embeddings": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 896,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Gemma-3-4B"])
+def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
+    shape = REFERENCE_SHAPES[name]
+    measured = shape.model_copy(update={"measured": measure(config_for(shape), ["bf16"])})
+    assert nf4_bytes(measured) == nf4_bytes(shape)
+    assert unquantised_bytes(measured, PlanSettings()) == unquantised_bytes(shape, PlanSettings())
+    for tokens in (512, 4096):
+        for twice in (0, shape.layers // 2, shape.layers):
+            for rank in (16, 64):
+                plan = PlanSettings(micro_batch_tokens=tokens, row_tokens=256, checkpointed_layers=twice, rank=rank)
+                assert step_peak(measured, plan).total == pytest.approx(step_peak(shape, plan).total, rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "starcoder2"])
+def test_an_unknown_family_is_measured_as_the_engine_will_take_it(family, tmp_path):
+    folder = tmp_path / family
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL), dtype=torch.bfloat16).save_pretrained(
+        folder
+    )
+    unmeasured = read_shape(str(folder), tmp_path)
+    shape = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
+    assert (shape.exact, unmeasured.measured, shape.measured is not None) == (False, None, True)
+
+    model = load.load_base(folder, load.Device("cpu", torch.bfloat16))
+    model = load.attach_adapter(model, LoraSettings(rank=8), torch.float32, seed=0).train()
+    loss_function = LossFunction(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    ids = torch.arange(1024).remainder(500).unsqueeze(0)
+    for twice in (0, 2):
+        checkpoint_layers(model, twice)
+        real = peak_of(lambda: (loss_function(ids, ids) / ids.numel()).backward())
+        plan = PlanSettings(
+            device="cpu", rank=8, micro_batch_tokens=1024, trained_tokens=1023, checkpointed_layers=twice
+        )
+        assert step_peak(shape, plan).total == pytest.approx(real, rel=0.05)
+
+    (kept,) = (tmp_path / "cache" / "dry-runs").iterdir()
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"other_bytes": 7}))
+    again = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
+    assert again.measured.other_bytes == 7  # read back, not measured again
+
+
+def test_a_dry_run_that_fails_leaves_the_shape_as_it_was(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL | {"model_type": "not_a_family"}))
+    shape = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
+    assert (shape.exact, shape.measured) == (False, None)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(StudioError) as caught:
+        measure(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2))
+    assert "A gpt2 model has no layers that this version can adapt." in caught.value.message

@@ -1,0 +1,57 @@
+"""What was measured moves the next plan, a little at a time, and a broken file moves nothing."""
+
+import pytest
+
+from qlora_studio.core.plan import GpuInfo, PlanSettings
+from qlora_studio.planner.activations import step_peak
+from qlora_studio.planner.corrections import FILE, learn_correction, read_correction
+from qlora_studio.planner.estimate import fixed_bytes
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+
+CARD = GpuInfo(index=0, name="card", total_bytes=8 << 30, free_bytes=7 << 30, uuid="GPU-1")
+SHAPE = REFERENCE_SHAPES["Qwen3-4B"]
+STEP = PlanSettings(micro_batch_tokens=2048, checkpointed_layers=20)
+
+
+def measured(factor):
+    return fixed_bytes(SHAPE, STEP) + round(factor * step_peak(SHAPE, STEP).total)
+
+
+def test_nothing_measured_corrects_nothing(tmp_path):
+    assert read_correction(tmp_path, CARD) == 1.0
+
+
+def test_a_correction_goes_half_way_to_each_measurement(tmp_path):
+    assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(1.2)) == pytest.approx(1.1, abs=1e-4)
+    assert read_correction(tmp_path, CARD) == pytest.approx(1.1, abs=1e-4)
+    assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(0.9)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_plan_s_own_correction_does_not_count_twice(tmp_path):
+    corrected = STEP.model_copy(update={"correction": 1.3})
+    assert learn_correction(tmp_path, CARD, SHAPE, corrected, measured(1.2)) == pytest.approx(1.1, abs=1e-4)
+
+
+def test_machines_are_kept_apart(tmp_path):
+    learn_correction(tmp_path, CARD, SHAPE, STEP, measured(1.2))
+    other = CARD.model_copy(update={"uuid": "GPU-2"})
+    assert (read_correction(tmp_path, other), read_correction(tmp_path, None)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(9.0, 1.25), (0.1, 0.9)])
+def test_a_measurement_out_of_bounds_moves_it_no_further_than_the_bound(tmp_path, factor, kept):
+    assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(factor)) == kept
+
+
+def test_a_step_too_small_to_tell_is_not_learned(tmp_path):
+    tiny = PlanSettings(micro_batch_tokens=16, checkpointed_layers=30, trained_tokens=4)
+    small = REFERENCE_SHAPES["SmolLM2-135M"]
+    assert learn_correction(tmp_path, CARD, small, tiny, 10 << 30) == 1.0
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"GPU-1": 3}', '{"GPU-1": {"factor": "much"}}'])
+def test_a_broken_file_is_no_correction_and_is_written_anew(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    assert read_correction(tmp_path, CARD) == 1.0
+    assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(1.2)) == pytest.approx(1.1, abs=1e-4)

@@ -1,0 +1,123 @@
+"""The plan: what it chooses, what it leaves alone, and what it says."""
+
+import pytest
+
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.plan import GIB
+from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from qlora_studio.planner.tables import imagine_card, plan_all_cards, plan_all_models
+
+EIGHT = REFERENCE_SHAPES["Llama-3.1-8B"]
+FOUR = REFERENCE_SHAPES["Qwen3-4B"]
+
+
+def config(**changes):
+    return TrainConfig().replace({name.replace("__", "."): value for name, value in changes.items()})
+
+
+@pytest.mark.parametrize("card", [6, 8, 10, 12, 16, 24])
+@pytest.mark.parametrize("name", REFERENCE_SHAPES)
+def test_a_plan_never_exceeds_its_budget_without_saying_so(card, name):
+    plan = make_plan(TrainConfig(), REFERENCE_SHAPES[name], imagine_card(card))
+    assert plan.fits == (not plan.changes)
+    assert plan.fits == (plan.estimate.total_bytes <= plan.budget_bytes)
+
+
+def test_a_larger_card_never_gets_a_slower_plan():
+    times = []
+    for card in (8, 10, 12, 16, 24):
+        plan = make_plan(TrainConfig(), EIGHT, imagine_card(card))
+        times.append((1 + plan.checkpointed_layers / 64) * (1 + 155 / plan.micro_batch_tokens))
+    assert times == sorted(times, reverse=True)
+
+
+def test_one_layer_less_would_not_fit():
+    plan = make_plan(TrainConfig(), EIGHT, imagine_card(12))
+    assert 0 < plan.checkpointed_layers < 32
+    tighter = config(memory__micro_batch_tokens=plan.micro_batch_tokens)
+    again = make_plan(tighter, EIGHT, imagine_card(12))
+    assert again.checkpointed_layers == plan.checkpointed_layers
+    assert f"{plan.checkpointed_layers} of 32 layers computed twice: with one less, " in " ".join(plan.reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"memory__checkpointing": "full"}, ("checkpointed_layers", 36)),
+        ({"memory__checkpointing": "half"}, ("checkpointed_layers", 18)),
+        ({"memory__checkpointing": "none"}, ("checkpointed_layers", 0)),
+        ({"memory__micro_batch_tokens": 1500}, ("micro_batch_tokens", 1500)),
+        ({"memory__adapter_precision": "bf16"}, ("adapter_precision", "bf16")),
+        ({"optim__optimizer": "adamw"}, ("optimizer", "adamw")),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_a_person_set_stays_set(changes, expected):
+    plan = make_plan(config(**changes), FOUR, imagine_card(24))
+    assert getattr(plan, expected[0]) == expected[1]
+
+
+def test_real_lengths_make_room_for_speed():
+    long, short = (
+        make_plan(config(data__max_tokens=8192), EIGHT, imagine_card(12), lengths) for lengths in (None, [300, 700])
+    )
+    assert long.micro_batch_tokens == 8192
+    assert short.micro_batch_tokens < 8192 and short.checkpointed_layers < long.checkpointed_layers
+
+
+def test_the_micro_batch_never_exceeds_the_effective_batch():
+    plan = make_plan(config(optim__batch_tokens=1500), FOUR, imagine_card(24))
+    assert plan.micro_batch_tokens == 1500
+    assert "1500 tokens at once: the whole effective batch." in plan.reasons
+
+
+def test_memory_kept_for_the_desktop_leaves_the_budget():
+    plan = make_plan(config(memory__keep_free_gib=1.5), FOUR, imagine_card(12))
+    assert plan.budget_bytes == round(11.6 * GIB) - round(1.5 * GIB)
+    assert plan.reasons[0] == "Budget 11.60 GiB: what is free on a 12 GB card, less 1.50 GiB kept free: 10.10 GiB."
+
+
+def test_a_budget_above_what_is_free_is_cut_to_it():
+    plan = make_plan(config(memory__budget_gib=20.0), FOUR, imagine_card(8))
+    assert plan.budget_bytes == 8 * GIB - round(0.4 * GIB)
+    assert plan.reasons[0] == "Budget 7.60 GiB instead of 20 GiB: what is free on a 8 GB card."
+
+
+def test_where_nothing_fits_it_says_what_to_change_and_what_that_saves():
+    wish = config(lora__rank=64, data__max_tokens=4096, optim__optimizer="adamw", memory__checkpointing="none")
+    plan = make_plan(wish, EIGHT, imagine_card(8))
+    assert not plan.fits
+    starts = [sentence.split(" saves ")[0] for sentence in plan.changes]
+    assert starts[1:4] == ["checkpointing none -> auto", "optimizer adamw -> adamw_8bit", "rank 64 -> 8"]
+    assert plan.changes[-1].startswith("A smaller model fits with these settings: ")
+
+
+def test_a_change_that_is_said_to_fit_does_fit():
+    wish = config(lora__rank=128, data__max_tokens=1024)
+    plan = make_plan(wish, EIGHT, imagine_card(8))
+    (sentence,) = [sentence for sentence in plan.changes if sentence.startswith("rank 128 -> ")]
+    rank = int(sentence.split()[3])
+    assert sentence.endswith("and fits.")
+    assert make_plan(wish.replace({"lora.rank": rank}), EIGHT, imagine_card(8)).fits
+
+
+def test_longest_context_and_largest_rank_are_the_last_that_fit():
+    card = imagine_card(8)
+    plan = make_plan(TrainConfig(), FOUR, card)
+    for field, value, edge in (
+        ("data.max_tokens", plan.longest_context, 1),
+        ("lora.rank", plan.largest_rank, 1),
+    ):
+        assert make_plan(TrainConfig().replace({field: value}), FOUR, card).fits
+        assert not make_plan(TrainConfig().replace({field: value + edge}), FOUR, card).fits
+
+
+def test_tables_have_a_row_for_every_card_and_every_model():
+    cards = plan_all_cards(TrainConfig(), FOUR)
+    assert [row.card.name if row.card else "CPU" for row in cards] == [
+        "a 6 GB card", "a 8 GB card", "a 10 GB card", "a 12 GB card", "a 16 GB card", "a 24 GB card", "CPU",
+    ]  # fmt: skip
+    models = plan_all_models(TrainConfig(), imagine_card(8))
+    assert [row.shape.name for row in models] == list(REFERENCE_SHAPES)
+    assert [row.plan.fits for row in models] == [True] * 10 + [False] * 2

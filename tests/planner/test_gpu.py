@@ -1,0 +1,97 @@
+"""Cards through a small NVML that answers like a driver: honest about what it does not know."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from qlora_studio.core.plan import GpuInfo, GpuProcess
+from qlora_studio.planner.gpu import read_gpus
+
+
+class Nvml:
+    """One card of 8 GiB; laptops tell no power, Windows tells no process its share."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, fails=()):
+        self.fails = set(fails)
+        self.open = 0
+
+    def __getattr__(self, name):
+        answers = {
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": "card",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=8 << 30, free=7 << 30, used=1 << 30),
+            "nvmlDeviceGetCudaComputeCapability": (8, 9),
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=7, memory=1),
+            "nvmlDeviceGetPowerUsage": 23500,
+            "nvmlDeviceGetName": "NVIDIA GeForce RTX 4060",
+            "nvmlDeviceGetUUID": b"GPU-1",
+            "nvmlSystemGetDriverVersion": "580.10",
+            "nvmlDeviceGetTemperature": 41,
+            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=999_999_001, usedGpuMemory=100)],
+            "nvmlDeviceGetGraphicsRunningProcesses": [
+                SimpleNamespace(pid=999_999_002, usedGpuMemory=None),
+                SimpleNamespace(pid=999_999_001, usedGpuMemory=300),
+            ],
+        }
+        if name not in answers and name not in ("nvmlInit", "nvmlShutdown"):
+            raise AttributeError(name)
+
+        def answer(*_):
+            if name in self.fails:
+                raise self.NVMLError(name)
+            self.open += {"nvmlInit": 1, "nvmlShutdown": -1}.get(name, 0)
+            return answers.get(name)
+
+        return answer
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    def install(**kwargs):
+        nvml = Nvml(**kwargs)
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        return nvml
+
+    return install
+
+
+def test_a_card_is_read_whole(driver):
+    nvml = driver()
+    assert read_gpus() == [
+        GpuInfo(
+            index=0,
+            name="NVIDIA GeForce RTX 4060",
+            total_bytes=8 << 30,
+            free_bytes=7 << 30,
+            uuid="GPU-1",
+            driver="580.10",
+            compute_capability=(8, 9),
+            temperature_c=41,
+            power_watts=23.5,
+            utilisation_percent=7,
+            processes=(
+                GpuProcess(pid=999_999_001, name="process 999999001", used_bytes=300),
+                GpuProcess(pid=999_999_002, name="process 999999002", used_bytes=None),
+            ),
+        )
+    ]
+    assert nvml.open == 0
+
+
+def test_what_a_card_does_not_tell_stays_empty(driver):
+    driver(fails=["nvmlDeviceGetPowerUsage", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetComputeRunningProcesses"])
+    (card,) = read_gpus()
+    assert (card.power_watts, card.utilisation_percent, len(card.processes)) == (None, None, 2)
+
+
+@pytest.mark.parametrize("fails", [["nvmlInit"], ["nvmlDeviceGetCount"], ["nvmlDeviceGetMemoryInfo"]])
+def test_without_a_working_driver_there_are_no_cards(driver, fails):
+    nvml = driver(fails=fails)
+    assert read_gpus() == []
+    assert nvml.open == 0

@@ -1,0 +1,69 @@
+"""A worker that dies without a word: memory kills are answered by going on smaller, other deaths by saying which."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from qlora_studio.runs.folder import create_job
+from qlora_studio.runs.journal import Follower
+from qlora_studio.worker.guard import guard
+
+DIE_TWICE = """
+import json, os, pathlib, signal, sys
+folder = pathlib.Path(sys.argv[1])
+deaths = folder / "deaths"
+count = len(deaths.read_text()) if deaths.exists() else 0
+if count < int(sys.argv[2]):
+    deaths.write_text("x" * (count + 1))
+    os.kill(os.getpid(), int(sys.argv[3]))
+levers = json.loads((folder / "limits.json").read_text())["levers"] if (folder / "limits.json").exists() else 0
+with (folder / "events.jsonl").open("a") as file:
+    file.write(json.dumps({"event": "finished", "result": {"levers": levers}}) + "\\n")
+"""
+
+
+def run_guard(folder, deaths: int, number: int, memory: bool) -> tuple[int, Follower]:
+    killed = []
+
+    def kills() -> int:
+        killed.append(1)
+        return len(killed) if memory else 0
+
+    code = guard(folder, [sys.executable, "-c", DIE_TWICE, str(folder.path), str(deaths), str(number)], kills)
+    follower = Follower(folder.events)
+    follower.read()
+    return code, follower
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 3])
+def test_a_training_that_the_kernel_ended_for_memory_goes_on_smaller(tmp_path, deaths):
+    folder = create_job(tmp_path, "train", "one", {})
+    code, follower = run_guard(folder, deaths, 9, memory=True)
+    assert code == 0 and follower.progress.state == "finished"
+    assert follower.progress.result == {"levers": deaths}
+    assert len([note for note in follower.progress.notes if "because memory ran out" in note]) == deaths
+
+
+def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
+    folder = create_job(tmp_path, "train", "one", {})
+    code, follower = run_guard(folder, 99, 9, memory=True)
+    assert code == 1 and follower.progress.state == "failed"
+    assert follower.progress.message == "The system ended the worker because the computer's memory ran out."
+    assert json.loads((folder.path / "limits.json").read_text()) == {"levers": 4}
+
+
+@pytest.mark.parametrize(("number", "how"), [(9, "signal 9"), (11, "signal 11")])
+def test_a_death_that_was_not_for_memory_is_not_repeated(tmp_path, number, how):
+    folder = create_job(tmp_path, "train", "one", {})
+    code, follower = run_guard(folder, 99, number, memory=False)
+    assert code == 1 and follower.progress.message == f"The worker ended without a word ({how})."
+    assert "runs resume one" in follower.progress.hint and len((folder.path / "deaths").read_text()) == 1
+
+
+def test_other_jobs_are_not_started_again(tmp_path):
+    folder = create_job(tmp_path, "export", "one", {})
+    code, follower = run_guard(folder, 99, 9, memory=True)
+    assert code == 1 and follower.progress.message.startswith("The system ended the worker because")
