@@ -16,14 +16,15 @@ from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport, FormatGuess
-from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.doctor import Check
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.plan import GpuInfo, MemoryPlan
+from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import importer, sets
+from qlora_studio.data import formats, importer, sets
 from qlora_studio.home import Home, bundled
-from qlora_studio.planner import fit, gpu, shape
+from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
 from qlora_studio.runs import folder, store, supervisor
 from qlora_studio.runs.chat import ChatPipe
@@ -49,7 +50,7 @@ class Demo:
 DEMO_SETTINGS: dict[str, Any] = {
     "data.max_tokens": 256,
     "data.eval_share": 0.1,
-    "optim.epochs": 3,
+    "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
     "optim.optimizer": "adamw",
@@ -144,10 +145,35 @@ class Studio:
         return gpu.read_gpus()
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
-        """What a run would take, for the first card of this machine or its CPU."""
-        base, cards = self.find_base(config.model.base), gpu.read_gpus()
-        found = shape.read_shape(str(base.folder or base.name), self.home.models)
-        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
+        """What a run would take, for the first card of this machine or its CPU, as earlier runs have corrected it."""
+        card = self._card()
+        return fit.make_plan(
+            config, self._shape(config), card, lengths, corrections.read_correction(self.home.cache, card)
+        )
+
+    def plan_all_cards(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of one model for every usual card, and for a CPU."""
+        return tables.plan_all_cards(config, self._shape(config))
+
+    def plan_all_models(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of every known model for this machine."""
+        card = self._card()
+        return tables.plan_all_models(config, card, corrections.read_correction(self.home.cache, card))
+
+    def _card(self) -> GpuInfo | None:
+        return next(iter(gpu.read_gpus()), None)
+
+    def _shape(self, config: TrainConfig) -> ModelShape:
+        base = self.find_base(config.model.base)
+        return dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
+
+    def check_machine(self, config: TrainConfig | None = None) -> list[Check]:
+        """What can be told of this machine at once: card, driver, memory, disk."""
+        return doctor.check_machine(self.home.root, self._shape(config) if config else None)
+
+    def check_engine(self) -> JobFolder:
+        """Starts looking at what only torch can tell; the checks are the job's result."""
+        return self._start(self.home.cache / "doctor", "doctor", {})
 
     # runs
 
@@ -182,7 +208,7 @@ class Studio:
     def refuse_second_run(self) -> None:
         """One training at a time: two would not fit the plan of either."""
         for name in self.store.names():
-            if JobFolder(self.home.runs / name).worker_lives():
+            if supervisor.is_at_work(JobFolder(self.home.runs / name)):
                 raise StudioError(f"The run '{name}' is still at work.", "Wait for it or stop it first.")
 
     def runs(self) -> list[RunView]:
@@ -267,14 +293,13 @@ class Studio:
                 return self.store.open(name)
         return None
 
-    def preview_data(self, source: str, **choices: Any) -> tuple[FormatGuess, list[Conversation], list[Problem]]:
-        """The guessed format, the first conversations and what is wrong with the first rows, importing nothing."""
-        looked = self.inspect(source, **choices)
-        return looked.guess, list(looked.conversations), list(looked.problems)
-
     def conversations(self, name: str, rows: int) -> list[Conversation]:
         """The first rows of an imported set."""
         return list(islice(sets.load_conversations(self.home.datasets, name, "all"), rows))
+
+    def format_parts(self, format: str) -> tuple[str, ...]:
+        """The parts of a format that a column map may name; none for a format there is not."""
+        return formats.FORMATS[format].parts if format in formats.FORMATS else ()
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""

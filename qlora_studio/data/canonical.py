@@ -12,7 +12,9 @@ from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, 
 from qlora_studio.core.dataset import DatasetReport
 from qlora_studio.core.errors import StudioError
 
-CONVERSATIONS, EVALUATION, PROMPTS, REPORT = "conversations.jsonl", "evaluation.jsonl", "prompts.bin", "report.json"
+CONVERSATIONS, EVALUATION, PROMPTS = "conversations.jsonl", "evaluation.jsonl", "prompts.bin"
+REPORT, FINDINGS = "report.json", "findings.json"
+"""The files of a set."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 

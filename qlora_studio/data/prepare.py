@@ -11,11 +11,13 @@ from typing import Literal
 from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding
-from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
 from qlora_studio.data.canonical import prompt_hash
+from qlora_studio.data.care import lint_dataset
 from qlora_studio.data.control import ControlTokenTyped
 from qlora_studio.data.encode import Draft, encode_drafts
+from qlora_studio.data.lint import check_findings
 from qlora_studio.data.mix import Part, Taken, mix
 from qlora_studio.data.render import RenderOptions, RowRefused, drafts
 from qlora_studio.data.row_findings import TokenFindings
@@ -51,17 +53,7 @@ class Prepared:
 
     def check(self, accepted: Iterable[str] = ()) -> None:
         """Raises a StudioError naming every error-level finding that is not accepted by name."""
-        known = set(accepted)
-        standing = [finding for finding in self.findings if finding.severity == "error" and finding.name not in known]
-        if standing:
-            raise StudioError.of(
-                Problem(
-                    finding.message,
-                    f"{finding.hint} Or accept it by name: data.accepted = {finding.name}.".strip(),
-                    finding.examples[0] if finding.examples else "",
-                )
-                for finding in standing
-            )
+        check_findings(self.findings, accepted)
         if not self.examples:
             raise StudioError(
                 "No row is left to train.", "Look at the findings of the data set, or raise data.max_tokens."
@@ -109,6 +101,9 @@ def prepare_sources(
         for batch in _batches(rows, _BATCH_ROWS):
             work.take([row for row in batch if not (held_out and prompt_hash(row) in held_out and work.overlaps(row))])
     prepared = work.result()
+    if split == "train":
+        of_rows = tuple(finding for one in config.sources for finding in lint_dataset(datasets_folder, one.name))
+        prepared = replace(prepared, findings=(*of_rows, *prepared.findings))
     if split == "eval" or len(config.sources) == 1:
         return prepared
     groups = {source.name: [one for one in prepared.examples if one.origin == source.name] for source in config.sources}

@@ -173,7 +173,11 @@ class _Training:
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
         self.emit(
             ev.ProbeMeasured(
-                predicted_bytes=self.setup.plan.estimate.total_bytes, measured_bytes=memory.peak_bytes() + states
+                predicted_bytes=self.setup.plan.estimate.total_bytes,
+                measured_bytes=memory.peak_bytes() + states,
+                tokens=len(largest) * max(self.lengths[row] for row in largest),
+                row_tokens=max(self.lengths[row] for row in largest),
+                trained_tokens=sum(self.setup.train[row].trained_tokens for row in largest),
             )
         )
         return self.asked() != "stop"

@@ -19,6 +19,8 @@ from qlora_studio.runs.journal import Follower
 
 START_SECONDS = 30
 """How long a worker may take from its start to its first event: only Python itself stands in between."""
+LEAVE_SECONDS = 20
+"""How long a worker may take to give its memory back after its last event."""
 POLL_SECONDS = 0.15
 REMOVED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -109,6 +111,18 @@ def explain_death(folder: JobFolder) -> tuple[str, str]:
 def stop(folder: JobFolder) -> None:
     """Asks a job to stop after the step it is in, with its adapter saved."""
     folder.ask("stop")
+
+
+def is_at_work(folder: JobFolder) -> bool:
+    """Whether a worker lives and has not said its last word; one that has is given a moment to leave."""
+    if not folder.worker_lives():
+        return False
+    follower = Follower(folder.events)
+    follower.read()
+    until = time.monotonic() + LEAVE_SECONDS
+    while follower.progress.ended and folder.worker_lives() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return folder.worker_lives()
 
 
 def clear_requests(folder: JobFolder) -> None:

@@ -33,7 +33,9 @@ def build(desk: Desk) -> gr.Blocks:
             with gr.Tab("Data", id="data", elem_id="tab-data"):
                 data = data_tab.build(desk)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
-                train = train_tab.build(desk, {"data.mix_by": data.mix_by, "data.eval_share": data.eval_share})
+                train = train_tab.build(
+                    desk, {"data.mix_by": data.form.mix_by, "data.eval_share": data.form.eval_share}
+                )
             with gr.Tab("Runs", id="runs", elem_id="tab-runs"):
                 runs = runs_tab.build(desk)
             with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
@@ -111,7 +113,7 @@ def _wire_draft(desk: Desk, page: gr.Blocks, data: DataTab, train: TrainTab) -> 
 
     @speaking
     def show() -> list[Any]:
-        train_tab.make_plan(desk)
+        desk.make_plan()
         return [*train_tab.show_settings(desk, train), *train_tab.render(desk)]
 
     page.load(show, None, shown, **QUIET)
@@ -128,14 +130,15 @@ def _wire_doors(desk: Desk, pages: gr.Tabs, runs: RunsTab, chat: ChatTab, export
     """From a run in the table to its chat and its export."""
 
     @speaking
-    def to_chat(name: str) -> list[Any]:
+    def to_chat() -> list[Any]:
+        name = runs_tab.shown_run(desk)
         desk.talk.choose(name)
         return [gr.update(selected="chat"), gr.update(value=name)]
 
     @speaking
-    def to_export(name: str) -> list[Any]:
-        desk.export_run = name
-        return [gr.update(selected="export"), gr.update(value=name)]
+    def to_export() -> list[Any]:
+        desk.export_run = runs_tab.shown_run(desk)
+        return [gr.update(selected="export"), gr.update(value=desk.export_run)]
 
-    runs.chat.click(to_chat, runs.picked, [pages, chat.run], **QUIET)
-    runs.export.click(to_export, runs.picked, [pages, export.run], **QUIET)
+    runs.chat.click(to_chat, None, [pages, chat.run], **QUIET)
+    runs.export.click(to_export, None, [pages, export.run], **QUIET)

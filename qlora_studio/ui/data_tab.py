@@ -1,7 +1,8 @@
-"""The Data page: open a file, see its rows as conversations, import it, choose what the next run learns from."""
+"""The Data page: open rows, see them as conversations and tokens, import them, choose what the next run learns from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,186 +10,94 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui import form
+from qlora_studio.studio import HUB_ID, HubChoice
+from qlora_studio.ui import data_form, form
+from qlora_studio.ui.data_form import PARTS, SHARES, DataForm
 from qlora_studio.ui.desk import Desk, Looked
-from qlora_studio.ui.live import Slot
+from qlora_studio.ui.live import Now, Slot, slot
 from qlora_studio.ui.speaking import sentences, speaking, tell
+from qlora_studio.ui.tokens import findings_in
 from qlora_studio.ui.views import data as view
+from qlora_studio.ui.views import tokens as token_view
 from qlora_studio.ui.views.html import Html, join, page_head, says_error
 
-FILE_TYPES = [".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".parquet", ".arrow", ".gz", ".zip"]
-SHARES = 8
-"""Sets that can be mixed on the page."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 ROWS = 12
 """Rows in the preview."""
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(slots=True)
 class DataTab:
     """The controls that others wire."""
 
-    file: gr.File
-    path: gr.Textbox
-    format: gr.Radio
-    columns: gr.Textbox
-    name: gr.Textbox
-    skip_bad: gr.Checkbox
-    bring_in: gr.Button
-    demo: gr.Button
+    form: DataForm
     status: gr.HTML
     rows: gr.HTML
+    tokens: gr.HTML
+    count: gr.Button
+    findings: gr.HTML
+    accept: gr.CheckboxGroup
     sets: gr.HTML
-    chosen: gr.Dropdown
-    weights: list[gr.Number]
-    mix_by: gr.components.Component
-    eval_share: gr.components.Component
 
     @property
     def shown(self) -> list[gr.blocks.Block]:
         """What `render` answers for, in its order."""
-        return [self.status, self.rows, self.sets, self.name, self.bring_in, self.chosen, *self.weights, self.mix_by]
+        form = self.form
+        asked = [form.name, form.bring_in, form.hub, form.map, *form.parts]
+        return [self.status, self.rows, self.sets, *asked, form.chosen, *form.weights, form.mix_by]
 
 
 def build(desk: Desk) -> DataTab:
-    titles = [("Detect it", "auto"), *((preset.title, preset.name) for preset in desk.studio.presets("format"))]
     gr.HTML(page_head("Data", "Rows become conversations. You see what the model will learn before it does."))
     with gr.Row():
         with gr.Column(scale=4, min_width=310):
-            file = gr.File(
-                label="Your rows: JSONL, JSON, CSV, Parquet or text",
-                file_types=FILE_TYPES,
-                height=128,
-                elem_id="data-file",
-            )
-            path = gr.Textbox(
-                label="Or where they lie",
-                info="A file on this machine; Enter opens it.",
-                max_lines=1,
-                placeholder="/home/me/rows.jsonl",
-                elem_id="data-path",
-                interactive=True,
-            )
-            demo = gr.Button("Use the demo rows", size="sm", elem_id="data-demo")
-            with gr.Group():
-                format = gr.Radio(
-                    titles,
-                    value="auto",
-                    label="Format",
-                    info="How a row becomes a conversation. Detection looks at the rows; choose yourself where it errs.",
-                    elem_id="data-format",
-                    interactive=True,
-                )
-                columns = gr.Textbox(
-                    label="Columns",
-                    info="Only where your names differ: part = your column, such as instruction=question, output=answer.",
-                    max_lines=1,
-                    elem_id="data-columns",
-                    interactive=True,
-                )
-                name = gr.Textbox(
-                    label="Name of the set",
-                    info="What it is called here; empty takes the file's name.",
-                    max_lines=1,
-                    elem_id="data-name",
-                    interactive=True,
-                )
-                skip_bad = gr.Checkbox(
-                    False,
-                    label="Leave out rows that cannot be read",
-                    info="Otherwise one bad row refuses the file, and you see which.",
-                    elem_id="data-skip-bad",
-                    interactive=True,
-                )
-            bring_in = gr.Button("Import these rows", variant="primary", interactive=False, elem_id="data-import")
+            source = data_form.build_source(desk)
         with gr.Column(scale=8, min_width=330):
             status = gr.HTML(elem_id="data-status")
             with gr.Tabs(elem_id="data-parts"):
                 with gr.Tab("Rows", id="rows", elem_id="part-rows"):
                     rows = gr.HTML(elem_id="data-rows")
+                with gr.Tab("Tokens", id="tokens", elem_id="part-tokens"):
+                    tokens = gr.HTML(elem_id="data-tokens")
+                    count = gr.Button("Count the tokens", size="sm", elem_id="data-count")
+                with gr.Tab("Findings", id="findings", elem_id="part-findings"):
+                    findings = gr.HTML(elem_id="data-findings")
+                    info = form.field_info("data.accepted").description
+                    accept = gr.CheckboxGroup(
+                        [],
+                        label="Train in spite of these",
+                        info=info,
+                        visible=False,
+                        elem_id="data-accepted",
+                        interactive=True,
+                    )
                 with gr.Tab("Imported sets", id="sets", elem_id="part-sets"):
                     sets = gr.HTML(elem_id="data-sets")
-            with gr.Group(elem_id="data-use"):
-                chosen = gr.Dropdown(
-                    [],
-                    value=[],
-                    multiselect=True,
-                    max_choices=SHARES,
-                    label="What the next run learns from",
-                    info="One set, or several in a mixture; each keeps its origin.",
-                    elem_id="data-sources",
-                    interactive=True,
-                )
-                with gr.Row():
-                    weights = [
-                        gr.Number(
-                            1.0,
-                            minimum=0,
-                            step=0.1,
-                            label=f"Share {index + 1}",
-                            info="Share in the mixture, relative to the others.",
-                            visible=False,
-                            interactive=True,
-                            min_width=130,
-                            elem_id=f"data-weight-{index + 1}",
-                        )
-                        for index in range(SHARES)
-                    ]
-                with gr.Row():
-                    mix_by = form.make(form.BY_NAME["data.mix_by"], desk.draft["data.mix_by"])
-                    eval_share = form.make(form.BY_NAME["data.eval_share"], desk.draft["data.eval_share"])
-    return DataTab(
-        file,
-        path,
-        format,
-        columns,
-        name,
-        skip_bad,
-        bring_in,
-        demo,
-        status,
-        rows,
-        sets,
-        chosen,
-        weights,
-        mix_by,
-        eval_share,
-    )
+            made = data_form.build_mixture(desk, source)
+    return DataTab(made, status, rows, tokens, count, findings, accept, sets)
 
 
 def wire(desk: Desk, tab: DataTab) -> list[Any]:
     """Connects the page's own controls. Returns the events after which the plan must be made anew."""
+    controls = tab.form
 
     @speaking
-    def look(file: str | None, path: str, format: str, columns: str) -> list[Any]:
+    def look(file: str | None, path: str, format: str, *mapped: str | None) -> list[Any]:
         source = file or path.strip()
-        desk.look(look_at(desk, source, format, columns) if source else None)
+        desk.look(look_at(desk, source, format, mapped) if source else None)
         return render(desk)
 
     @speaking
-    def bring_in(format: str, columns: str, name: str, skip_bad: bool) -> list[Any]:
-        if desk.looked is None:
-            raise StudioError("There is no file to import.", "Drop one on the left, or type its path.")
-        try:
-            report = desk.studio.import_data(
-                desk.looked.source, name=name.strip(), format=format, columns=parse_columns(columns), skip_bad=skip_bad
-            )
-        except StudioError as error:
-            desk.look(replace(desk.looked, refused=sentences(error)))
-            return render(desk)
-        take_in(desk, report.name)
-        tell(
-            f"{report.rows} rows are imported as '{report.name}'."
-            if not report.unchanged
-            else f"'{report.name}' was here already, unchanged."
-        )
+    def bring_in(*values: Any) -> list[Any]:
+        import_rows(desk, *values)
         return render(desk)
 
     @speaking
     def use_demo() -> list[Any]:
-        report = desk.studio.import_data(str(desk.studio.demo().rows), name="demo")
+        demo = desk.studio.demo()
+        report = desk.studio.import_data(str(demo.rows), name="demo")
+        desk.change(dict(demo.settings))
         take_in(desk, report.name)
-        desk.change(desk.studio.demo().settings)
         tell("The demo rows are here, with settings that suit them.")
         return render(desk)
 
@@ -208,101 +117,190 @@ def wire(desk: Desk, tab: DataTab) -> list[Any]:
         desk.change({"data.sources": sources})
         return render(desk)
 
-    given = [tab.file, tab.path, tab.format, tab.columns]
-    for event in (tab.file.upload, tab.file.clear, tab.path.submit, tab.format.input, tab.columns.submit):
+    @speaking
+    def count() -> None:
+        desk.count_tokens()
+
+    @speaking
+    def accept(names: list[str]) -> None:
+        desk.change({"data.accepted": names})
+
+    given = [controls.file, controls.path, controls.format, *controls.parts]
+    opened = [controls.file.upload, controls.file.clear, controls.path.submit, controls.format.input]
+    for event in (*opened, *(part.input for part in controls.parts)):
         event(look, given, tab.shown, **QUIET)
-    imported = tab.bring_in.click(bring_in, [tab.format, tab.columns, tab.name, tab.skip_bad], tab.shown, **QUIET)
-    demo = tab.demo.click(use_demo, None, tab.shown, **QUIET)
-    picked = tab.chosen.input(choose, tab.chosen, tab.shown, **QUIET)
-    weighed = [weight.submit(weigh, tab.weights, tab.shown, **QUIET) for weight in tab.weights]
-    weighed += [weight.blur(weigh, tab.weights, tab.shown, **QUIET) for weight in tab.weights]
-    return [imported, demo, picked, *weighed]
-
-
-def look_at(desk: Desk, source: str, format: str, columns: str) -> Looked:
-    """A file without importing it; where it cannot be read as a whole, the sentences that say why."""
-    try:
-        return Looked(
-            source, *desk.studio.preview_data(source, format=format, columns=parse_columns(columns), rows=ROWS)
-        )
-    except StudioError as error:
-        return Looked(source, None, [], [], sentences(error))
-
-
-def take_in(desk: Desk, name: str) -> None:
-    """Makes a set the one the next run learns from; others are added to it by hand."""
-    desk.look(None)
-    desk.change({"data.sources": [{"name": name, "weight": 1.0}]})
+    imported = controls.bring_in.click(bring_in, controls.asked, tab.shown, **QUIET)
+    demo = controls.demo.click(use_demo, None, tab.shown, **QUIET)
+    picked = controls.chosen.input(choose, controls.chosen, tab.shown, **QUIET)
+    weighed = [
+        event(weigh, controls.weights, tab.shown, **QUIET)
+        for weight in controls.weights
+        for event in (weight.submit, weight.blur)
+    ]
+    tab.count.click(count, None, None, **QUIET)
+    accepted = tab.accept.input(accept, tab.accept, None, **QUIET)
+    return [imported, demo, picked, accepted, *weighed]
 
 
 def slots(tab: DataTab) -> list[Slot]:
-    return [Slot(tab.shown, lambda now: render(now.desk), lambda now: now.desk.version)]
+    """The page as the desk has it, and the token job as it goes."""
+    version: Any = lambda now: (now.desk.version, now.desk.tokens.counting)  # noqa: E731
+    return [
+        Slot(tab.shown, lambda now: render(now.desk), version),
+        slot(tab.tokens, _tokens),
+        slot(tab.count, lambda now: gr.update(interactive=bool(now.desk.draft["data.sources"])), version),
+        Slot((tab.findings, tab.accept), lambda now: _findings(now.desk), version),
+    ]
+
+
+def look_at(desk: Desk, source: str, format: str, mapped: Sequence[str | None]) -> Looked:
+    """A file without importing it; where it cannot be read as a whole, the sentences that say why."""
+    if HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
+        return Looked(source, format, hub=True)
+    columns = columns_of(desk, source, format, mapped)
+    try:
+        seen = desk.studio.inspect(source, format=format, columns=columns, rows=ROWS)
+    except StudioError as error:
+        return Looked(source, format, refused=sentences(error))
+    if not seen.guess.format:
+        problems = [str(problem) for problem in seen.problems] or [seen.guess.reason]
+        return Looked(source, format, names=seen.columns, refused=problems)
+    return Looked(
+        source,
+        format,
+        guess=seen.guess,
+        names=seen.columns,
+        columns=columns,
+        conversations=seen.conversations,
+        problems=seen.problems,
+    )
+
+
+def columns_of(desk: Desk, source: str, format: str, mapped: Sequence[str | None]) -> dict[str, str]:
+    """The column map that the controls say; what was said about another file or format is forgotten."""
+    if desk.looked is None or (desk.looked.source, desk.looked.format) != (source, format):
+        return {}
+    parts = desk.studio.format_parts(desk.looked.format_in_use)
+    return {part: column for part, column in zip(parts, mapped, strict=False) if column}
+
+
+def import_rows(
+    desk: Desk, name: str, skip_bad: bool, eval_file: str, drop_overlap: bool, subset: str, split: str, revision: str
+) -> None:
+    """Imports what is looked at. What stands against it is kept with it as sentences."""
+    looked = desk.looked
+    if looked is None:
+        raise StudioError("There is nothing to import.", "Drop a file on the left, or type where it lies.")
+    choices: dict[str, Any] = {"name": name.strip(), "format": looked.format, "columns": looked.columns}
+    if looked.hub:
+        choices["hub"] = HubChoice(subset.strip() or None, split.strip() or "train", revision.strip() or None)
+    elif eval_file.strip():
+        choices |= {"eval_file": eval_file.strip(), "drop_overlap": drop_overlap}
+    try:
+        report = desk.studio.import_data(looked.source, skip_bad=skip_bad, **choices)
+    except StudioError as error:
+        desk.look(replace(looked, refused=sentences(error)))
+        return
+    desk.change({"data.format": report.format, "data.columns": report.columns})
+    take_in(desk, report.name)
+    came = f"{report.rows} rows are imported as '{report.name}'."
+    tell(f"'{report.name}' was here already, unchanged." if report.unchanged else came)
+
+
+def take_in(desk: Desk, name: str) -> None:
+    """Makes a set the one the next run learns from, and has its tokens counted; others are added to it by hand."""
+    desk.look(None)
+    desk.change({"data.sources": [{"name": name, "weight": 1.0}], "data.accepted": []})
+    if desk.running() is None:  # counting beside a run would take its cores
+        desk.count_tokens()
 
 
 def render(desk: Desk) -> list[Any]:
     """Everything the page shows of the desk, in the order of `DataTab.shown`."""
-    reports = desk.studio.datasets()
-    sources = [source for source in desk.draft["data.sources"] if source["name"] in {report.name for report in reports}]
+    reports, looked = desk.studio.datasets(), desk.looked
+    known = {report.name for report in reports}
+    sources = [source for source in desk.draft["data.sources"] if source["name"] in known]
     names = [source["name"] for source in sources]
     several = len(sources) > 1
-    weights = [
-        gr.update(
-            visible=several and index < len(sources),
-            label=names[index] if index < len(names) else "",
-            value=sources[index]["weight"] if index < len(sources) else 1.0,
-        )
-        for index in range(SHARES)
-    ]
-    status, rows = _file_views(desk, desk.looked) if desk.looked else _set_views(desk)
-    name = Path(desk.looked.source).stem if desk.looked else ""
+    status, rows = _file_views(desk, looked) if looked else _set_views(desk)
     return [
         status,
         rows,
         view.sets_table(reports, names),
-        gr.update(placeholder=name or "my-rows"),
-        gr.update(interactive=desk.looked is not None and desk.looked.guess is not None),
+        gr.update(placeholder=Path(looked.source).stem if looked else "my-rows"),
+        gr.update(interactive=looked is not None and looked.can_be_tried),
+        gr.update(visible=looked is not None and looked.hub),
+        *_column_map(desk, looked),
         gr.update(choices=[report.name for report in reports], value=names),
-        *weights,
+        *(_share(sources, index, several) for index in range(SHARES)),
         gr.update(visible=several),
     ]
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """`instruction=question, output=answer` as a map. Raises a StudioError for anything else."""
-    pairs = [pair.strip() for pair in text.split(",") if pair.strip()]
-    columns = {}
-    for pair in pairs:
-        part, equals, column = (piece.strip() for piece in pair.partition("="))
-        if not (part and equals and column):
-            raise StudioError(
-                f"'{pair}' does not say which column is meant.",
-                "Write part=column, such as instruction=question.",
-                field="columns",
-            )
-        columns[part] = column
-    return columns
+def _share(sources: Sequence[dict[str, Any]], index: int, several: bool) -> Any:
+    if index >= len(sources):
+        return gr.update(visible=False)
+    return gr.update(visible=several, label=f"Share of {sources[index]['name']}", value=sources[index]["weight"])
+
+
+def _column_map(desk: Desk, looked: Looked | None) -> list[Any]:
+    """The frame and a dropdown for each part of the format in use."""
+    parts = desk.studio.format_parts(looked.format_in_use) if looked and looked.names else ()
+    updates = [gr.update(visible=bool(parts))]
+    for index in range(PARTS):
+        if looked is None or index >= len(parts):
+            updates.append(gr.update(visible=False, choices=[], value=None))
+            continue
+        chosen = looked.columns.get(parts[index])
+        choices = [("found by name", ""), *((name, name) for name in looked.names)]
+        updates.append(gr.update(visible=True, label=parts[index], choices=choices, value=chosen or ""))
+    return updates
 
 
 def _file_views(desk: Desk, looked: Looked) -> tuple[Html, Html]:
-    """A file that was opened but is not imported."""
-    refused = (
-        says_error(looked.refused, f"{Path(looked.source).name} cannot be imported like this")
-        if looked.refused
-        else Html("")
-    )
+    """Rows that were opened but are not imported."""
+    name = looked.source if looked.hub else Path(looked.source).name
+    refused = says_error(looked.refused, f"{name} cannot be imported like this") if looked.refused else Html("")
+    if looked.hub:
+        return join((refused, view.hub_waits(looked.source))), Html("")
     if looked.guess is None:
-        return refused, view.conversations_list([])
+        return join((refused, view.columns_found(looked.names))), Html("")
     titles = {preset.name: preset.title for preset in desk.studio.presets("format")}
-    return join(
-        (refused, view.guess_line(looked.guess, titles), view.problems_card(looked.problems))
-    ), view.conversations_list(looked.conversations)
+    said = join((refused, view.guess_line(looked.guess, titles), view.problems_card(looked.problems)))
+    return said, view.conversations_list(looked.conversations)
 
 
 def _set_views(desk: Desk) -> tuple[Html, Html]:
-    """The first of the chosen sets, or an invitation."""
+    """The chosen sets in figures and the first rows of the first of them, or an invitation."""
     chosen = desk.chosen_sets()
     if not chosen:
         return view.nothing_imported(), Html("")
-    first = chosen[0]
-    tiles = view.report_tiles(first, None, desk.draft["data.eval_share"])
-    return join((tiles, view.left_over(first))), view.conversations_list(desk.studio.conversations(first.name, ROWS))
+    result = desk.tokens_known()
+    tiles = view.report_tiles(chosen, result, desk.draft["data.eval_share"])
+    notes = join(view.left_over(report) for report in chosen)
+    return join((tiles, notes)), view.conversations_list(desk.studio.conversations(chosen[0].name, ROWS))
+
+
+def _tokens(now: Now) -> Html:
+    desk = now.desk
+    if desk.tokens.counted is not None:
+        progress, _, _ = desk.studio.look(desk.tokens.counted.job)
+        return token_view.counting(progress)
+    if desk.tokens.problems:
+        return says_error(desk.tokens.problems, "The tokens could not be counted")
+    if desk.tokens.result is None:
+        return token_view.not_counted(bool(desk.draft["data.sources"]))
+    return token_view.token_page(desk.tokens.result, current=desk.tokens_known() is not None)
+
+
+def _findings(desk: Desk) -> list[Any]:
+    """The findings of the counted tokens, and a tick for each that would keep a run from starting."""
+    if desk.tokens.result is None:
+        return [token_view.not_counted(bool(desk.draft["data.sources"])), gr.update(visible=False)]
+    findings = findings_in(desk.tokens.result)
+    errors = [finding.name for finding in findings if finding.severity == "error"]
+    accepted = [name for name in desk.draft["data.accepted"] if name in errors]
+    return [
+        view.findings_table(findings),
+        gr.update(visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted),
+    ]

@@ -18,20 +18,37 @@ from qlora_studio.studio import RunView, Studio
 from qlora_studio.ui import form
 from qlora_studio.ui.machine import Machine, read_machine
 from qlora_studio.ui.talk import Talk
+from qlora_studio.ui.tokens import Tokens, findings_in
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A data file that was opened but not imported yet."""
+    """Rows that were opened but not imported yet."""
 
     source: str
-    guess: FormatGuess | None
-    """None where the file as a whole cannot be read."""
-    conversations: list[Conversation]
-    problems: list[Problem]
+    format: str
+    """What was asked for; `auto` leaves it to the rows."""
+    hub: bool = False
+    guess: FormatGuess | None = None
+    """None where the rows cannot be read like this."""
+    names: tuple[str, ...] = ()
+    """Their columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The column map: part to column."""
+    conversations: tuple[Conversation, ...] = ()
+    problems: tuple[Problem, ...] = ()
     """What is wrong with single rows among the first."""
     refused: list[str] = field(default_factory=list)
-    """Why the file cannot be imported as it is, in sentences."""
+    """Why it cannot be imported as it is, in sentences."""
+
+    @property
+    def format_in_use(self) -> str:
+        """The format asked for, else the one found; empty where none is known."""
+        return self.format if self.format != "auto" else self.guess.format if self.guess else ""
+
+    @property
+    def can_be_tried(self) -> bool:
+        return self.hub or self.guess is not None
 
 
 @dataclass(slots=True)
@@ -40,6 +57,7 @@ class Desk:
 
     studio: Studio
     talk: Talk
+    tokens: Tokens
     draft: dict[str, Any] = field(default_factory=form.defaults)
     presets: dict[str, str | None] = field(default_factory=dict)
     """The preset that was last chosen of each family."""
@@ -49,13 +67,15 @@ class Desk:
     plan: MemoryPlan | None = None
     """Of the draft, as it was last made."""
     plan_problems: list[str] = field(default_factory=list)
+    shown_run: str | None = None
+    """The run the Runs page shows whole; the newest where none was picked."""
     export_run: str | None = None
     """The run the Export page is turned to."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(cls, studio: Studio) -> Desk:
-        desk = cls(studio, Talk(studio))
+        desk = cls(studio, Talk(studio), Tokens(studio))
         desk.choose_preset("memory", desk.fitting_memory_preset())
         desk.choose_preset("rank", "balanced")
         names = [report.name for report in studio.datasets()]
@@ -102,9 +122,40 @@ class Desk:
         known = {report.name: report for report in self.studio.datasets()}
         return [known[source["name"]] for source in self.draft["data.sources"] if source["name"] in known]
 
-    def lengths(self) -> list[int] | None:
-        """Real token lengths of the chosen rows, once they were counted."""
-        return None
+    def make_plan(self) -> None:
+        """Makes the plan of the draft, or keeps the sentences that say why there is none."""
+        try:
+            config = self.config()
+            self.plan, self.plan_problems = self.studio.plan(config, self.tokens.lengths_for(config)), []
+        except StudioError as error:
+            self.plan, self.plan_problems = None, [str(problem) for problem in error.problems]
+
+    def count_tokens(self) -> None:
+        """Has the tokens of the chosen sets counted. Raises a StudioError where nothing is chosen."""
+        if not self.draft["data.sources"]:
+            raise StudioError("There is no data to count.", "Import a file, or use the demo rows.")
+        self.tokens.start(self.config())
+        self.version += 1
+
+    def tokens_known(self) -> dict[str, Any] | None:
+        """What the token job found, where it was made for the draft as it stands."""
+        try:
+            return self.tokens.known_for(self.config())
+        except StudioError:
+            return None
+
+    def standing_errors(self) -> list[str]:
+        """Findings that keep the next run from starting, by name: errors that nobody accepted."""
+        result = self.tokens_known() or {"findings": []}
+        errors = [finding.name for finding in findings_in(result) if finding.severity == "error"]
+        return [name for name in errors if name not in self.draft["data.accepted"]]
+
+    def settle(self) -> None:
+        """Takes in what has ended by itself since the last look."""
+        self.talk.close_if_idle()
+        if self.tokens.settle():
+            self.make_plan()
+            self.version += 1
 
     def current_run(self) -> RunView | None:
         """The run the sidebar shows: the newest, which is the one at work where there is one."""

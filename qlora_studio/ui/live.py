@@ -58,9 +58,9 @@ def slot(component: gr.blocks.Block, show: Callable[[Now], Any], mark: Callable[
 
 
 def tick(desk: Desk, slots: Sequence[Slot], seen: Seen) -> list[Any]:
-    """The updates of all slots, with skips for those that have not changed since `seen`, and the new `seen` at the end."""
+    """The updates of all slots, skips for those that have not changed since `seen`, and the new `seen` at the end."""
+    desk.settle()
     now = Now.look(desk)
-    desk.talk.close_if_idle()
     updates: list[Any] = []
     marks: Seen = {}
     for index, one in enumerate(slots):

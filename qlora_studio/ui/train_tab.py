@@ -14,7 +14,7 @@ from qlora_studio.ui.chart import live_chart
 from qlora_studio.ui.desk import Desk
 from qlora_studio.ui.form import Setting
 from qlora_studio.ui.live import Slot, slot
-from qlora_studio.ui.speaking import sentences, speaking, tell
+from qlora_studio.ui.speaking import speaking, tell
 from qlora_studio.ui.views import plan as plan_view
 from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views.html import Html, page_head, plural, tag
@@ -106,14 +106,14 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
     @speaking
     def change(*values: Any) -> list[Any]:
         desk.change(form.read(tab.settings, values))
-        make_plan(desk)
+        desk.make_plan()
         return render(desk)
 
     def choose(family: str) -> Callable[[str], list[Any]]:
         @speaking
         def chosen(name: str) -> list[Any]:
             desk.choose_preset(family, name)
-            make_plan(desk)
+            desk.make_plan()
             return [*show_settings(desk, tab), *render(desk)]
 
         return chosen
@@ -126,7 +126,7 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
         return started
 
     gr.on(
-        [control.change for control in tab.controls],
+        [control.change for control in tab.controls]  # type: ignore[attr-defined],
         change,
         tab.controls,
         tab.shown,
@@ -140,11 +140,16 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
 
 
 def start(desk: Desk, *, anyway: bool) -> str:
-    """Starts the run that the draft describes. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
+    """Starts the run of the draft. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
     config = desk.config()
     if not config.data.sources:
         raise StudioError("There is no data to train on.", "Import a file on the Data page, or use the demo rows.")
-    plan = desk.studio.plan(config, desk.lengths())
+    if standing := desk.standing_errors():
+        raise StudioError(
+            f"There are findings that would spoil the run: {', '.join(standing)}.",
+            "Mend the rows, or accept them by name on the Data page.",
+        )
+    plan = desk.studio.plan(config, desk.tokens.lengths_for(config))
     if not plan.fits and not anyway:
         raise StudioError(
             "The plan does not fit, so nothing was started.", "Change what it names, or choose to start anyway."
@@ -176,7 +181,7 @@ def render(desk: Desk, training: bool | None = None) -> list[Any]:
     """Plan and readiness of the draft, in the order of `TrainTab.shown`."""
     if training is None:
         training = desk.running() is not None
-    ready = bool(desk.draft["data.sources"]) and desk.plan is not None
+    ready = bool(desk.draft["data.sources"]) and desk.plan is not None and not desk.standing_errors()
     fits = desk.plan is not None and desk.plan.fits
     chosen = desk.chosen_sets()
     named = ", ".join(f"{report.name} ({plural(report.rows, 'row')})" for report in chosen)
@@ -193,14 +198,6 @@ def render(desk: Desk, training: bool | None = None) -> list[Any]:
         gr.update(visible=ready and not fits and not training),
         *(gr.update(value=matching_preset(desk, family), info=_preset_says(desk, family)) for family in FAMILIES),
     ]
-
-
-def make_plan(desk: Desk) -> None:
-    """Makes the plan of the draft and keeps it on the desk, or the sentences that say why there is none."""
-    try:
-        desk.plan, desk.plan_problems = desk.studio.plan(desk.config(), desk.lengths()), []
-    except StudioError as error:
-        desk.plan, desk.plan_problems = None, sentences(error)
 
 
 def matching_preset(desk: Desk, family: str) -> str | None:
@@ -229,13 +226,8 @@ def _cards(desk: Desk, family: str) -> gr.Radio:
 
 def _facts(changes: dict[str, Any]) -> str:
     """What a preset sets, in a few characters."""
-    rank, tokens, budget = changes.get("lora.rank"), changes.get("data.max_tokens"), changes.get("memory.budget_gib")
-    facts = [
-        f"rank {rank}" if rank else "",
-        f"rate {changes['optim.learning_rate']:g}" if "optim.learning_rate" in changes else "",
-        f"{budget:g} GiB" if budget else "",
-        f"{tokens} tokens" if tokens else "",
-    ]
+    rank, tokens = changes.get("lora.rank"), changes.get("data.max_tokens")
+    facts = [f"rank {rank}" if rank else "", f"{tokens} tok" if tokens else ""]
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -251,12 +243,19 @@ def _why_blocked(desk: Desk) -> Html:
         return tag(
             "p", "Start waits for data: import a file on the Data page, or use the demo rows.", class_="qs-blocked"
         )
+    if standing := desk.standing_errors():
+        named = ", ".join(name.replace("-", " ") for name in standing)
+        return tag(
+            "p",
+            f"Start is blocked by findings: {named}. Mend the rows, or accept them by name on the Data page.",
+            class_="qs-blocked",
+        )
     if desk.plan is None:
         return tag("p", "Start waits for settings that work; the plan says what is wrong.", class_="qs-blocked")
     if not desk.plan.fits:
         return tag(
             "p",
-            "Start is blocked: the plan is over budget, and the run would probably end for want of memory. Change what the plan names.",
+            "Start is blocked: the plan is over budget, and memory would run out. Change what the plan names.",
             class_="qs-blocked",
         )
     return Html("")

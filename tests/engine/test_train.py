@@ -95,6 +95,25 @@ def test_held_out_loss_is_the_same_for_any_batch(tiny_adapter_model, micro_batch
     assert loss == pytest.approx(reference, abs=1e-5)
 
 
+def test_evaluation_that_runs_out_of_memory_is_cut_smaller_and_says_the_same(tiny_adapter_model):
+    examples = make_examples(9, seed=6)
+    loss_function = LossFunction(tiny_adapter_model)
+    reference, _ = held_out_loss(loss_function, examples, 4000)
+    sizes: list[int] = []
+
+    class Small:
+        head = loss_function.head
+
+        def __call__(self, ids, labels):
+            sizes.append(len(ids))
+            if len(ids) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss_function(ids, labels)
+
+    loss, _ = held_out_loss(Small(), examples, 4000)
+    assert loss == pytest.approx(reference, abs=1e-5) and max(sizes) == 9 and sizes.count(9) == 1
+
+
 class Recorder:
     """Collects events and answers `asked` from a schedule of steps."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding, FormatGuess
@@ -15,12 +16,12 @@ from qlora_studio.ui.views.html import (
     chip,
     count,
     empty,
-    gib,
     join,
     more,
     number,
     plural,
     says_error,
+    short_count,
     table,
     tag,
     tiles,
@@ -39,9 +40,23 @@ def nothing_imported() -> Html:
     )
 
 
+def hub_waits(source: str) -> Html:
+    return empty(f"{source} is a data set of the hub", "It is fetched when you import it; its rows are shown then.")
+
+
+def columns_found(names: Sequence[str]) -> Html:
+    """What a person can map where no format fits by itself."""
+    if not names:
+        return Html("")
+    listed = join(tag("code", name) for name in names)
+    return card(
+        "", "The rows have these columns: ", listed, ". Choose a format on the left and say which column holds what."
+    )
+
+
 def guess_line(guess: FormatGuess, titles: Mapping[str, str]) -> Html:
     """What was detected, and why."""
-    sure = f"{guess.confidence:.0%} of the rows looked at" if guess.reason != "chosen" else "your choice"
+    sure = f"{guess.confidence:.0%} of the rows looked at" if guess.reason != "chosen by hand" else "your choice"
     return tag(
         "p",
         "Read as ",
@@ -51,31 +66,34 @@ def guess_line(guess: FormatGuess, titles: Mapping[str, str]) -> Html:
     )
 
 
-def report_tiles(report: DatasetReport, findings: Sequence[Finding] | None, eval_share: float) -> Html:
-    held = (
-        f"{report.eval_rows} in a file of their own"
-        if report.eval_rows
-        else f"about {report.rows * eval_share:.0f} held out"
-    )
-    errors = sum(finding.severity == "error" for finding in findings or ())
-    warnings = sum(finding.severity == "warning" for finding in findings or ())
-    found = Tile("Findings", "–", "counted with the tokens")
-    if findings is not None:
-        kind = "bad" if errors else "warn" if warnings else ""
-        found = Tile(
-            "Findings", count(len(findings)), f"{plural(errors, 'error')}, {plural(warnings, 'warning')}", kind
+def report_tiles(reports: Sequence[DatasetReport], result: dict[str, Any] | None, eval_share: float) -> Html:
+    """The chosen sets in figures; `result` is what the token job found, where it is known."""
+    rows = sum(report.rows for report in reports)
+    apart = sum(report.eval_rows for report in reports)
+    held = f"{count(apart)} in a file of their own" if apart else f"about {count(round(rows * eval_share))} held out"
+    name = reports[0].name if len(reports) == 1 else f"{len(reports)} sets mixed"
+    first = Tile("Rows", count(rows), held)
+    kind = Tile("Set", name, f"read as {reports[0].format}" if len(reports) == 1 else "with shares, below")
+    if result is None:
+        return tiles(
+            [first, kind, Tile("Tokens", "–", "not counted yet"), Tile("Findings", "–", "come with the tokens")]
         )
-    skipped = (
-        Tile("Left out", count(report.skipped), "rows that could not be read", "warn")
-        if report.skipped
-        else Tile("Format", report.format, report.reason)
-    )
+    severities = [finding["severity"] for finding in result["findings"]]
+    errors, warnings = severities.count("error"), severities.count("warning")
+    found = "bad" if errors else "warn" if warnings else ""
+    said = f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
+    fitting = 1 - result["too_long"] / max(1, result["rows"])
+    cost = f"{count(result['too_long'])} longer" if result["too_long"] else "every row is whole"
     return tiles(
         [
-            Tile("Rows", count(report.rows), held),
-            found,
-            skipped,
-            Tile("Source", gib(report.source_bytes), report.source_file),
+            first,
+            Tile(
+                "Tokens",
+                short_count(result["tokens"]),
+                f"median {count(result['median'])} · p95 {count(result['p95'])}",
+            ),
+            Tile("Findings", count(len(severities)), said, found),
+            Tile(f"Fits {count(result['limit'])}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),
         ]
     )
 

@@ -1,0 +1,112 @@
+"""What the model will really see: exact text with its trained tokens marked, lengths, and what the limit costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_studio.core.progress import Progress
+from qlora_studio.ui.views.html import (
+    Html,
+    Tile,
+    bar,
+    card,
+    count,
+    empty,
+    join,
+    number,
+    plural,
+    short_count,
+    tag,
+    tiles,
+)
+
+MARKED = 14
+"""Every so many columns of the histogram one says how long its rows are."""
+
+
+def not_counted(has_data: bool) -> Html:
+    if not has_data:
+        return empty("No data yet", "Import rows first; then their tokens can be counted.")
+    return empty(
+        "Not counted yet",
+        "Counting renders every row with the model's own template and shows which tokens are trained, how long rows "
+        "are, and what would spoil the run.",
+    )
+
+
+def counting(progress: Progress) -> Html:
+    return card(
+        "Counting tokens",
+        bar(progress.share, "Counting"),
+        tag("p", f"{progress.phase or 'starting'} …", class_="qs-small"),
+    )
+
+
+def token_page(result: dict[str, Any], *, current: bool) -> Html:
+    """Figures, histogram and rendered rows of a token job; says so where settings have changed since."""
+    share = result["trained_tokens"] / max(1, result["tokens"])
+    stale = tag("p", "Settings have changed since this was counted. Count again to see them.", class_="qs-guess bad")
+    unusable = result["dropped"] + result["refused"]
+    figures = tiles(
+        [
+            Tile("Tokens", short_count(result["tokens"]), f"{share:.0%} of them trained"),
+            Tile("A row", count(result["median"]), f"median; longest {count(result['longest'])}"),
+            Tile(
+                f"Over {count(result['limit'])}",
+                count(result["too_long"]),
+                f"{result['dropped']} left out, {result['cut']} cut",
+                "warn" if result["too_long"] else "",
+            ),
+            Tile("Not trained", count(unusable), "rows left out", "warn" if unusable else ""),
+        ]
+    )
+    padding = (
+        f"Batches of eight as they come would be {result['padding_share']:.0%} padding; sorting by length avoids most."
+    )
+    return join(
+        (
+            Html("") if current else stale,
+            figures,
+            _histogram(result["histogram"], result["limit"]),
+            tag("p", padding, class_="qs-small"),
+            tag("h3", "The exact text, trained tokens marked", class_="qs-part"),
+            tag("div", *(_rendered(row) for row in result["previews"]), class_="qs-rows", tabindex=0),
+        )
+    )
+
+
+def _histogram(bins: Sequence[dict[str, int]], limit: int) -> Html:
+    """Rows by length, with the limit drawn where it falls; nothing to draw without rows."""
+    if not bins:
+        return Html("")
+    most = max(entry["rows"] for entry in bins)
+    end = bins[-1]["to"] + 1
+    every = max(1, len(bins) // MARKED)
+    columns = [
+        tag(
+            "div",
+            tag("i", style=f"height:{100 * entry['rows'] / most:.0f}%"),
+            tag("small", entry["to"] + 1 if (index + 1) % every == 0 else ""),
+            class_="over" if entry["from"] > limit else None,
+            title=f"{entry['from']} to {entry['to']} tokens: {plural(entry['rows'], 'row')}",
+        )
+        for index, entry in enumerate(bins)
+    ]
+    drawn = (
+        tag("u", tag("span", f"limit {count(limit)}"), style=f"left:{100 * limit / end:.2f}%") if limit < end else ""
+    )
+    said = f"Length of the rows in tokens, up to {bins[-1]['to']}; the limit is {limit}"
+    aside = number("" if limit < end else f"limit {count(limit)}, beyond every row")
+    return card(
+        "Length of the rows, tokens",
+        tag("div", *columns, drawn, class_="qs-histogram", role="img", aria_label=said),
+        aside=aside,
+    )
+
+
+def _rendered(row: dict[str, Any]) -> Html:
+    """One row's exact text; trained stretches are underlined and in brackets, so that they show without colour."""
+    pieces = [tag("mark" if piece["trained"] else "span", piece["text"]) for piece in row["pieces"]]
+    head = f"{row['source']} · {plural(row['tokens'], 'token')}, {row['trained']} trained"
+    return tag("article", tag("small", head, class_="qs-number"), tag("pre", *pieces, class_="qs-exact"))
