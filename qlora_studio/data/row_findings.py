@@ -12,7 +12,7 @@ from qlora_studio.data.tokenizer import Tokenizer
 
 EXAMPLES_SHOWN = 5
 
-_KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
+KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     "tools-unknown": (
         "error",
         "Tools stand in {rows}, and the chat template knows none.",
@@ -126,10 +126,10 @@ class TokenFindings:
             self.note(name, f"{where}: {tokens} tokens cut to {len(shorter.input_ids)}")
 
     def findings(self) -> tuple[Finding, ...]:
-        return tuple(self._finding(name) for name in _KINDS if name in self.counts)
+        return tuple(self._finding(name) for name in KINDS if name in self.counts)
 
     def _finding(self, name: str) -> Finding:
-        severity, message, hint, remedy = _KINDS[name]
+        severity, message, hint, remedy = KINDS[name]
         count = self.counts[name]
         said = message.format(
             rows=f"{count} row{'s' if count != 1 else ''}",
