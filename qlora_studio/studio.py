@@ -22,7 +22,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import formats, importer, sets
+from qlora_studio.data import care, formats, importer, remedies, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
@@ -300,6 +300,14 @@ class Studio:
     def format_parts(self, format: str) -> tuple[str, ...]:
         """The parts of a format that a column map may name; none for a format there is not."""
         return formats.FORMATS[format].parts if format in formats.FORMATS else ()
+
+    def mend(self, name: str, names: Sequence[str]) -> DatasetReport:
+        """Changes an imported set by these remedies, whole or not at all."""
+        return care.apply_remedies(self.home.datasets, name, names)
+
+    def remedy_titles(self) -> dict[str, str]:
+        """What each remedy does, in a few words, by name."""
+        return {name: remedy.title for name, remedy in remedies.REMEDIES.items()}
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""

@@ -126,7 +126,7 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
         return started
 
     gr.on(
-        [control.change for control in tab.controls]  # type: ignore[attr-defined],
+        [control.change for control in tab.controls],  # type: ignore[attr-defined]
         change,
         tab.controls,
         tab.shown,
