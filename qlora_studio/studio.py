@@ -22,8 +22,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import care, formats, importer, sets
-from qlora_studio.data.lint import check_findings
+from qlora_studio.data import care, formats, importer, remedies, sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
@@ -309,6 +308,10 @@ class Studio:
     def mend(self, name: str, names: Sequence[str]) -> DatasetReport:
         """Changes an imported set by these remedies, whole or not at all."""
         return care.apply_remedies(self.home.datasets, name, names)
+
+    def remedy_titles(self) -> dict[str, str]:
+        """What each remedy does, in a few words, by name."""
+        return {name: remedy.title for name, remedy in remedies.REMEDIES.items()}
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""
