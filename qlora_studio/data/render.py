@@ -70,9 +70,10 @@ def prompt_ids(
 
 
 def stop_ids(tokenizer: Tokenizer, traits: Traits | None = None) -> frozenset[int]:
-    """The tokens that end an answer: the template's end of turn, and the model's end of text."""
+    """The tokens that end an answer: the template's end of turn and of a tool call, and the model's end of text."""
     traits = traits or read_traits(tokenizer)
-    return frozenset(index for index in (traits.end_of_turn_id, tokenizer.eos_id) if index is not None)
+    ends = (traits.end_of_turn_id, traits.call_end_id, tokenizer.eos_id)
+    return frozenset(index for index in ends if index is not None)
 
 
 def drafts(conversation: Conversation, tokenizer: Tokenizer, options: RenderOptions, traits: Traits) -> list[Draft]:
