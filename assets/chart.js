@@ -2,7 +2,7 @@
 // Runs inside Gradio's HTML component, which supplies `element`, `props` and `watch`. Its title, hint and height stand in the frame.
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 48, right: 16, top: 10, bottom: 26 };
-const MEMORY = 0.8; // of the running mean: about the last ten points count
+const SHARE = 0.1; // of all points is what the running mean remembers
 
 const area = element.querySelector(".qs-chart-area");
 const tip = element.querySelector(".qs-chart-tip");
@@ -31,11 +31,12 @@ function ticks(low, high, wanted) {
 
 // Running mean with bias correction, so that it begins at the first point and not above it.
 function runningMean(points) {
+  const memory = Math.min(0.95, Math.max(0, 1 - 1 / (SHARE * points.length)));
   let sum = 0;
   let weight = 0;
   return points.map(([step, value]) => {
-    sum = MEMORY * sum + (1 - MEMORY) * value;
-    weight = MEMORY * weight + (1 - MEMORY);
+    sum = memory * sum + (1 - memory) * value;
+    weight = memory * weight + (1 - memory);
     return [step, sum / weight];
   });
 }

@@ -16,14 +16,16 @@ from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.dataset import DatasetReport, Finding
+from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.plan import GpuInfo, MemoryPlan
+from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import formats, importer, sets
+from qlora_studio.data import care, formats, importer, remedies, sets
+from qlora_studio.data.lint import check_findings
 from qlora_studio.home import Home, bundled
-from qlora_studio.planner import fit, gpu, shape
+from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
 from qlora_studio.runs import folder, store, supervisor
 from qlora_studio.runs.chat import ChatPipe
@@ -109,6 +111,17 @@ class Studio:
         files = {"config.json": config.model_dump(mode="json")}
         return self._start(self.home.cache / "tokenised", "tokenise", arguments, files)
 
+    def findings(self, name: str) -> tuple[Finding, ...]:
+        """What is wrong with the rows of an imported set, as far as it shows without a tokenizer."""
+        return care.lint_dataset(self.home.datasets, name)
+
+    def check_data(self, config: TrainConfig) -> None:
+        """Raises a StudioError for data sets that do not exist and for error-level findings that nobody accepted."""
+        if not config.data.sources:
+            raise StudioError("There is no data to train on.", "Import a file first.", field="data.sources")
+        for source in config.data.sources:
+            check_findings(self.findings(source.name), config.data.accepted)
+
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
         return sets.list_datasets(self.home.datasets)
@@ -144,23 +157,41 @@ class Studio:
         return gpu.read_gpus()
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
-        """What a run would take, for the first card of this machine or its CPU."""
-        base, cards = self.find_base(config.model.base), gpu.read_gpus()
-        found = shape.read_shape(str(base.folder or base.name), self.home.models)
-        return fit.make_plan(config, found, cards[0] if cards else None, lengths)
+        """What a run would take, for the first card of this machine or its CPU, as earlier runs have corrected it."""
+        card = self._card()
+        return fit.make_plan(
+            config, self._shape(config), card, lengths, corrections.read_correction(self.home.cache, card)
+        )
+
+    def plan_all_cards(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of one model for every usual card, and for a CPU."""
+        return tables.plan_all_cards(config, self._shape(config))
+
+    def plan_all_models(self, config: TrainConfig) -> list[tables.Row]:
+        """The plan of every known model for this machine."""
+        card = self._card()
+        return tables.plan_all_models(config, card, corrections.read_correction(self.home.cache, card))
+
+    def _card(self) -> GpuInfo | None:
+        return next(iter(gpu.read_gpus()), None)
+
+    def _shape(self, config: TrainConfig) -> ModelShape:
+        base = self.find_base(config.model.base)
+        return dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
+
+    def check_machine(self, config: TrainConfig | None = None) -> list[Check]:
+        """What can be told of this machine at once: card, driver, memory, disk."""
+        return doctor.check_machine(self.home.root, self._shape(config) if config else None)
+
+    def check_engine(self) -> JobFolder:
+        """Starts looking at what only torch can tell; the checks are the job's result."""
+        return self._start(self.home.cache / "doctor", "doctor", {})
 
     # runs
 
     def start_training(self, config: TrainConfig) -> str:
         """Checks what can be checked here, makes the run's folder and starts its worker. Returns the run's name."""
-        if not config.data.sources:
-            raise StudioError("There is no data to train on.", "Import a file first.", field="data.sources")
-        known = {report.name for report in self.datasets()}
-        for source in config.data.sources:
-            if source.name not in known:
-                raise StudioError(
-                    f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}."
-                )
+        self.check_data(config)
         self.find_base(config.model.base)
         self.refuse_second_run()
         stem = Path(config.model.base).name.lower()
@@ -274,6 +305,14 @@ class Studio:
     def format_parts(self, format: str) -> tuple[str, ...]:
         """The parts of a format that a column map may name; none for a format there is not."""
         return formats.FORMATS[format].parts if format in formats.FORMATS else ()
+
+    def mend(self, name: str, names: Sequence[str]) -> DatasetReport:
+        """Changes an imported set by these remedies, whole or not at all."""
+        return care.apply_remedies(self.home.datasets, name, names)
+
+    def remedy_titles(self) -> dict[str, str]:
+        """What each remedy does, in a few words, by name."""
+        return {name: remedy.title for name, remedy in remedies.REMEDIES.items()}
 
     def exports(self, name: str) -> list[JobFolder]:
         """The exports of a run, the newest first."""

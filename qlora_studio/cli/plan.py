@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Annotated, Any
+
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from qlora_studio.cli import options as op
-from qlora_studio.cli.show import show_plan
+from qlora_studio.cli.show import gib, show_plan
 from qlora_studio.studio import Studio
 
 
@@ -16,11 +20,38 @@ def plan(
     memory: op.Memory = None,
     max_tokens: op.MaxTokens = None,
     set: op.Set = None,
+    all_cards: Annotated[bool, typer.Option("--all-cards", help="One line for every usual card.")] = False,
+    all_models: Annotated[bool, typer.Option("--all-models", help="One line for every known model.")] = False,
 ) -> None:
     """Show the memory plan of a run, item by item, without starting it. Exit code 1 where it does not fit."""
     studio = Studio()
     config = op.build_config(studio, rank, memory, {"model.base": model, "data.max_tokens": max_tokens}, set)
+    if all_cards or all_models:
+        show_table(studio.plan_all_cards(config) if all_cards else studio.plan_all_models(config), by_card=all_cards)
+        return
     made = studio.plan(config)
     show_plan(Console(), made)
     if not made.fits:
         raise typer.Exit(1)
+
+
+def show_table(rows: Iterable[Any], *, by_card: bool) -> None:
+    """One plan a line: what it takes of its budget, tokens at once, layers computed twice, and what else would fit."""
+    titles = ("Card" if by_card else "Model", "Takes", "Budget", "", "At once", "Twice", "Longest row", "Largest rank")
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns[:6]:
+        column.no_wrap = True
+    for row in rows:
+        made = row.plan
+        name = (row.card.name if row.card else "CPU") if by_card else row.shape.name
+        table.add_row(
+            name,
+            gib(made.estimate.total_bytes),
+            gib(made.budget_bytes),
+            "[green]fits[/]" if made.fits else "[red]too much[/]",
+            str(made.micro_batch_tokens) if made.fits else "–",
+            f"{made.checkpointed_layers}/{made.layers}" if made.fits else "–",
+            str(made.longest_context or "–"),
+            str(made.largest_rank or "–"),
+        )
+    Console().print(table)

@@ -62,6 +62,11 @@ class ProbeMeasured(Event):
     tag = "probe"
     predicted_bytes: int
     measured_bytes: int
+    """Peak of the probe, with the optimizer's states that the first update will add."""
+    tokens: int = 0
+    """Rows times padded length of the step that was tried."""
+    row_tokens: int = 0
+    trained_tokens: int = 0
 
 
 class Resumed(Event):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
@@ -12,7 +13,7 @@ from qlora_studio.core.plan import ModelShape
 
 def config_for(shape: ModelShape) -> PreTrainedConfig:
     """The transformers config of a shape whose family the planner knows by formula."""
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "intermediate_size": shape.intermediate,

@@ -9,6 +9,7 @@ import torch
 from qlora_studio.core.example import Example
 from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.memory import release
 from qlora_studio.engine.oom import is_out_of_memory
 
 
@@ -29,14 +30,18 @@ def held_out_loss(
     waiting = micro_batches(range(len(examples)), lengths, micro_batch_tokens)
     while waiting:
         rows = waiting.pop(0)
+        loss = None
         try:
-            total += float(loss_function(*collate([examples[row] for row in rows], device)))
+            loss = float(loss_function(*collate([examples[row] for row in rows], device)))
         except Exception as error:
             if not is_out_of_memory(error) or len(rows) == 1:
                 raise
+        if loss is None:
+            release()
             half = len(rows) // 2
             waiting[:0] = [rows[:half], rows[half:]]
             continue
+        total += loss
         done += len(rows)
         advanced(done, len(examples))
     return total / max(1, tokens), tokens

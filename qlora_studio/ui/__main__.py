@@ -56,7 +56,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[int | None, bool]:
 
 
 def find_port(wanted: int | None) -> int:
-    """A free port: the one asked for, else the usual one, else any. Raises a StudioError where the asked one is taken."""
+    """A free port: the one asked for, else the usual one, else any. Raises a StudioError where the asked is taken."""
     for port in (wanted,) if wanted else (PORT, 0):
         with socket.socket() as probe:
             if (

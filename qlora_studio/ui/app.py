@@ -130,14 +130,15 @@ def _wire_doors(desk: Desk, pages: gr.Tabs, runs: RunsTab, chat: ChatTab, export
     """From a run in the table to its chat and its export."""
 
     @speaking
-    def to_chat(name: str) -> list[Any]:
+    def to_chat() -> list[Any]:
+        name = runs_tab.shown_run(desk)
         desk.talk.choose(name)
         return [gr.update(selected="chat"), gr.update(value=name)]
 
     @speaking
-    def to_export(name: str) -> list[Any]:
-        desk.export_run = name
-        return [gr.update(selected="export"), gr.update(value=name)]
+    def to_export() -> list[Any]:
+        desk.export_run = runs_tab.shown_run(desk)
+        return [gr.update(selected="export"), gr.update(value=desk.export_run)]
 
-    runs.chat.click(to_chat, runs.picked, [pages, chat.run], **QUIET)
-    runs.export.click(to_export, runs.picked, [pages, export.run], **QUIET)
+    runs.chat.click(to_chat, None, [pages, chat.run], **QUIET)
+    runs.export.click(to_export, None, [pages, export.run], **QUIET)

@@ -155,7 +155,8 @@ def wire(desk: Desk, tab: ChatTab) -> None:
     tab.message.submit(send, given, [tab.message, *tab.shown], concurrency_id="chat", concurrency_limit=4, **QUIET)
     tab.message.stop(stop, None, None, queue=False, **QUIET)
     tab.run.input(choose, tab.run, tab.shown, **QUIET)
-    tab.clear.click(clear, None, tab.shown, **QUIET)
+    for event in (tab.clear.click, tab.base.clear, tab.tuned.clear):
+        event(clear, None, tab.shown, **QUIET)
 
 
 def slots(tab: ChatTab) -> list[Slot]:
@@ -234,9 +235,8 @@ def _control(name: str) -> gr.components.Component:
 
 def _pane(desk: Desk, side: Side) -> Any:
     run, label = desk.talk.run, "Base" if side == "base" else "Adapter"
-    return gr.update(
-        value=desk.talk.halves[side].messages(), label=f"{label} · {run}" if run and side == "tuned" else label
-    )
+    named = (desk.talk.base if side == "base" else run) or ""
+    return gr.update(value=desk.talk.halves[side].messages(), label=f"{label} · {named}" if named else label)
 
 
 def _buttons(desk: Desk) -> dict[str, Any]:

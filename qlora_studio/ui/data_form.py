@@ -127,7 +127,7 @@ def build_mixture(desk: Desk, source: Source) -> DataForm:
             multiselect=True,
             max_choices=SHARES,
             label="What the next run learns from",
-            info="One set, or several in a mixture; each keeps its origin. A share of general rows keeps what it knows.",
+            info="One set, or several in a mixture; each keeps its origin. A share of general rows keeps old skills.",
             elem_id="data-sources",
             interactive=True,
         )

@@ -1,4 +1,4 @@
-"""The Data page: open rows, see them as conversations and as tokens, import them, choose what the next run learns from."""
+"""The Data page: open rows, see them as conversations and tokens, import them, choose what the next run learns from."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class DataTab:
     count: gr.Button
     findings: gr.HTML
     accept: gr.CheckboxGroup
+    remedies: gr.CheckboxGroup
+    mend: gr.Button
     sets: gr.HTML
 
     @property
@@ -63,6 +65,15 @@ def build(desk: Desk) -> DataTab:
                 with gr.Tab("Findings", id="findings", elem_id="part-findings"):
                     findings = gr.HTML(elem_id="data-findings")
                     info = form.field_info("data.accepted").description
+                    remedies = gr.CheckboxGroup(
+                        [],
+                        label="Remedies",
+                        info="Each changes the imported set, never your file, and the set remembers it.",
+                        visible=False,
+                        elem_id="data-remedies",
+                        interactive=True,
+                    )
+                    mend = gr.Button("Mend the set", size="sm", visible=False, elem_id="data-mend")
                     accept = gr.CheckboxGroup(
                         [],
                         label="Train in spite of these",
@@ -74,7 +85,7 @@ def build(desk: Desk) -> DataTab:
                 with gr.Tab("Imported sets", id="sets", elem_id="part-sets"):
                     sets = gr.HTML(elem_id="data-sets")
             made = data_form.build_mixture(desk, source)
-    return DataTab(made, status, rows, tokens, count, findings, accept, sets)
+    return DataTab(made, status, rows, tokens, count, findings, accept, remedies, mend, sets)
 
 
 def wire(desk: Desk, tab: DataTab) -> list[Any]:
@@ -125,6 +136,11 @@ def wire(desk: Desk, tab: DataTab) -> list[Any]:
     def accept(names: list[str]) -> None:
         desk.change({"data.accepted": names})
 
+    @speaking
+    def mend(names: list[str]) -> list[Any]:
+        mend_sets(desk, names)
+        return render(desk)
+
     given = [controls.file, controls.path, controls.format, *controls.parts]
     opened = [controls.file.upload, controls.file.clear, controls.path.submit, controls.format.input]
     for event in (*opened, *(part.input for part in controls.parts)):
@@ -138,8 +154,9 @@ def wire(desk: Desk, tab: DataTab) -> list[Any]:
         for event in (weight.submit, weight.blur)
     ]
     tab.count.click(count, None, None, **QUIET)
+    mended = tab.mend.click(mend, tab.remedies, tab.shown, **QUIET)
     accepted = tab.accept.input(accept, tab.accept, None, **QUIET)
-    return [imported, demo, picked, accepted, *weighed]
+    return [imported, demo, picked, mended, accepted, *weighed]
 
 
 def slots(tab: DataTab) -> list[Slot]:
@@ -149,7 +166,7 @@ def slots(tab: DataTab) -> list[Slot]:
         Slot(tab.shown, lambda now: render(now.desk), version),
         slot(tab.tokens, _tokens),
         slot(tab.count, lambda now: gr.update(interactive=bool(now.desk.draft["data.sources"])), version),
-        Slot((tab.findings, tab.accept), lambda now: _findings(now.desk), version),
+        Slot((tab.findings, tab.accept, tab.remedies, tab.mend), lambda now: _findings(now.desk), version),
     ]
 
 
@@ -213,6 +230,19 @@ def take_in(desk: Desk, name: str) -> None:
     desk.change({"data.sources": [{"name": name, "weight": 1.0}], "data.accepted": []})
     if desk.running() is None:  # counting beside a run would take its cores
         desk.count_tokens()
+
+
+def mend_sets(desk: Desk, names: Sequence[str]) -> None:
+    """Applies remedies to every chosen set and counts anew. Raises a StudioError where none was ticked."""
+    if not names:
+        raise StudioError("No remedy is ticked.", "Tick what shall be mended.")
+    if (running := desk.running()) is not None:
+        raise StudioError(f"The run '{running}' may be reading these rows.", "Mend them when it has ended.")
+    before = sum(report.rows for report in desk.chosen_sets())
+    after = sum(desk.studio.mend(report.name, names).rows for report in desk.chosen_sets())
+    tell(f"Mended: {before} rows became {after}." if after != before else f"Mended; all {after} rows are kept.")
+    desk.tokens.forget()
+    desk.count_tokens()
 
 
 def render(desk: Desk) -> list[Any]:
@@ -294,13 +324,18 @@ def _tokens(now: Now) -> Html:
 
 
 def _findings(desk: Desk) -> list[Any]:
-    """The findings of the counted tokens, and a tick for each that would keep a run from starting."""
+    """The findings, a tick for each that would keep a run from starting, and the remedies there are."""
     if desk.tokens.result is None:
-        return [token_view.not_counted(bool(desk.draft["data.sources"])), gr.update(visible=False)]
+        hidden = gr.update(visible=False)
+        return [token_view.not_counted(bool(desk.draft["data.sources"])), hidden, hidden, hidden]
     findings = findings_in(desk.tokens.result)
     errors = [finding.name for finding in findings if finding.severity == "error"]
+    titles = desk.studio.remedy_titles()
+    offered = {finding.remedy: titles[finding.remedy] for finding in findings if finding.remedy in titles}
     accepted = [name for name in desk.draft["data.accepted"] if name in errors]
     return [
         view.findings_table(findings),
         gr.update(visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted),
+        gr.update(visible=bool(offered), choices=[(title, name) for name, title in offered.items()], value=[]),
+        gr.update(visible=bool(offered)),
     ]

@@ -67,6 +67,8 @@ class Desk:
     plan: MemoryPlan | None = None
     """Of the draft, as it was last made."""
     plan_problems: list[str] = field(default_factory=list)
+    shown_run: str | None = None
+    """The run the Runs page shows whole; the newest where none was picked."""
     export_run: str | None = None
     """The run the Export page is turned to."""
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -219,7 +219,7 @@ def find_checks(desk: Desk, what: str, folder: str) -> list[Check]:
         checks.append(
             Check(
                 "warn",
-                "Merged into the base's own weights: answers can differ a little from the chat; the check says how much.",
+                "Merged into the base's own weights: answers can differ a little from the chat's; the check says how.",
             )
         )
     checks.append(Check("warn", "The base's licence stays in force for what you make of it."))
@@ -254,7 +254,7 @@ def _cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
         return f"{gib(bytes)} · " if bytes is not None else ""
 
     return [
-        (f"Adapter\n{size(adapter)}needs its base", "adapter"),
-        (f"Merged model\n{size(merged)}into the base's own weights", "merged-original"),
-        (f"Merged as chatted\n{size(merged)}into the 4-bit rounded weights", "merged-as-chatted"),
+        (f"Adapter\n{size(adapter)}the small part", "adapter"),
+        (f"Merged\n{size(merged)}into the base's own weights", "merged-original"),
+        (f"As chatted\n{size(merged)}into the 4-bit rounded weights", "merged-as-chatted"),
     ]

@@ -1,4 +1,4 @@
-"""Every setting of a run as a control. One table says where each stands; its help, default and bounds are TrainConfig's."""
+"""Every setting of a run as a control. One table says where each stands; help, default and bounds are TrainConfig's."""
 
 from __future__ import annotations
 

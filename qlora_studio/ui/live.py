@@ -58,7 +58,7 @@ def slot(component: gr.blocks.Block, show: Callable[[Now], Any], mark: Callable[
 
 
 def tick(desk: Desk, slots: Sequence[Slot], seen: Seen) -> list[Any]:
-    """The updates of all slots, with skips for those that have not changed since `seen`, and the new `seen` at the end."""
+    """The updates of all slots, skips for those that have not changed since `seen`, and the new `seen` at the end."""
     desk.settle()
     now = Now.look(desk)
     updates: list[Any] = []

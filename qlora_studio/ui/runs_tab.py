@@ -11,14 +11,14 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.ui.chart import lines, live_chart
 from qlora_studio.ui.desk import Desk
 from qlora_studio.ui.live import Now, Slot, slot
-from qlora_studio.ui.speaking import speaking
+from qlora_studio.ui.speaking import speaking, tell
 from qlora_studio.ui.views import runs as view
 from qlora_studio.ui.views.html import Html, page_head
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 COMPARED = 5
 """Runs in one chart; more lines than colours cannot be told apart."""
-WIDTHS: list[str | int] = ["210px", "150px", "70px", "100px", "120px", "90px", "110px", "100px", "140px", "100px"]
+WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px"]
 
 
 @dataclass(slots=True)
@@ -34,7 +34,12 @@ class RunsTab:
     details: gr.HTML
     chat: gr.Button
     export: gr.Button
-    picked: gr.State
+    resume: gr.Button
+
+    @property
+    def shown(self) -> list[gr.blocks.Block]:
+        """What `details` answers for, in its order."""
+        return [self.details, self.chat, self.export, self.resume]
 
 
 def build(desk: Desk) -> RunsTab:
@@ -85,7 +90,8 @@ def build(desk: Desk) -> RunsTab:
     with gr.Row(elem_id="run-doors"):
         chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
         export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
-    return RunsTab(table, empty, compared, which, chart, peaks, details, chat, export, gr.State(None))
+        resume = gr.Button("Go on with this run", size="sm", visible=False, elem_id="run-resume-btn")
+    return RunsTab(table, empty, compared, which, chart, peaks, details, chat, export, resume)
 
 
 def wire(desk: Desk, tab: RunsTab) -> None:
@@ -95,11 +101,20 @@ def wire(desk: Desk, tab: RunsTab) -> None:
 
     @speaking
     def pick(event: gr.SelectData) -> list[Any]:
-        return details(desk, str(event.row_value[0]))
+        desk.shown_run = str(event.row_value[0])
+        return details(desk, desk.shown_run)
+
+    @speaking
+    def go_on() -> None:
+        if (name := shown_run(desk)) is not None:
+            desk.talk.close()
+            desk.studio.resume(name)
+            tell(f"The run '{name}' goes on.")
 
     for event in (tab.compared.change, tab.which.change):
         event(compare, [tab.compared, tab.which], [tab.chart, tab.peaks], **QUIET)
-    tab.table.select(pick, None, [tab.picked, tab.details, tab.chat, tab.export], **QUIET)
+    tab.table.select(pick, None, tab.shown, **QUIET)
+    tab.resume.click(go_on, None, None, **QUIET)
 
 
 def slots(tab: RunsTab) -> list[Slot]:
@@ -110,6 +125,7 @@ def slots(tab: RunsTab) -> list[Slot]:
             _table_mark,
         ),
         slot(tab.empty, lambda now: Html("") if now.run else view.no_runs()),
+        Slot(tab.shown, lambda now: details(now.desk, shown_run(now.desk)), _details_mark),
         slot(tab.compared, _choices, lambda now: now.runs_mark),
     ]
 
@@ -125,11 +141,23 @@ def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], 
     return (view.compared_lines(runs, which == "held_out") if runs else lines([])), view.peaks_card(runs)
 
 
-def details(desk: Desk, name: str) -> list[Any]:
-    """One run whole, and whether it can be chatted with and exported."""
+def shown_run(desk: Desk) -> str | None:
+    """The run that is shown whole."""
+    names = desk.studio.store.names()
+    return desk.shown_run if desk.shown_run in names else (names[0] if names else None)
+
+
+def details(desk: Desk, name: str | None) -> list[Any]:
+    """One run whole, and what can be done with it: chat, export, go on."""
+    if name is None:
+        return [Html(""), gr.update(interactive=False), gr.update(interactive=False), gr.update(visible=False)]
     run = desk.studio.run(name)
     doors = gr.update(interactive=run.has_adapter)
-    return [name, view.run_details(run), doors, doors]
+    return [view.run_details(run), doors, doors, gr.update(visible=run.state in ("interrupted", "stopped", "failed"))]
+
+
+def _details_mark(now: Now) -> object:
+    return shown_run(now.desk), now.runs_mark, now.run.progress.step if now.run else 0
 
 
 def _table_mark(now: Now) -> object:

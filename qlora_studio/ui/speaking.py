@@ -24,7 +24,7 @@ def sentences(error: StudioError) -> list[str]:
 
 
 def speaking(handler: Handler) -> Handler:
-    """The handler with a StudioError shown as its sentences, and anything else as one sentence and a line in the log."""
+    """The handler with a StudioError shown as its sentences, anything else as one sentence and a line in the log."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -57,7 +57,7 @@ def say(error: Exception) -> NoReturn:
         raise gr.Error(text, duration=12, title="This does not work", print_exception=False) from None
     LOG.exception("a handler of the page failed")
     raise gr.Error(
-        f"Something went wrong inside the studio ({escape(type(error).__name__)}). The terminal it was started in shows more.",
+        f"Something went wrong inside the studio ({escape(type(error).__name__)}). Its terminal shows more.",
         duration=12,
         print_exception=False,
     ) from None

@@ -42,6 +42,8 @@ class Talk:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.run: str | None = None
+        self.base = ""
+        """The name of the run's base."""
         self.halves: dict[Side, Half] = {side: Half() for side in SIDES}
         self.pipe: ChatPipe | None = None
         self.error: StudioError | None = None
@@ -56,11 +58,13 @@ class Talk:
         return self.thread is not None and self.thread.is_alive()
 
     def ask(self, run: str, message: str, system: str, sides: tuple[Side, ...], sampling: Sampling) -> None:
-        """Sends a message to these sides, one after the other, and returns at once. Raises StudioError where it cannot."""
+        """Sends a message to these sides, one after the other, and returns at once. Raises a StudioError."""
         with self.lock:
             if self.busy:
                 raise StudioError("An answer is being written.", "Wait for it, or stop it.")
             self._turn_to(run)
+            if self.pipe is None or not self.pipe.lives:
+                self.pipe = self.studio.chat(run)
             self.error, self.stopping = None, False
             for side in sides:
                 half = self.halves[side]
@@ -76,8 +80,7 @@ class Talk:
         """Turns to another run; its conversation begins anew."""
         with self.lock:
             if run != self.run and not self.busy:
-                self._close_pipe()
-                self.run, self.halves = run, {side: Half() for side in SIDES}
+                self._turn_to(run)
                 self._touch()
 
     def stop(self) -> None:
@@ -104,12 +107,12 @@ class Talk:
         if self.pipe is not None and not self.busy and time.monotonic() - self.used > IDLE_SECONDS:
             self.close()
 
-    def _turn_to(self, run: str) -> None:
-        if run != self.run:
-            self._close_pipe()
-            self.run, self.halves = run, {side: Half() for side in SIDES}
-        if self.pipe is None or not self.pipe.lives:
-            self.pipe = self.studio.chat(run)
+    def _turn_to(self, run: str | None) -> None:
+        if run == self.run:
+            return
+        self.base = self.studio.run(run).config.model.base.rstrip("/").rsplit("/", 1)[-1] if run else ""
+        self._close_pipe()
+        self.run, self.halves = run, {side: Half() for side in SIDES}
 
     def _answer(self, sides: tuple[Side, ...], sampling: Sampling) -> None:
         pipe = self.pipe

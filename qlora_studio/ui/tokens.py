@@ -43,6 +43,10 @@ class Tokens:
         self.problems = ()
         self.counted = Counted(mark_of(config), self.studio.tokenise(config, ROWS))
 
+    def forget(self) -> None:
+        """Drops what is known: the rows have changed."""
+        self.result, self.mark = None, ""
+
     def settle(self) -> bool:
         """Takes the result of a job that has ended. Returns whether something new is known."""
         if self.counted is None:

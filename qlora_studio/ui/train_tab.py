@@ -126,7 +126,7 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
         return started
 
     gr.on(
-        [control.change for control in tab.controls],
+        [control.change for control in tab.controls],  # type: ignore[attr-defined]
         change,
         tab.controls,
         tab.shown,
@@ -140,7 +140,7 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
 
 
 def start(desk: Desk, *, anyway: bool) -> str:
-    """Starts the run that the draft describes. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
+    """Starts the run of the draft. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
     config = desk.config()
     if not config.data.sources:
         raise StudioError("There is no data to train on.", "Import a file on the Data page, or use the demo rows.")
@@ -226,13 +226,8 @@ def _cards(desk: Desk, family: str) -> gr.Radio:
 
 def _facts(changes: dict[str, Any]) -> str:
     """What a preset sets, in a few characters."""
-    rank, tokens, budget = changes.get("lora.rank"), changes.get("data.max_tokens"), changes.get("memory.budget_gib")
-    facts = [
-        f"rank {rank}" if rank else "",
-        f"rate {changes['optim.learning_rate']:g}" if "optim.learning_rate" in changes else "",
-        f"{budget:g} GiB" if budget else "",
-        f"{tokens} tokens" if tokens else "",
-    ]
+    rank, tokens = changes.get("lora.rank"), changes.get("data.max_tokens")
+    facts = [f"rank {rank}" if rank else "", f"{tokens} tok" if tokens else ""]
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -260,7 +255,7 @@ def _why_blocked(desk: Desk) -> Html:
     if not desk.plan.fits:
         return tag(
             "p",
-            "Start is blocked: the plan is over budget, and the run would probably end for want of memory. Change what the plan names.",
+            "Start is blocked: the plan is over budget, and memory would run out. Change what the plan names.",
             class_="qs-blocked",
         )
     return Html("")

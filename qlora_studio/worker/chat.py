@@ -14,6 +14,7 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.chat import ChatPiece, ChatRequest
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine import memory
 from qlora_studio.engine.load import keep_layout
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.runs.folder import JobFolder
@@ -35,18 +36,25 @@ def run(context: Context) -> ev.Event:
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
     while (request := requests.get()) is not None:
         stop.clear()
-        try:
-            _answer(live, request, stop, out)
-        except StudioError as error:
-            _send(out, ChatPiece(error=error.message, hint=error.hint))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            _send(
-                out,
-                ChatPiece(error="There is not enough memory for this answer.", hint="Start a new chat or shorten it."),
-            )
+        if not _tried(live, request, stop, out):
+            memory.release()  # outside the handler, so that what the failed answer held is gone
+            if not _tried(live, request, stop, out):
+                hint = "Start a new chat, shorten it, or allow fewer new tokens."
+                _send(out, ChatPiece(error="There is not enough memory for this answer.", hint=hint))
     return ev.Finished()
+
+
+def _tried(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> bool:
+    """Answers, or says what is wrong with the request. False where memory ran out."""
+    try:
+        _answer(live, request, stop, out)
+    except StudioError as error:
+        _send(out, ChatPiece(error=error.message, hint=error.hint))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _answer(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> None:

@@ -17,6 +17,7 @@ from qlora_studio.engine.checkpoint import find_damage
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
 from qlora_studio.engine.generate import generate
 from qlora_studio.engine.merge import MergeKind, merge
+from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
@@ -88,8 +89,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     if not probes:
         return
     context.phase("checking the merged model")
-    model = load.load_base(stage, load.choose_device(config.model.compute), four_bit=False)
-    model.eval()
+    model = load_merged(context, stage, load.choose_device(config.model.compute))
     same, kl = agreement(chatted, answer_log_probabilities(model, probes))
     tokenizer = load_tokenizer(stage)
     identical = 0
@@ -112,6 +112,22 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
             answers=len(probes),
         )
     )
+
+
+def load_merged(context: Context, folder: Path, device: load.Device) -> Any:
+    """The merged model in 16 bits, ready to answer: on the card where it fits there, else in the computer's memory."""
+    try:
+        model = load.load_base(folder, device, four_bit=False)
+    except Exception as error:
+        if not is_out_of_memory(error) or device.type == "cpu":
+            raise
+        model = None
+    if model is None:
+        memory.release()
+        context.emit(ev.Noted(text="The merged model does not fit the card; it is checked in the computer's memory."))
+        model = load.load_base(folder, load.Device("cpu", device.dtype), four_bit=False)
+    model.eval()
+    return model
 
 
 def _answer(live: LiveRun, prompts: list[str]) -> list[Probe]:

@@ -11,16 +11,18 @@ from typing import Any
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.data.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import newest_checkpoint
 from qlora_studio.engine.oom import Limits, next_lever
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.engine.train import Setup, train
+from qlora_studio.planner.corrections import learn_correction, read_correction
+from qlora_studio.planner.dry_runs import read_measured_shape
+from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus
-from qlora_studio.planner.shape import read_shape
 from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
 
@@ -44,14 +46,18 @@ def run(context: Context) -> ev.Event:
     context.phase("turning rows into tokens")
     tokenizer = load_tokenizer(base.folder, config.model.template)
     rows = prepare_rows(context, config, tokenizer)
-    plan = plan_run(context, config, base, rows.train)
+    planned = plan_run(context, config, base, rows.train)
+    plan = planned.plan
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
     if context.asked() == "stop":
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
     device = load.choose_device(config.model.compute)
-    memory.cap(plan.budget_bytes)
+    # The context is not the allocator's: what is left of the budget is what tensors may take.
+    memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
     model = load.load_base(base.folder, device)
+    if plan.offload in ("embeddings", "both"):
+        load.keep_embeddings_off_the_card(model)
     adapter = load.attach_adapter(model, config.lora, load.DTYPES[plan.adapter_precision], config.optim.seed)
     setup = Setup(
         config=config,
@@ -64,7 +70,13 @@ def run(context: Context) -> ev.Event:
         revision=base.revision,
         resume=find_checkpoint(context),
     )
-    outcome = train(setup, context.emit, context.asked)
+
+    def emit(event: ev.Event) -> None:
+        context.emit(event)
+        if isinstance(event, ev.ProbeMeasured):
+            learn_from_probe(context, planned, event)
+
+    outcome = train(setup, emit, context.asked)
     if config.model.template:
         tokenizer.inner.save_pretrained(context.folder.adapter)
     if outcome.stopped:
@@ -130,15 +142,55 @@ def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer
     return rows
 
 
-def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_rows: Prepared) -> MemoryPlan:
-    """The plan for the real token lengths, said and kept."""
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and what it takes to learn from its measurement."""
+
+    plan: MemoryPlan
+    shape: ModelShape
+    gpu: GpuInfo | None
+
+
+def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_rows: Prepared) -> Planned:
+    """The plan for the real token lengths, with what earlier runs measured here; said and kept."""
     gpus = read_gpus()
+    card = gpus[0] if gpus else None
     lengths = [len(example.input_ids) for example in train_rows.examples]
-    plan = make_plan(config, read_shape(str(base.folder), context.home.models), gpus[0] if gpus else None, lengths)
-    plan = shrink_plan(context, plan, max(lengths))
+    shape = read_measured_shape(str(base.folder), context.home.models, context.home.cache)
+    plan = make_plan(config, shape, card, lengths, read_correction(context.home.cache, card))
+    planned = Planned(shrink_plan(context, plan, max(lengths)), shape, card)
+    keep_plan(context, planned.plan)
+    return planned
+
+
+def keep_plan(context: Context, plan: MemoryPlan) -> None:
     write_json(context.folder.path / "plan.json", plan.model_dump(mode="json"))
     context.emit(ev.PlanMade(plan=plan))
-    return plan
+
+
+def learn_from_probe(context: Context, planned: Planned, probe: ev.ProbeMeasured) -> None:
+    """Keeps what the probe says of this machine for the next plan, and corrects the plan of this run by it."""
+    settings = planned.plan.settings
+    if settings is None:
+        return
+    tried = {
+        "micro_batch_tokens": probe.tokens,
+        "row_tokens": probe.row_tokens,
+        "trained_tokens": probe.trained_tokens,
+        "checkpointed_layers": planned.plan.checkpointed_layers,
+    }
+    measured = settings.model_copy(update=tried)
+    factor = learn_correction(context.home.cache, planned.gpu, planned.shape, measured, probe.measured_bytes)
+    if factor == settings.correction:
+        return
+    corrected = settings.model_copy(update={"correction": factor})
+    reason = f"Corrected by what the largest step took here: activations count {factor:.2f} times the formula."
+    update = {
+        "estimate": estimate(planned.shape, corrected),
+        "settings": corrected,
+        "reasons": (*planned.plan.reasons, reason),
+    }
+    keep_plan(context, planned.plan.model_copy(update=update))
 
 
 def shrink_plan(context: Context, plan: MemoryPlan, longest: int) -> MemoryPlan:

@@ -66,8 +66,14 @@ def test_a_template_that_builds_endless_text_is_refused(model):
         ("{% for m in messages %}{{ m.content }", "The chat template refuses this conversation"),
         ("{{ raise_exception('no talking here') }}", "no talking here"),
         ("{{ ''.__class__.__mro__ }}", "The chat template refuses this conversation"),
-        ("<|im_start|>{{ messages[-1].content }}<|im_end|>", "is not how the whole conversation begins|drops or reorders turn"),
-        (GOOD.replace("messages %}", "messages | reverse %}"), "is not how the whole conversation begins|drops or reorders"),
+        (
+            "<|im_start|>{{ messages[-1].content }}<|im_end|>",
+            "is not how the whole conversation begins|drops or reorders turn",
+        ),
+        (
+            GOOD.replace("messages %}", "messages | reverse %}"),
+            "is not how the whole conversation begins|drops or reorders",
+        ),
         (GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' else 'x' }}"), "drops or reorders turn 1"),
         ("", "This model has no chat template"),
     ],

@@ -25,11 +25,11 @@ from qlora_studio.engine.load import attach_adapter, load_adapter, load_base
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 
-def gradients(model, examples, micro_batch_tokens: int, checkpointed: int = 0) -> torch.Tensor:
+def gradients(model, examples, micro_batch_tokens: int, checkpointed: int = 0, offload: bool = False) -> torch.Tensor:
     """The gradient of the mean loss over all trained tokens, whatever the micro-batches."""
     model.train()
     model.zero_grad(set_to_none=True)
-    checkpoint_layers(model, checkpointed)
+    checkpoint_layers(model, checkpointed, offload=offload)
     loss_function = LossFunction(model)
     trained = sum(example.trained_tokens for example in examples)
     lengths = [len(example.input_ids) for example in examples]
@@ -58,6 +58,13 @@ def test_layers_computed_twice_give_the_same_gradient(tiny_adapter_model, checkp
         )
         < 1e-6
     )
+
+
+@pytest.mark.parametrize("checkpointed", [1, 2])
+def test_inputs_that_wait_in_the_computers_memory_give_the_same_gradient(tiny_adapter_model, checkpointed):
+    examples = make_examples(4, seed=4)
+    reference = gradients(tiny_adapter_model, examples, 200)
+    assert relative(gradients(tiny_adapter_model, examples, 200, checkpointed, offload=True), reference) < 1e-6
 
 
 def test_chunked_loss_equals_the_models_own(tiny_adapter_model):
@@ -93,6 +100,25 @@ def test_held_out_loss_is_the_same_for_any_batch(tiny_adapter_model, micro_batch
     loss, same_tokens = held_out_loss(loss_function, examples, micro_batch_tokens)
     assert tokens == same_tokens == sum(example.trained_tokens for example in examples)
     assert loss == pytest.approx(reference, abs=1e-5)
+
+
+def test_evaluation_that_runs_out_of_memory_is_cut_smaller_and_says_the_same(tiny_adapter_model):
+    examples = make_examples(9, seed=6)
+    loss_function = LossFunction(tiny_adapter_model)
+    reference, _ = held_out_loss(loss_function, examples, 4000)
+    sizes: list[int] = []
+
+    class Small:
+        head = loss_function.head
+
+        def __call__(self, ids, labels):
+            sizes.append(len(ids))
+            if len(ids) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss_function(ids, labels)
+
+    loss, _ = held_out_loss(Small(), examples, 4000)
+    assert loss == pytest.approx(reference, abs=1e-5) and max(sizes) == 9 and sizes.count(9) == 1
 
 
 class Recorder:

@@ -90,7 +90,7 @@ def report_tiles(reports: Sequence[DatasetReport], result: dict[str, Any] | None
             Tile(
                 "Tokens",
                 short_count(result["tokens"]),
-                f"median {count(result['median'])}, 95 % under {count(result['p95'])}",
+                f"median {count(result['median'])} · p95 {count(result['p95'])}",
             ),
             Tile("Findings", count(len(severities)), said, found),
             Tile(f"Fits {count(result['limit'])}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),

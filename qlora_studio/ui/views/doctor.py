@@ -25,7 +25,7 @@ def machine_cards(cards: Sequence[GpuInfo], machine: Machine, home: str) -> Html
     if not cards:
         shown = empty(
             "No NVIDIA card",
-            "Training runs on the CPU. If this machine has a card, install its driver; `qlora-studio doctor` says more.",
+            "Training runs on the CPU. If this machine has a card, install its driver.",
         )
     else:
         shown = join(_gpu(gpu) for gpu in cards)

@@ -65,7 +65,7 @@ def export_card(progress: Progress, state: str, seconds: float | None) -> Html:
     ]
     for check in progress.checks:
         said.append(
-            f"Checked ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, the same next "
-            f"word at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
+            f"Checked ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, "
+            f"the same next word at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
         )
     return card("Export", bullets(said), aside=join((number(clock(seconds)), " ", state_chip(state))))

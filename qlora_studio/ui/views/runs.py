@@ -30,7 +30,7 @@ from qlora_studio.ui.views.plan import proof_card
 from qlora_studio.ui.views.run import ending
 from qlora_studio.ui.views.side import state_chip
 
-HEADINGS = ("Run", "Base", "Rank", "Train loss", "Held-out loss", "Steps", "Time", "Peak", "Begun", "State")
+HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Held out", "Steps", "Time", "Peak", "Begun")
 
 
 def run_rows(runs: Sequence[RunView]) -> list[list[str]]:
@@ -38,6 +38,7 @@ def run_rows(runs: Sequence[RunView]) -> list[list[str]]:
     return [
         [
             run.name,
+            run.state,
             run.config.model.base.rstrip("/").rsplit("/", 1)[-1],
             str(run.config.lora.rank),
             f"{run.progress.last.loss:.3f}" if run.progress.last else "–",
@@ -45,8 +46,7 @@ def run_rows(runs: Sequence[RunView]) -> list[list[str]]:
             f"{run.progress.step}/{run.progress.total_steps}" if run.progress.total_steps else "–",
             clock(run.seconds),
             gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)),
-            run.state,
+            time.strftime("%m-%d %H:%M", time.localtime(run.created)),
         ]
         for run in runs
     ]

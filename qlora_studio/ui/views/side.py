@@ -8,10 +8,10 @@ from qlora_studio.ui.views.html import Html, bar, card, clock, gib, join, number
 
 BRAND = Html(
     '<div class="qs-brand"><svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true">'
-    '<rect width="32" height="32" rx="8" fill="#0c8073"/><circle cx="15" cy="15" r="8" fill="none" stroke="#fff" stroke-width="2.8"/>'
-    '<path d="M20.5 20.5 26 26" stroke="#fff" stroke-width="2.8" stroke-linecap="round"/>'
-    '<g fill="#8ff0dc"><rect x="11.2" y="11.2" width="3" height="3" rx=".8"/><rect x="15.8" y="11.2" width="3" height="3" rx=".8"/>'
-    '<rect x="11.2" y="15.8" width="3" height="3" rx=".8"/><rect x="15.8" y="15.8" width="3" height="3" rx=".8"/></g></svg>'
+    '<rect width="32" height="32" rx="8" fill="#0c8073"/>'
+    '<g fill="none" stroke="#fff" stroke-width="2.8" stroke-linecap="round">'
+    '<circle cx="15" cy="15" r="8"/><path d="M20.5 20.5 26 26"/></g>'
+    '<path fill="#8ff0dc" d="M11.2 11.2h3v3h-3zM15.8 11.2h3v3h-3zM11.2 15.8h3v3h-3zM15.8 15.8h3v3h-3z"/></svg>'
     "<div><b>QLoRA Studio</b><small>local fine-tuning</small></div></div>"
 )
 FOOT = Html('<p class="qs-foot">Offline: no telemetry, nothing is uploaded.<br>Alt+1 … 6 switches pages.</p>')

@@ -1,0 +1,110 @@
+"""A desk over an empty home, and a real server in a process of its own with a browser that forgives nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qlora_studio.home import Home
+from qlora_studio.studio import Studio
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+QUIET_BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    from qlora_studio.ui.desk import Desk
+
+    return Desk.open(Studio(Home(tmp_path)))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A studio that is open, and how long it took."""
+
+    url: str
+    home: Path
+    seconds: float
+
+
+def start_server(home: Path) -> tuple[subprocess.Popen[str], Server]:
+    """Opens the studio over this home and returns once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qlora_studio.ui", "--no-open", "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "QLORA_STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT), "GOMP_SPINCOUNT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).read()
+            return process, Server(url, home, time.monotonic() - begun)
+        except OSError:
+            if process.poll() is not None or time.monotonic() - begun > 60:
+                process.kill()
+                pytest.fail(f"the studio did not open:\n{process.stdout.read() if process.stdout else ''}")
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, request) -> Iterator[Server]:
+    """One open studio for the tests of a file; its home holds the embedded model where the file asks for it."""
+    home = tmp_path_factory.mktemp("home")
+    if getattr(request.module, "NEEDS_MODEL", False):
+        (home / "models").mkdir()
+        model = request.getfixturevalue("smollm2")
+        (home / "models" / "smollm2-135m-instruct").symlink_to(model, target_is_directory=True)
+    process, made = start_server(home)
+    yield made
+    process.terminate()
+    said, _ = process.communicate(timeout=20)
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args():
+    return {"executable_path": CHROMIUM, "args": QUIET_BROWSER}
+
+
+@pytest.fixture
+def watched(page, server) -> Iterator[Callable]:
+    """Opens pages of the studio; fails on console errors, page errors and any request that leaves the machine."""
+    wrong: list[str] = []
+    page.on("console", lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
+    near = (server.url, "data:", "blob:")
+    page.on("request", lambda asked: None if asked.url.startswith(near) else wrong.append(f"outside: {asked.url}"))
+
+    def open_page(anchor: str = ""):
+        page.goto(server.url + anchor)
+        page.wait_for_selector("html[data-ready='1']")
+        return page
+
+    yield open_page
+    assert wrong == []

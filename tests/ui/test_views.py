@@ -1,0 +1,187 @@
+"""Views are functions: state in, escaped HTML out."""
+
+import re
+import time
+from html import unescape
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
+from qlora_studio.core.dataset import DatasetReport, Finding
+from qlora_studio.core.plan import GIB, GpuInfo, MemoryEstimate, MemoryPart, MemoryPlan
+from qlora_studio.core.progress import Progress, fold
+from qlora_studio.studio import RunView
+from qlora_studio.ui.chart import line, lines, thin
+from qlora_studio.ui.views import data, export, plan, run, runs, side, tokens
+from qlora_studio.ui.views.html import bar, clock, count, gib, tag, text
+
+EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
+
+
+def words(html):
+    """What a reader sees."""
+    return re.sub(r"[ \n]+", " ", unescape(re.sub(r"<[^>]+>", " ", html))).strip()
+
+
+def make_plan(total_gib=3, budget_gib=4, **more):
+    parts = (MemoryPart(key="weights", label="Weights", bytes=int(total_gib * GIB), says="in NF4"),)
+    values = {"device": "cuda", "micro_batch_tokens": 2048, "checkpointed_layers": 0, "layers": 30}
+    values |= {"adapter_precision": "fp32", "optimizer": "adamw", "reasons": ("Because it fits.",)}
+    return MemoryPlan(budget_bytes=budget_gib * GIB, estimate=MemoryEstimate(parts=parts), **(values | more))
+
+
+def step(number, loss, total=10):
+    return ev.StepLogged(
+        step=number, total_steps=total, epoch=1, loss=loss, learning_rate=1e-4, grad_norm=1, tokens=100,
+        trained_tokens=50, tokens_per_second=1234.5, peak_bytes=2 * GIB, seconds_left=61.0,
+    )  # fmt: skip
+
+
+def make_run(tmp_path, progress, state="running", name="first"):
+    return RunView(name, name, time.time(), TrainConfig(), progress, state, 62.0, tmp_path)
+
+
+def test_text_is_escaped_wherever_it_stands(tmp_path):
+    progress = fold([ev.JobStarted(job="train"), ev.Noted(text=EVIL), ev.Failed(message=EVIL, hint=EVIL)])
+    view = make_run(tmp_path, progress, "failed", EVIL)
+    row = Conversation(
+        turns=(Turn("user", EVIL), Turn("assistant", EVIL, reasoning=EVIL, tool_calls=(ToolCall(EVIL, EVIL),))),
+        source=Source(EVIL, 1),
+    )
+    report = DatasetReport(
+        name=EVIL, format=EVIL, confidence=1, reason=EVIL, rows=1, source_file=EVIL, problems=(EVIL,)
+    )
+    finding = Finding(name=EVIL, severity="error", count=1, message=EVIL, examples=(EVIL,), hint=EVIL)
+    result = {
+        "tokens": 2, "trained_tokens": 1, "median": 1, "longest": 1, "limit": 5, "too_long": 0, "dropped": 0, "cut": 0,
+        "refused": 0, "padding_share": 0.1, "histogram": [{"from": 0, "to": 9, "rows": 1}],
+        "previews": [{"source": EVIL, "tokens": 2, "trained": 1, "pieces": [{"text": EVIL, "trained": True}]}],
+    }  # fmt: skip
+    gpu = GpuInfo(index=0, name=EVIL, total_bytes=GIB, free_bytes=GIB)
+    shown = [
+        side.run_card(view), side.device_card([gpu], 1, 2), run.ending(view), run.log(view), runs.run_details(view),
+        data.conversations_list([row]), data.sets_table([report], [EVIL]), data.left_over(report),
+        data.findings_table([finding]), tokens.token_page(result, current=True), runs.peaks_card([view]),
+        plan.no_plan([EVIL]), export.export_card(progress, "failed", 1.0),
+    ]  # fmt: skip
+    for html in shown:
+        assert "<img" not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown[0]
+
+
+def test_tags_write_attributes_escaped_and_leave_out_none():
+    assert (
+        tag("b", "a<b", class_="x", aria_label='"q"', title=None)
+        == '<b class="x" aria-label="&quot;q&quot;">a&lt;b</b>'
+    )
+    assert text(tag("i", "x")) == "<i>x</i>"
+
+
+def test_figures():
+    assert [gib(512 * 2**20), gib(6.94 * GIB), gib(-0.5 * GIB)] == ["512 MiB", "6.9 GiB", "-512 MiB"]
+    assert [clock(None), clock(42), clock(185), clock(3725)] == ["–", "42 s", "3 m 05 s", "1 h 02 m"]
+    assert count(3912) == "3\u202f912"
+
+
+def test_a_bar_tells_its_value_to_those_who_do_not_see_it():
+    html = bar(0.425, "VRAM used")
+    assert 'role="progressbar"' in html and 'aria-valuenow="42"' in html and 'aria-label="VRAM used"' in html
+    assert 'style="width:100.0%"' in bar(7, "too much")
+
+
+def test_a_plan_that_fits_says_what_is_spare_and_why():
+    said = words(plan.plan_card(make_plan(longest_context=8192, largest_rank=64)))
+    assert "3.0 of 4.0 GiB" in said and "fits · 1.0 GiB spare" in said and "Because it fits." in said
+    assert "8\u202f192 tokens" in said and "largest rank that would fit is 64" in said
+
+
+def test_a_plan_over_budget_says_by_how_much_and_what_to_change():
+    html = plan.plan_card(make_plan(total_gib=6, changes=("rank 64 -> 16 saves 0.8 GiB",)))
+    assert "over budget by 2.0 GiB" in words(html) and "rank 64 -&gt; 16 saves 0.8 GiB" in html
+    assert 'style="left:66.67%"' in html  # the budget's mark inside a bar as long as the plan
+
+
+def test_the_proof_sets_measured_beside_planned():
+    state = fold([ev.PlanMade(plan=make_plan()), ev.ProbeMeasured(predicted_bytes=2 * GIB, measured_bytes=GIB)])
+    assert "Planned 3.0 GiB Largest step, measured 1.0 GiB" in words(plan.proof_card(state))
+    assert "50% less" in plan.proof_card(state)
+    assert plan.proof_card(Progress()) == ""
+
+
+def test_the_tiles_follow_a_run(tmp_path):
+    progress = fold(
+        [ev.JobStarted(job="train"), step(4, 1.5), ev.EvaluationLogged(step=4, loss=1.75, tokens=9, rows=1)]
+    )
+    said = words(run.run_tiles(make_run(tmp_path, progress)))
+    assert said == (
+        "Train loss 1.500 step 4 of 10 Held-out loss 1.750 on rows kept aside "
+        "Speed 1\u202f234 tokens / s Time left 1 m 01 s until the last step"
+    )
+
+
+def test_the_log_is_in_order_and_ends_with_how_it_ended(tmp_path):
+    events = [
+        ev.Noted(text="108 rows"),
+        step(1, 2.0),
+        step(2, 1.5),
+        ev.EvaluationLogged(step=2, loss=1.75, tokens=9, rows=1),
+    ]
+    assert run.log_lines(fold([*events, ev.Stopped(step=2)])) == [
+        "· 108 rows",
+        "step     1  loss 2.0000",
+        "step     2  loss 1.5000  held out 1.7500",
+        "· stopped",
+    ]
+
+
+def test_a_failed_run_says_what_went_wrong_and_what_to_do(tmp_path):
+    state = fold([ev.Failed(message="Memory ran out.", hint="Lower the rank.")])
+    assert (
+        words(run.ending(make_run(tmp_path, state, "failed")))
+        == "The run 'first' failed Memory ran out. Lower the rank."
+    )
+    assert run.ending(make_run(tmp_path, Progress(), "running")) == ""
+
+
+def test_the_runs_table_is_text_only(tmp_path):
+    rows = runs.run_rows([make_run(tmp_path, fold([step(4, 1.5)]), "finished")])
+    assert rows[0][:9] == [
+        "first", "finished", "smollm2-135m-instruct", "16", "1.500", "–", "4/10", "1 m 02 s", "2.0 GiB",
+    ]  # fmt: skip
+
+
+def test_without_a_card_the_sidebar_shows_the_computers_memory():
+    assert words(side.device_card([], 2 * GIB, 8 * GIB)).startswith("CPU no card 2.0 / 8.0 GiB memory in use")
+    gpu = GpuInfo(
+        index=0, name="NVIDIA GeForce RTX 3060", total_bytes=12 * GIB, free_bytes=3 * GIB, temperature_c=71,
+        power_watts=164.4, utilisation_percent=97,
+    )  # fmt: skip
+    said = words(side.device_card([gpu], 0, 1))
+    assert said == "RTX 3060 71 °C · 164 W 9.0 / 12.0 GiB VRAM Compute 97 %"
+
+
+def test_trained_text_is_marked_and_the_limit_is_drawn():
+    result = {
+        "tokens": 30, "trained_tokens": 12, "median": 10, "longest": 18, "limit": 10, "too_long": 1, "dropped": 1, "cut": 0,
+        "refused": 0, "padding_share": 0.25, "histogram": [{"from": 0, "to": 9, "rows": 1}, {"from": 10, "to": 19, "rows": 2}],
+        "previews": [
+            {"source": "a.json:1", "tokens": 3, "trained": 1, "pieces": [{"text": "Q", "trained": False}, {"text": "A", "trained": True}]}
+        ],
+    }  # fmt: skip
+    html = tokens.token_page(result, current=False)
+    assert "<span>Q</span><mark>A</mark>" in html and 'style="left:50.00%"' in html
+    assert "limit 10" in words(html) and "40% of them trained" in words(html) and "Settings have changed" in html
+
+
+def test_thinning_keeps_the_shape_and_the_end():
+    points = [(number, float(number)) for number in range(1, 1002)]
+    thinned = thin(points, 500)
+    assert len(thinned) == 334 and thinned[0] == (3, 2.0) and thinned[-1] == (1001, 1000.5)
+    assert thin(points[:10], 500) == points[:10]
+
+
+def test_a_chart_leaves_out_empty_lines():
+    assert lines([line("train", 0, [(1, 2.0)]), line("held out", 2, [])], 9) == {
+        "series": [{"name": "train", "colour": 0, "points": [[1, 2.0]], "smooth": False, "dots": False}],
+        "last": 9,
+    }
