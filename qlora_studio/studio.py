@@ -16,13 +16,14 @@ from qlora_studio.bases import HUB_ID, Base, find_base
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.dataset import DatasetReport, Finding
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
 from qlora_studio.data import care, formats, importer, remedies, sets
+from qlora_studio.data.lint import check_findings
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
@@ -110,6 +111,17 @@ class Studio:
         files = {"config.json": config.model_dump(mode="json")}
         return self._start(self.home.cache / "tokenised", "tokenise", arguments, files)
 
+    def findings(self, name: str) -> tuple[Finding, ...]:
+        """What is wrong with the rows of an imported set, as far as it shows without a tokenizer."""
+        return care.lint_dataset(self.home.datasets, name)
+
+    def check_data(self, config: TrainConfig) -> None:
+        """Raises a StudioError for data sets that do not exist and for error-level findings that nobody accepted."""
+        if not config.data.sources:
+            raise StudioError("There is no data to train on.", "Import a file first.", field="data.sources")
+        for source in config.data.sources:
+            check_findings(self.findings(source.name), config.data.accepted)
+
     def datasets(self) -> list[DatasetReport]:
         """All imported data sets by name."""
         return sets.list_datasets(self.home.datasets)
@@ -179,14 +191,7 @@ class Studio:
 
     def start_training(self, config: TrainConfig) -> str:
         """Checks what can be checked here, makes the run's folder and starts its worker. Returns the run's name."""
-        if not config.data.sources:
-            raise StudioError("There is no data to train on.", "Import a file first.", field="data.sources")
-        known = {report.name for report in self.datasets()}
-        for source in config.data.sources:
-            if source.name not in known:
-                raise StudioError(
-                    f"There is no data set '{source.name}'.", f"There are: {', '.join(sorted(known)) or 'none yet'}."
-                )
+        self.check_data(config)
         self.find_base(config.model.base)
         self.refuse_second_run()
         stem = Path(config.model.base).name.lower()

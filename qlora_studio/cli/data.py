@@ -14,6 +14,7 @@ from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import HubChoice, Studio
 
@@ -112,12 +113,38 @@ def show_tokens(console: Console, studio: Studio, file: str, config: TrainConfig
             f"{entry['from']:>7} {'█' * round(40 * entry['rows'] / most)} {entry['rows']}{mark}", highlight=False
         )
     for finding in result["findings"]:
-        console.print(
-            f"[bold]{finding['severity']}[/] {finding['name']} · {finding['count']}: "
-            f"{escape(finding['message'])} {escape(finding['hint'])}"
-        )
-        for example in finding["examples"]:
-            console.print(f"    {escape(example)}")
+        show_finding(console, Finding.model_validate(finding))
+
+
+def show_finding(console: Console, finding: Finding) -> None:
+    title = f"[bold]{finding.severity}[/] {finding.name} · {finding.count}"
+    console.print(f"{title}: {escape(finding.message)} {escape(finding.hint)}")
+    for example in finding.examples:
+        console.print(f"    {escape(example)}")
+    if finding.remedy:
+        console.print(f"    Mend it: qlora-studio data mend NAME {finding.remedy}")
+
+
+@app.command("lint")
+def lint(name: Annotated[str, typer.Argument(help="Name of an imported data set.")]) -> None:
+    """Show what is wrong with the rows of a set, with examples and remedies. Exit code 1 where a run would not start."""
+    findings, console = Studio().findings(name), Console()
+    for finding in findings:
+        show_finding(console, finding)
+    if not findings:
+        print("Nothing was found.")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("mend")
+def mend(
+    name: Annotated[str, typer.Argument(help="Name of an imported data set.")],
+    remedies: Annotated[list[str], typer.Argument(help="Remedies by name, as `data lint` names them.")],
+) -> None:
+    """Change a set by remedies, whole or not at all; what was done is kept in its report."""
+    report = Studio().mend(name, remedies)
+    print(f"{report.name}: {report.rows} rows after {', '.join(remedies)}.")
 
 
 @app.command("import")

@@ -36,11 +36,11 @@ def plan(
 
 
 def show_table(rows: Iterable[Any], *, by_card: bool) -> None:
-    """One plan a line: what it takes of its budget, and the settings that were chosen for it."""
-    first = "Card" if by_card else "Model"
-    table = Table(
-        first, "Takes", "Budget", "", "At once", "Twice", "Longest row", "Largest rank", box=None, pad_edge=False
-    )
+    """One plan a line: what it takes of its budget, tokens at once, layers computed twice, and what else would fit."""
+    titles = ("Card" if by_card else "Model", "Takes", "Budget", "", "At once", "Twice", "Longest row", "Largest rank")
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns[:6]:
+        column.no_wrap = True
     for row in rows:
         made = row.plan
         name = (row.card.name if row.card else "CPU") if by_card else row.shape.name
@@ -49,8 +49,8 @@ def show_table(rows: Iterable[Any], *, by_card: bool) -> None:
             gib(made.estimate.total_bytes),
             gib(made.budget_bytes),
             "[green]fits[/]" if made.fits else "[red]too much[/]",
-            f"{made.micro_batch_tokens} tokens" if made.fits else "–",
-            f"{made.checkpointed_layers} of {made.layers}" if made.fits else "–",
+            str(made.micro_batch_tokens) if made.fits else "–",
+            f"{made.checkpointed_layers}/{made.layers}" if made.fits else "–",
             str(made.longest_context or "–"),
             str(made.largest_rank or "–"),
         )

@@ -27,6 +27,9 @@ def train(
     seed: op.Seed = None,
     name: op.Name = None,
     set: op.Set = None,
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", help="A finding you accept by name, such as secret.")
+    ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Start although the plan does not fit.")] = False,
 ) -> None:
     """Tune a model on your rows. Ctrl-C stops after the current step with the adapter saved."""
@@ -48,7 +51,9 @@ def train(
     show_plan(console, plan)
     if not plan.fits and not anyway:
         raise StudioError("The plan does not fit, so nothing was started.", "Change what it names, or add --anyway.")
-    config = config.replace({"data.sources": [{"name": dataset}]})
+    accepted = [*config.data.accepted, *(accept or [])]
+    config = config.replace({"data.sources": [{"name": dataset}], "data.accepted": accepted})
+    studio.check_data(config)
     run = studio.start_training(config)
     console.print(f"Run [bold]{run}[/]")
     state = follow(console, lambda: studio.watch(run), lambda: studio.stop(run))

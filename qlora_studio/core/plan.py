@@ -141,6 +141,8 @@ class PlanSettings(_Value):
     device: Literal["cuda", "cpu"] = "cuda"
     compute: Literal["bf16", "fp16", "fp32"] = "bf16"
     rank: int = 16
+    dropout: bool = False
+    """Whether adapter inputs are left out at random: every linear layer then keeps its own input and a mask."""
     micro_batch_tokens: int = 2048
     """Rows times padded length computed at once."""
     row_tokens: int | None = None

@@ -99,7 +99,9 @@ def prepare_sources(
     for source in config.sources:
         rows = load_conversations(datasets_folder, source.name, split, config.eval_share)
         for batch in _batches(rows, _BATCH_ROWS):
-            work.take([row for row in batch if not (held_out and prompt_hash(row) in held_out and work.overlaps(row))])
+            kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
+            work.note_overlap(batch, kept)
+            work.take(kept)
     prepared = work.result()
     if split == "train":
         of_rows = tuple(finding for one in config.sources for finding in lint_dataset(datasets_folder, one.name))
@@ -147,7 +149,7 @@ class _Work:
         self.examples: list[Example] = []
         self.lengths: list[int] = []
         self.rows = self.too_long = self.dropped = self.cut = self.refused = 0
-        self.found = TokenFindings(tokenizer, traits)
+        self.found = TokenFindings(tokenizer)
         self.pool = _Pool()
 
     def take(self, batch: list[Conversation]) -> None:
@@ -165,12 +167,16 @@ class _Work:
         for draft, example in zip(made, encode_drafts(made, self.tokenizer, self.keep_text), strict=True):
             self._keep(draft.conversation, example)
 
-    def overlaps(self, conversation: Conversation) -> bool:
-        """Counts a training row whose prompt another set holds out; always true, so the row is left out."""
-        self.rows += 1
-        self.refused += 1
-        self.found.note("eval-overlap", str(conversation.source))
-        return True
+    def note_overlap(self, batch: list[Conversation], kept: list[Conversation]) -> None:
+        """Counts training rows that are left out because another set holds their prompt out."""
+        if len(kept) == len(batch):
+            return
+        stay = set(map(id, kept))
+        for conversation in batch:
+            if id(conversation) not in stay:
+                self.rows += 1
+                self.refused += 1
+                self.found.note("held-out-elsewhere", str(conversation.source))
 
     def _refuse(self, error: RowRefused | ControlTokenTyped, conversation: Conversation) -> None:
         self.refused += 1
@@ -203,7 +209,7 @@ class _Work:
             shorter = cut_answer(example, limit)
         else:
             shorter = None
-        self.found.too_long(where, len(example.input_ids), limit, shorter)
+        self.found.too_long(where, example, limit, shorter)
         return shorter
 
     def _without_oldest(self, conversation: Conversation, example: Example) -> Example | None:
@@ -227,7 +233,7 @@ class _Work:
         return Prepared(
             tuple(self.examples),
             self.rows,
-            self.found.findings(self.rows, self.config),
+            self.found.findings(),
             self.too_long,
             self.dropped,
             self.cut,

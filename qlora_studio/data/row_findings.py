@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
-from qlora_studio.data.template_traits import Traits
 from qlora_studio.data.tokenizer import Tokenizer
 
 EXAMPLES_SHOWN = 5
 
-_KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
+KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     "tools-unknown": (
         "error",
-        "{rows} tools, and the chat template knows none.",
+        "Tools stand in {rows}, and the chat template knows none.",
         "Choose a model or a template with tools, or leave such rows out.",
         "leave-out",
     ),
@@ -59,13 +57,13 @@ _KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     ),
     "bad-example": (
         "warning",
-        "{rows} carry the label 'bad' and are left out.",
+        "{rows} labelled as bad {are} left out.",
         "Only good answers are learned; keep them for preference training.",
         None,
     ),
-    "eval-overlap": (
+    "held-out-elsewhere": (
         "note",
-        "{rows} have a prompt that another set holds out for evaluation, and are left out.",
+        "{rows} with a prompt that another set holds out for evaluation {are} left out.",
         "",
         None,
     ),
@@ -77,13 +75,13 @@ _KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     ),
     "too-long": (
         "warning",
-        "{rows} are longer than the limit and are left out.",
+        "{rows} longer than the limit {are} left out, with {lost} trained tokens.",
         "Raise data.max_tokens, or cut them.",
         None,
     ),
     "cut": (
         "warning",
-        "{rows} are longer than the limit and are cut.",
+        "{rows} longer than the limit {are} cut by {lost} trained tokens.",
         "Raise data.max_tokens to train them whole.",
         None,
     ),
@@ -93,10 +91,12 @@ _KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
 class TokenFindings:
     """Counts while rows are rendered. Made for one preparation."""
 
-    def __init__(self, tokenizer: Tokenizer, traits: Traits) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.stops = frozenset(tokenizer.control_tokens.values())
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
+        self.lost: dict[str, int] = {}
+        """Trained tokens that a limit takes away."""
 
     def note(self, name: str, where: str, error: StudioError | None = None) -> None:
         """One row with this finding."""
@@ -115,20 +115,27 @@ class TokenFindings:
         ):
             self.note("missing-end", str(conversation.source))
 
-    def too_long(self, where: str, tokens: int, limit: int, shorter: Example | None) -> None:
+    def too_long(self, where: str, whole: Example, limit: int, shorter: Example | None) -> None:
         """A row over the limit, and what was left of it."""
+        tokens = len(whole.input_ids)
+        name = "too-long" if shorter is None else "cut"
+        self.lost[name] = self.lost.get(name, 0) + whole.trained_tokens - (shorter.trained_tokens if shorter else 0)
         if shorter is None:
-            self.note("too-long", f"{where}: {tokens} tokens, limit {limit}")
+            self.note(name, f"{where}: {tokens} tokens, limit {limit}")
         else:
-            self.note("cut", f"{where}: {tokens} tokens cut to {len(shorter.input_ids)}")
+            self.note(name, f"{where}: {tokens} tokens cut to {len(shorter.input_ids)}")
 
-    def findings(self, rows: int, config: DataConfig) -> tuple[Finding, ...]:
-        return tuple(self._finding(name) for name in _KINDS if name in self.counts)
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(self._finding(name) for name in KINDS if name in self.counts)
 
     def _finding(self, name: str) -> Finding:
-        severity, message, hint, remedy = _KINDS[name]
+        severity, message, hint, remedy = KINDS[name]
         count = self.counts[name]
-        said = message.format(rows=f"{count} row{'s' if count != 1 else ''}")
+        said = message.format(
+            rows=f"{count} row{'s' if count != 1 else ''}",
+            are="is" if count == 1 else "are",
+            lost=self.lost.get(name, 0),
+        )
         shown: Sequence[str] = self.examples[name]
         return Finding(
             name=name, severity=severity, count=count, message=said, examples=tuple(shown), hint=hint, remedy=remedy

@@ -140,6 +140,22 @@ def _packed_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def keep_embeddings_off_the_card(model: PreTrainedModel) -> bool:
+    """Moves the input embeddings into the computer's memory and looks tokens up there; False where that saves nothing.
+
+    Tied embeddings stay: the output head is the same tensor and is needed on the card.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    device = embeddings.weight.device
+    if embeddings.weight is head.weight or device.type == "cpu":
+        return False
+    embeddings.weight.data = embeddings.weight.data.cpu().pin_memory()
+    look_up = embeddings.forward
+    embeddings.forward = lambda ids: look_up(ids.cpu()).to(device, non_blocking=True)
+    return True
+
+
 def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtype, seed: int) -> PeftModel:
     """A fresh LoRA adapter on every linear layer but the head: A (rank, in) random, B (out, rank) zero.
 

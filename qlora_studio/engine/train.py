@@ -84,6 +84,13 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig, na
     return torch.optim.AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
 
 
+def comparable_bytes(plan: MemoryPlan) -> int:
+    """What the plan says of the quantity that `memory.peak_bytes` measures: a card's allocator counts no context."""
+    bill = plan.estimate
+    outside = bill.part_bytes("context") + bill.part_bytes("slack") if plan.device == "cuda" else 0
+    return bill.total_bytes - outside
+
+
 @dataclass
 class _Training:
     setup: Setup
@@ -118,7 +125,8 @@ class _Training:
         self.evaluate_at = {
             step for step in range(1, total + 1) if step % (every or max(1, math.ceil(total / EVALUATIONS))) == 0
         } | {total}
-        checkpoint_layers(model, plan.checkpointed_layers)
+        self.offload = plan.offload in ("boundaries", "both")
+        checkpoint_layers(model, plan.checkpointed_layers, offload=self.offload)
 
     def _resume(self, checkpoint: Path) -> None:
         """Weights, optimizer, schedule and random numbers as they were after the checkpoint's step."""
@@ -173,7 +181,7 @@ class _Training:
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
         self.emit(
             ev.ProbeMeasured(
-                predicted_bytes=self.setup.plan.estimate.total_bytes,
+                predicted_bytes=comparable_bytes(self.setup.plan),
                 measured_bytes=memory.peak_bytes() + states,
                 tokens=len(largest) * max(self.lengths[row] for row in largest),
                 row_tokens=max(self.lengths[row] for row in largest),
@@ -278,7 +286,7 @@ class _Training:
                 "Lower data.max_tokens or lora.rank, or choose a smaller base. A checkpoint is saved.",
             )
         self.limits, lever = pulled
-        checkpoint_layers(self.setup.model, self.limits.checkpointed_layers)
+        checkpoint_layers(self.setup.model, self.limits.checkpointed_layers, offload=self.offload)
         self.emit(
             ev.StepRetriedSmaller(
                 step=self.step + 1,

@@ -45,7 +45,8 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     window = _window_bytes(shape, settings)
     layer = costs.saved * tokens + costs.saved_fixed
     local = once * shape.sliding_layers / shape.layers
-    start = twice * costs.boundary * tokens + costs.around * tokens + (_mask_bytes(shape, settings) if twice else 0)
+    waiting = min(twice, 2) if settings.offload in ("boundaries", "both") else twice
+    start = waiting * costs.boundary * tokens + costs.around * tokens + (_mask_bytes(shape, settings) if twice else 0)
     kept = start + once * layer + local * window - (0 if twice else costs.first_saved_less * tokens)
     ending = kept + costs.ending * tokens
     moments = [
@@ -92,7 +93,9 @@ def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSe
     per_layer = sum(linear.count for linear in measured.linears) / shape.layers
     return replace(
         costs,
-        saved=costs.saved + settings.compute_bytes * (settings.rank - measured.rank) * per_layer,
+        saved=costs.saved
+        + settings.compute_bytes * (settings.rank - measured.rank) * per_layer
+        + _dropout_bytes(shape, settings),
         saved_fixed=_adapter_copies(shape, settings) // shape.layers,
     )
 
@@ -107,8 +110,21 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
     if family.fused:
         attention += e * (queries + keys) + e * queries  # v keeps the matrix it is part of; the output is copied
+    if settings.dropout:
+        norms -= 2 * e * shape.hidden  # what adapters keep instead is counted below
+        attention -= e * queries if family.fused else 0
     low_rank = e * settings.rank * sum(linear.count for linear in list_linears(shape)) / shape.layers
-    return norms + attention + low_rank + 4 * e * shape.intermediate  # gate, its activation, up, their product
+    inner = (3 if settings.dropout else 4) * e * shape.intermediate  # gate, its activation, up, their product
+    return norms + attention + low_rank + inner + _dropout_bytes(shape, settings)
+
+
+def _dropout_bytes(shape: ModelShape, settings: PlanSettings) -> float:
+    """Kept by a layer for dropout: of every linear layer the input as it was thinned out, and the mask."""
+    if not settings.dropout:
+        return 0.0
+    mask = 1 if settings.device == "cuda" else settings.compute_bytes  # torch keeps a number for each on a CPU
+    inputs = sum(linear.inputs * linear.count for linear in list_linears(shape)) / shape.layers
+    return (settings.compute_bytes + mask) * inputs
 
 
 def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:

@@ -54,6 +54,8 @@ def _candidates(situation: Situation) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "optimizer adamw -> adamw_8bit", {"optim.optimizer": "adamw_8bit"}
     if memory.adapter_precision == "fp32":
         yield "adapter precision fp32 -> bf16", {"memory.adapter_precision": "bf16"}
+    if config.lora.dropout:
+        yield f"dropout {config.lora.dropout:g} -> 0", {"lora.dropout": 0.0}
     if (rank := _best_rank(situation)) is not None:
         yield f"rank {config.lora.rank} -> {rank}", {"lora.rank": rank}
     if (tokens := _best_length(situation)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
-from qlora_studio.planner.activations import step_peak
+from qlora_studio.planner.activations import StepPeak, step_peak
 from qlora_studio.planner.families import (
     count_adapter_weights,
     count_biases,
@@ -21,6 +21,7 @@ NF4_BLOCK, SECOND_BLOCK = 64, 256
 NF4_TABLE_BYTES = 16 * 4
 SECOND_TABLE_BYTES = 256 * 4
 OPTIMIZER_BLOCK = 256
+NOT_AT_PEAK = "Not there at the worst moment"
 MIN_8BIT_WEIGHTS = 4096
 """bitsandbytes keeps 32-bit states for tensors with fewer numbers than this."""
 
@@ -74,13 +75,13 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
             key="loss",
             label="Loss",
             bytes=round(peak.loss * correction),
-            says=f"Logits over {shape.vocab} tokens of vocabulary, a chunk at a time",
+            says=_says_loss(shape, peak),
         ),
         MemoryPart(
             key="workspace",
             label="Workspace",
             bytes=round(peak.workspace * correction),
-            says="The largest weight matrix, taken out of its four bits for one multiplication",
+            says="A weight matrix taken out of its four bits" if peak.workspace else NOT_AT_PEAK,
         ),
     ]
     slack = round(SLACK[settings.device] * sum(part.bytes for part in parts))
@@ -88,6 +89,12 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], says=says))
     parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, says="What the allocator cannot hand out again"))
     return MemoryEstimate(parts=tuple(parts))
+
+
+def _says_loss(shape: ModelShape, peak: StepPeak) -> str:
+    if not peak.loss:
+        return NOT_AT_PEAK
+    return f"Logits over {shape.vocab} words of vocabulary, {'all' if shape.whole_logits else 'a chunk'} at a time"
 
 
 def total_bytes(shape: ModelShape, settings: PlanSettings) -> int:
@@ -119,10 +126,12 @@ def nf4_matrix_bytes(weights: int) -> int:
 
 def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """Bytes of embedding, head, norms and biases in the compute format, and of the rotary tables in fp32."""
+    moved = settings.offload in ("embeddings", "both") and not shape.tied_embeddings
     if shape.measured is not None:
-        return shape.measured.other_bytes * settings.compute_bytes // 2
+        away = shape.vocab * shape.hidden * 2 if moved else 0
+        return (shape.measured.other_bytes - away) * settings.compute_bytes // 2
     family = family_of(shape)
-    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings or moved else 2)
     scale = 1 if family.embed_scale else 0
     rotary = rotary_tables(shape) * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
     numbers = embeddings + count_norm_weights(shape) + count_biases(shape) + scale

@@ -73,6 +73,8 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         yield "Adapter in fp32: it fits, and small updates are not rounded away."
     else:
         yield "Adapter in bf16: in fp32 nothing fits."
+    if situation.config.memory.offload not in ("auto", "none"):
+        yield "Nothing waits in the computer's memory although you chose so: this version keeps everything on the card."
     if not situation.shape.exact and situation.shape.measured is None:
         yield f"The family '{situation.shape.family}' is counted like a Llama until a dry run has measured it."
     if situation.correction != 1:

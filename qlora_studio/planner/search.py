@@ -100,6 +100,7 @@ def settings_for(situation: Situation, tokens: int, layers: int, precision: Lite
         device=situation.device,
         compute=situation.compute,
         rank=situation.config.lora.rank,
+        dropout=situation.config.lora.dropout > 0,
         micro_batch_tokens=tokens,
         row_tokens=situation.longest_row,
         checkpointed_layers=layers,

@@ -53,8 +53,11 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
     device = load.choose_device(config.model.compute)
-    memory.cap(plan.budget_bytes)
+    # The context is not the allocator's: what is left of the budget is what tensors may take.
+    memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
     model = load.load_base(base.folder, device)
+    if plan.offload in ("embeddings", "both"):
+        load.keep_embeddings_off_the_card(model)
     adapter = load.attach_adapter(model, config.lora, load.DTYPES[plan.adapter_precision], config.optim.seed)
     setup = Setup(
         config=config,

@@ -58,6 +58,17 @@ def test_a_bad_file_is_refused_with_its_line(cli, home, tmp_path, text, said, ve
     assert not (home / "runs").exists() and not list((home / "datasets").glob("*"))
 
 
+def test_an_empty_answer_is_refused_before_anything_starts_unless_it_is_accepted_by_name(cli, home, tmp_path):
+    file = rows(tmp_path, GOOD + '{"instruction": "a", "output": " "}\n')
+    command = ("train", file, "--model", str(model(tmp_path)))
+    code, _, errors = cli(*command)
+    assert code == 2 and "rows.jsonl:2" in errors and "accept it by name" in errors and not (home / "runs").exists()
+    assert cli("data", "lint", "rows")[0] == 1
+    code, said, _ = cli("data", "mend", "rows", "drop-empty-answers")
+    assert (code, said) == (0, "rows: 1 rows after drop-empty-answers.\n")
+    assert cli("data", "lint", "rows")[0] == 0
+
+
 def model(tmp_path: Path) -> Path:
     """The smallest folder that passes for a base: what is refused here is the data."""
     folder = tmp_path / "base"

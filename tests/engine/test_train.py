@@ -25,11 +25,11 @@ from qlora_studio.engine.load import attach_adapter, load_adapter, load_base
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 
-def gradients(model, examples, micro_batch_tokens: int, checkpointed: int = 0) -> torch.Tensor:
+def gradients(model, examples, micro_batch_tokens: int, checkpointed: int = 0, offload: bool = False) -> torch.Tensor:
     """The gradient of the mean loss over all trained tokens, whatever the micro-batches."""
     model.train()
     model.zero_grad(set_to_none=True)
-    checkpoint_layers(model, checkpointed)
+    checkpoint_layers(model, checkpointed, offload=offload)
     loss_function = LossFunction(model)
     trained = sum(example.trained_tokens for example in examples)
     lengths = [len(example.input_ids) for example in examples]
@@ -58,6 +58,13 @@ def test_layers_computed_twice_give_the_same_gradient(tiny_adapter_model, checkp
         )
         < 1e-6
     )
+
+
+@pytest.mark.parametrize("checkpointed", [1, 2])
+def test_inputs_that_wait_in_the_computers_memory_give_the_same_gradient(tiny_adapter_model, checkpointed):
+    examples = make_examples(4, seed=4)
+    reference = gradients(tiny_adapter_model, examples, 200)
+    assert relative(gradients(tiny_adapter_model, examples, 200, checkpointed, offload=True), reference) < 1e-6
 
 
 def test_chunked_loss_equals_the_models_own(tiny_adapter_model):

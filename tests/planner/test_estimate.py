@@ -70,3 +70,12 @@ def test_optimizer_states_follow_format_and_kind(precision, optimizer):
     found = estimate(shape, PlanSettings(adapter_precision=precision, optimizer=optimizer)).part_bytes("optimizer")
     wanted = {"adamw": {"fp32": 8, "bf16": 4}, "adamw_8bit": {"fp32": 2.03, "bf16": 2.03}}[optimizer][precision]
     assert found / weights == pytest.approx(wanted, abs=0.01)
+
+
+def test_what_waits_in_the_computer_s_memory_leaves_the_bill():
+    shape = REFERENCE_SHAPES["Llama-3.1-8B"]
+    step = PlanSettings(micro_batch_tokens=4096, checkpointed_layers=32)
+    plain = estimate(shape, step)
+    both = estimate(shape, step.model_copy(update={"offload": "both"}))
+    assert plain.part_bytes("weights_16bit") - both.part_bytes("weights_16bit") == 2 * 128256 * 4096
+    assert plain.part_bytes("activations") - both.part_bytes("activations") == 30 * 2 * 4096 * 4096

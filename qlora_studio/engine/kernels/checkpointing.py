@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,11 +23,21 @@ def decoder_layers(model: nn.Module) -> list[Any]:
     return max(lists, key=len, default=[])
 
 
-def checkpoint_layers(model: nn.Module, count: int) -> None:
+def checkpoint_layers(model: nn.Module, count: int, *, offload: bool = False) -> None:
     """Keeps only the input of the first `count` layers and computes the rest of them again in the backward pass.
 
-    The first layers are chosen because they are the last to be freed: what the later ones save is gone by then.
+    The first layers are chosen because they are the last to be freed: what the later ones save is gone by then. With
+    `offload` these inputs wait in the computer's memory.
     """
     for index, layer in enumerate(decoder_layers(model)):
         layer.gradient_checkpointing = index < count
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=True)
+        layer._gradient_checkpointing_func = checkpoint_offloaded if offload else checkpoint_here
+
+
+checkpoint_here = partial(checkpoint, use_reentrant=False, preserve_rng_state=True)
+
+
+def checkpoint_offloaded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A checkpoint whose saved inputs are copied to pinned memory and back; on a CPU they are only copied."""
+    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return checkpoint_here(function, *arguments)

@@ -1,0 +1,86 @@
+"""Hostile and broken templates are stopped in time and named; good ones are described."""
+
+import time
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.template_vetting import vet_template
+
+GOOD = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with a byte-level tokenizer; call it with a template."""
+
+    def make(template):
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        inner = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+        fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+        fast.chat_template = template
+        fast.save_pretrained(tmp_path)
+        return tmp_path
+
+    return make
+
+
+def test_a_good_template_is_described(model):
+    report = vet_template(model(GOOD))
+    assert (report.end_of_turn, report.knows_system, report.knows_tools) == ("<|im_end|>", True, False)
+    assert (report.rewrites_turns, report.knows_thinking, report.problems) == (False, False, ())
+    assert report.sample == (
+        "<|im_start|>user\nQk1 where is the harbour<|im_end|>\n<|im_start|>assistant\nWz2 behind the hill<|im_end|>\n"
+    )
+
+
+def test_a_built_in_template_is_tried_by_name(model):
+    assert vet_template(model(GOOD), "chatml-tools").knows_tools
+
+
+def test_a_template_that_loops_is_stopped_after_two_seconds(model):
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+    folder = model(GOOD + loops)
+    began = time.monotonic()
+    with pytest.raises(StudioError, match="does not come to an end: it was stopped after 2 seconds"):
+        vet_template(folder)
+    assert time.monotonic() - began < 60  # starting the process takes most of it
+
+
+def test_a_template_that_builds_endless_text_is_refused(model):
+    with pytest.raises(StudioError, match="takes more than 512 MB of memory"):
+        vet_template(model(GOOD + '{{ "a" * 10000000000 }}'))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.content }", "The chat template refuses this conversation"),
+        ("{{ raise_exception('no talking here') }}", "no talking here"),
+        ("{{ ''.__class__.__mro__ }}", "The chat template refuses this conversation"),
+        (
+            "<|im_start|>{{ messages[-1].content }}<|im_end|>",
+            "is not how the whole conversation begins|drops or reorders turn",
+        ),
+        (
+            GOOD.replace("messages %}", "messages | reverse %}"),
+            "is not how the whole conversation begins|drops or reorders",
+        ),
+        (GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' else 'x' }}"), "drops or reorders turn 1"),
+        ("", "This model has no chat template"),
+    ],
+    ids=["syntax", "raises", "escape", "last turn only", "reversed", "drops questions", "none"],
+)
+def test_a_broken_template_is_refused_in_words(model, template, message):
+    folder = model(template)
+    with pytest.raises(StudioError, match=message) as caught:
+        vet_template(folder)
+    assert caught.value.problems[0].where == str(folder)
