@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from qlora_studio.core.plan import MIB, GpuInfo, ModelShape, PlanSettings
+from qlora_studio.core.plan import MIB, GpuInfo, MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.planner.activations import step_peak
 from qlora_studio.planner.estimate import CONTEXT_BYTES, fixed_bytes
 
@@ -24,6 +24,17 @@ def read_correction(cache: Path, gpu: GpuInfo | None) -> float:
     kept = _read(cache).get(_machine(gpu))
     factor = kept.get("factor") if isinstance(kept, dict) else None
     return min(MOST, max(LEAST, float(factor))) if isinstance(factor, int | float) else 1.0
+
+
+def step_settings(plan: MemoryPlan, tokens: int, row_tokens: int, trained_tokens: int) -> PlanSettings | None:
+    """The plan's settings for a step that was really taken: its padded tokens, its longest row, what it trained.
+
+    None for a plan from before plans kept their settings.
+    """
+    if plan.settings is None:
+        return None
+    step = {"micro_batch_tokens": tokens, "row_tokens": row_tokens, "trained_tokens": trained_tokens}
+    return plan.settings.model_copy(update=step)
 
 
 def learn_correction(
