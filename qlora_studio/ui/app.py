@@ -11,7 +11,6 @@ from qlora_studio.ui import chat_tab, data_tab, doctor_tab, export_tab, runs_tab
 from qlora_studio.ui.chat_tab import ChatTab
 from qlora_studio.ui.data_tab import DataTab
 from qlora_studio.ui.desk import Desk
-from qlora_studio.ui.doctor_tab import DoctorTab
 from qlora_studio.ui.export_tab import ExportTab
 from qlora_studio.ui.live import SECONDS, Seen, Slot, slot, tick
 from qlora_studio.ui.runs_tab import RunsTab
@@ -51,6 +50,7 @@ def build(desk: Desk) -> gr.Blocks:
             *runs_tab.slots(runs),
             *chat_tab.slots(chat),
             *export_tab.slots(export),
+            *doctor_tab.slots(doctor),
         ]
         follow = _follow(desk, page, slots)
         _wire_draft(desk, page, data, train)
@@ -58,7 +58,7 @@ def build(desk: Desk) -> gr.Blocks:
         runs_tab.wire(desk, runs)
         chat_tab.wire(desk, chat)
         export_tab.wire(desk, export)
-        _wire_doctor(desk, doctor, doctor_page)
+        doctor_tab.wire(desk, doctor, doctor_page)
         _wire_doors(desk, pages, runs, chat, export)
     return page
 
@@ -119,11 +119,6 @@ def _wire_draft(desk: Desk, page: gr.Blocks, data: DataTab, train: TrainTab) -> 
     page.load(show, None, shown, **QUIET)
     for event in data_tab.wire(desk, data):
         event.then(show, None, shown, **QUIET)
-
-
-def _wire_doctor(desk: Desk, doctor: DoctorTab, tab: gr.Tab) -> None:
-    doctor_tab.wire(desk, doctor)
-    tab.select(lambda: doctor_tab.render(desk), None, doctor.facts, **QUIET)
 
 
 def _wire_doors(desk: Desk, pages: gr.Tabs, runs: RunsTab, chat: ChatTab, export: ExportTab) -> None:

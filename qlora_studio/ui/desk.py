@@ -12,9 +12,10 @@ from typing import Any
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, FormatGuess
+from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.plan import MemoryPlan
-from qlora_studio.studio import RunView, Studio
+from qlora_studio.studio import JobFolder, RunView, Studio
 from qlora_studio.ui import form
 from qlora_studio.ui.machine import Machine, read_machine
 from qlora_studio.ui.talk import Talk
@@ -67,6 +68,11 @@ class Desk:
     plan: MemoryPlan | None = None
     """Of the draft, as it was last made."""
     plan_problems: list[str] = field(default_factory=list)
+    machine_checks: tuple[Check, ...] = ()
+    engine_checks: tuple[Check, ...] = ()
+    """What only torch can tell, once it was asked for."""
+    examining: JobFolder | None = None
+    """The look at torch that is under way."""
     shown_run: str | None = None
     """The run the Runs page shows whole; the newest where none was picked."""
     export_run: str | None = None
@@ -156,6 +162,26 @@ class Desk:
         if self.tokens.settle():
             self.make_plan()
             self.version += 1
+        self._settle_examination()
+
+    def examine(self) -> None:
+        """Starts looking at torch and its kernels in a process of its own, unless that is under way."""
+        if self.examining is None:
+            self.engine_checks = ()
+            self.examining = self.studio.check_engine()
+
+    def _settle_examination(self) -> None:
+        if self.examining is None:
+            return
+        progress, state, _ = self.studio.look(self.examining)
+        if state == "running":
+            return
+        self.examining = None
+        if state == "finished":
+            self.engine_checks = tuple(Check.model_validate(values) for values in progress.result["checks"])
+        else:
+            says = progress.message or "The process that looks at torch ended without a word."
+            self.engine_checks = (Check(name="torch", state="bad", says=says, remedy=progress.hint),)
 
     def current_run(self) -> RunView | None:
         """The run the sidebar shows: the newest, which is the one at work where there is one."""

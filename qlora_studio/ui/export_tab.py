@@ -234,7 +234,7 @@ def newest(desk: Desk) -> JobFolder | None:
 
 def _exporting(desk: Desk) -> bool:
     job = newest(desk)
-    return job is not None and job.worker_lives()
+    return job is not None and desk.studio.look(job)[1] == "running"
 
 
 def _state(now: Now) -> Html:

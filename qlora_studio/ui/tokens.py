@@ -36,7 +36,7 @@ class Tokens:
 
     def start(self, config: TrainConfig) -> None:
         """Starts counting, unless just that is being counted. Raises a StudioError where it cannot."""
-        if self.counted is not None and self.counted.job.worker_lives():
+        if self.counted is not None and self.studio.look(self.counted.job)[1] == "running":
             if self.counted.mark == mark_of(config):
                 return
             self.studio.stop_job(self.counted.job)

@@ -80,7 +80,7 @@ def test_unknown_columns_are_mapped_by_hand(quiet, tmp_path):
     look(quiet, source, "alpaca")
     parts = quiet.studio.format_parts("alpaca")
     assert parts[:3] == ("instruction", "input", "output")
-    _status, shown, *updates = look(quiet, source, "alpaca", ("ask", None, "say"))
+    _, shown, *updates = look(quiet, source, "alpaca", ("ask", None, "say"))
     assert quiet.looked.columns == {"instruction": "ask", "output": "say"}
     assert words(shown) == "odd.jsonl:1 User Why? Assistant Because."
     mapped = [

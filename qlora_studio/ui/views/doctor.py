@@ -1,48 +1,52 @@
-"""The machine in figures."""
+"""The machine in figures and checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qlora_studio.core.doctor import Check
 from qlora_studio.core.plan import GpuInfo
 from qlora_studio.ui.machine import Machine
-from qlora_studio.ui.views.html import Html, Tile, card, empty, gib, join, number, table, tag, tiles
+from qlora_studio.ui.views.html import Html, Tile, bar, card, chip, gib, join, number, table, tag, tiles
+
+WORDS = {"ok": ("fine", "good"), "warn": ("look", "warn"), "bad": ("broken", "bad")}
 
 
 def machine_cards(cards: Sequence[GpuInfo], machine: Machine, home: str) -> Html:
-    """Every card with who holds its memory, then the computer itself."""
+    """The computer, then every card with who holds its memory."""
+    driver = f"driver {cards[0].driver}" if cards and cards[0].driver else "no NVIDIA driver answers"
     figures = tiles(
         [
             Tile("Memory", gib(machine.memory_total), f"{gib(machine.memory_used)} in use"),
             Tile("Disk", gib(machine.disk_free), "free where the studio keeps its things"),
-            Tile(
-                "Cards",
-                str(len(cards)),
-                cards[0].driver and f"driver {cards[0].driver}" if cards else "no NVIDIA driver answers",
-            ),
+            Tile("Cards", str(len(cards)), driver),
         ]
     )
-    if not cards:
-        shown = empty(
-            "No NVIDIA card",
-            "Training runs on the CPU. If this machine has a card, install its driver.",
-        )
-    else:
-        shown = join(_gpu(gpu) for gpu in cards)
-    return join((figures, shown, tag("p", f"The studio keeps everything in {home}", class_="qs-small")))
+    return join((figures, *(_gpu(gpu) for gpu in cards), tag("p", f"Everything is kept in {home}", class_="qs-small")))
+
+
+def checks_card(machine: Sequence[Check], engine: Sequence[Check], phase: str) -> Html:
+    """Every check with its remedy; those of torch come once they were asked for."""
+    rows = [_row(check) for check in (*machine, *engine)]
+    listed = table(("", "Looked at", "Found"), rows, "Checks of this machine") if rows else Html("")
+    if phase:
+        return join((listed, card("Examining", bar(0.5, "Examination"), tag("p", f"{phase} …", class_="qs-small"))))
+    return listed
+
+
+def _row(check: Check) -> tuple[Html, Html, Html]:
+    word, kind = WORDS[check.state]
+    remedy = tag("div", tag("b", "Remedy: "), check.remedy, class_="qs-remedy") if check.remedy else ""
+    return chip(word, kind), tag("b", check.name), join((check.says, remedy))
 
 
 def _gpu(gpu: GpuInfo) -> Html:
-    capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "?"
+    capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "unknown"
     rows = [
         (process.name, number(process.pid), number(gib(process.used_bytes) if process.used_bytes else "–"))
         for process in gpu.processes
     ]
-    held = (
-        table(("Process", "Number", "Holds"), rows, f"Who uses {gpu.name}")
-        if rows
-        else tag("p", "No other process holds memory of it.", class_="qs-small")
-    )
+    nobody = tag("p", "No other process holds memory of it.", class_="qs-small")
     return card(
         gpu.name,
         tag(
@@ -50,6 +54,6 @@ def _gpu(gpu: GpuInfo) -> Html:
             f"{gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free, compute capability {capability}.",
             class_="qs-small",
         ),
-        held,
+        table(("Process", "Number", "Holds"), rows, f"Who uses {gpu.name}") if rows else nobody,
         aside=number(f"card {gpu.index}"),
     )
