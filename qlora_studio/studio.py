@@ -23,6 +23,7 @@ from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
 from qlora_studio.data import care, formats, importer, remedies, sets
+from qlora_studio.data.lint import check_findings
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
@@ -53,6 +54,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
+    "evaluation.every_steps": 12,
     "optim.optimizer": "adamw",
 }
 

@@ -154,4 +154,4 @@ def build_mixture(desk: Desk, source: Source) -> DataForm:
 
 
 def _line(label: str, info: str, elem_id: str, **more: Any) -> gr.Textbox:
-    return gr.Textbox(label=label, info=info, max_lines=1, elem_id=elem_id, interactive=True, **more)
+    return gr.Textbox("", label=label, info=info, max_lines=1, elem_id=elem_id, interactive=True, **more)

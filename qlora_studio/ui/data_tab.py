@@ -94,13 +94,14 @@ def wire(desk: Desk, tab: DataTab) -> list[Any]:
 
     @speaking
     def look(file: str | None, path: str, format: str, *mapped: str | None) -> list[Any]:
-        source = file or path.strip()
+        source = file or (path or "").strip()
         desk.look(look_at(desk, source, format, mapped) if source else None)
         return render(desk)
 
     @speaking
     def bring_in(*values: Any) -> list[Any]:
-        import_rows(desk, *values)
+        given: list[Any] = ["" if value is None else value for value in values]
+        import_rows(desk, *given)
         return render(desk)
 
     @speaking

@@ -103,11 +103,14 @@ def build(desk: Desk, shared: dict[str, gr.components.Component]) -> TrainTab:
 
 
 def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
-    @speaking
-    def change(*values: Any) -> list[Any]:
-        desk.change(form.read(tab.settings, values))
-        desk.make_plan()
-        return render(desk)
+    def change(setting: Setting) -> Callable[[Any], list[Any]]:
+        @speaking
+        def changed(value: Any) -> list[Any]:
+            desk.change(form.read([setting], [value]))
+            desk.make_plan()
+            return render(desk)
+
+        return changed
 
     def choose(family: str) -> Callable[[str], list[Any]]:
         @speaking
@@ -125,18 +128,19 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
 
         return started
 
-    gr.on(
-        [control.change for control in tab.controls],  # type: ignore[attr-defined]
-        change,
-        tab.controls,
-        tab.shown,
-        trigger_mode="always_last",
-        **QUIET,
-    )
+    # only what a person typed, one field at a time: a page that is still loading must not write old values back
+    for setting, control in zip(tab.settings, tab.controls, strict=True):
+        for event in edits(control):
+            event(change(setting), control, tab.shown, trigger_mode="always_last", **QUIET)
     for family, radio in tab.presets.items():
         radio.input(choose(family), radio, [*tab.controls, *tab.shown], **QUIET)
     after_start(tab.start.click(begin(anyway=False), None, None, **QUIET))
     after_start(tab.anyway.click(begin(anyway=True), None, None, **QUIET))
+
+
+def edits(control: Any) -> list[Callable[..., Any]]:
+    """The events of a control that a person causes. A text that is pasted with the mouse shows only on leaving."""
+    return [control.input, control.blur] if isinstance(control, gr.Textbox) else [control.input]
 
 
 def start(desk: Desk, *, anyway: bool) -> str:

@@ -23,7 +23,7 @@ from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.live import LiveRun, open_run
 
-CHECK = Sampling(temperature=0.0, max_new_tokens=48)
+CHECK = Sampling(temperature=0.0, max_new_tokens=64)
 """Greedy and short: what is compared must not depend on chance."""
 
 

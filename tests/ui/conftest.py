@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page
 
 from qlora_studio.home import Home
 from qlora_studio.studio import Studio
@@ -92,19 +93,41 @@ def browser_type_launch_args():
     return {"executable_path": CHROMIUM, "args": QUIET_BROWSER}
 
 
+class Watched:
+    """A page of the studio, with everything that goes wrong on it."""
+
+    ABORTED = ("AbortError", "Connection errored out", "ERR_ABORTED", "Failed to fetch", "network error")
+    """What Gradio says of the requests that a reload cuts off."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self.wrong: list[str] = []
+        self.leaving = False
+        near = (url, "data:", "blob:")
+        page.on("console", lambda said: self.note(f"console: {said.text}") if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.note(f"page: {error}"))
+        page.on("request", lambda asked: None if asked.url.startswith(near) else self.note(f"outside: {asked.url}"))
+
+    def note(self, wrong: str) -> None:
+        if not (self.leaving and any(word in wrong for word in self.ABORTED)):
+            self.wrong.append(wrong)
+
+    def open(self, anchor: str = "") -> Page:
+        self.page.goto(self.url + anchor)
+        self.page.wait_for_selector("html[data-ready='1']")
+        return self.page
+
+    def reload(self) -> None:
+        self.leaving = True
+        self.page.reload()
+        self.page.wait_for_selector("html[data-ready='1']")
+        self.leaving = False
+
+
 @pytest.fixture
-def watched(page, server) -> Iterator[Callable]:
-    """Opens pages of the studio; fails on console errors, page errors and any request that leaves the machine."""
-    wrong: list[str] = []
-    page.on("console", lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
-    near = (server.url, "data:", "blob:")
-    page.on("request", lambda asked: None if asked.url.startswith(near) else wrong.append(f"outside: {asked.url}"))
-
-    def open_page(anchor: str = ""):
-        page.goto(server.url + anchor)
-        page.wait_for_selector("html[data-ready='1']")
-        return page
-
-    yield open_page
-    assert wrong == []
+def watched(page: Page, server: Server) -> Iterator[Watched]:
+    """Fails on console errors, page errors and any request that leaves the machine."""
+    made = Watched(page, server.url)
+    yield made
+    made.leaving = True
+    assert made.wrong == []

@@ -1,0 +1,132 @@
+"""The studio as a person meets it, in a real browser. The first test is the main job, on the real embedded model."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+NEEDS_MODEL = True
+expect.set_options(timeout=20_000)
+
+EVIL = '<img src=x onerror="document.title=1">${document.title="2"}{{document.title="3"}}'
+
+
+def fill_number(page: Page, control: str, value: str) -> None:
+    field = page.locator(f"#{control} input[type=number]").first
+    field.fill(value)
+    field.press("Tab")
+
+
+def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
+    page = watched.open("#data")
+    page.locator("#data-demo").click()
+    expect(page.locator("#data-rows")).to_contain_text("How do I boil an egg")
+    page.locator("#part-tokens-button").click()
+    expect(page.locator("#data-tokens mark").first).to_contain_text("— Pip<|im_end|>", timeout=60_000)
+    expect(page.locator("#data-status")).to_contain_text("Fits 256")
+
+    page.locator("#tab-train-button").click()
+    expect(page.locator("#train-data")).to_have_text("Learns from demo (120 rows).")
+    page.locator("#advanced > button").click()
+    page.locator("#saving-name input").fill("By hand")
+    page.locator("#evaluation-before input").uncheck()
+    fill_number(page, "evaluation-every-steps", "50")
+    fill_number(page, "optim-max-steps", "3")
+    fill_number(page, "optim-batch-tokens", "256")
+    expect(page.locator("#plan")).to_contain_text("256 tokens at once")
+    page.locator("#start-btn").click()
+    expect(page.locator("#run-state")).to_have_text("running")
+    expect(page.locator("#start-btn")).to_be_disabled()
+
+    page.locator("#tab-chat-button").click()
+    expect(page.locator("#chat-notice")).to_contain_text("is training")
+    watched.reload()
+    expect(page.locator("#run-state")).to_have_text("running")
+    page.locator("#tab-train-button").click()
+    expect(page.locator("#loss-chart path.line").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#run-state")).to_have_text("finished", timeout=120_000)
+    expect(page.locator("#current-run").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator("#proof")).to_contain_text("Largest step, measured")
+    expect(page.locator("#start-btn")).to_be_enabled()
+
+    page.locator("#tab-chat-button").click()
+    expect(page.locator("#chat-run input")).to_have_value("by-hand")
+    page.locator("#chat-sampling > button").click()
+    fill_number(page, "chat-max-new-tokens", "16")
+    message = page.locator("#chat-message textarea")
+    message.fill("How do I clean a coffee machine?")
+    message.press("Enter")
+    expect(page.locator("#chat-speed")).to_contain_text("adapter: 16 tokens", timeout=90_000)
+    for pane in ("#chat-base", "#chat-tuned"):
+        expect(page.locator(pane).get_by_test_id("user")).to_have_text("How do I clean a coffee machine?")
+        expect(page.locator(pane).get_by_test_id("bot")).not_to_be_empty()
+    expect(message).to_have_value("")
+    watched.reload()
+    expect(page.locator("#chat-tuned").get_by_test_id("user")).to_have_text("How do I clean a coffee machine?")
+
+    page.locator("#tab-runs-button").click()
+    expect(page.locator("#run-details")).to_contain_text("optim.max_steps")
+    page.locator("#run-export-btn").click()
+    expect(page.locator("#export-run input")).to_have_value("by-hand")
+    page.get_by_role("radio", name="Adapter").check()
+    expect(page.locator("#export-folder input, #export-folder textarea")).to_have_value(re.compile("by-hand-adapter$"))
+    page.locator("#export-btn").click()
+    expect(page.locator("#export-state")).to_contain_text("by-hand-adapter", timeout=60_000)
+
+
+def test_keys_theme_and_deep_links(watched):
+    page = watched.open("#runs")
+    expect(page.get_by_role("tab", name="Runs")).to_have_attribute("aria-selected", "true")
+    for key, name, anchor in (("4", "Chat", "#chat"), ("1", "Data", "#data"), ("6", "Doctor", "#doctor")):
+        page.keyboard.press(f"Alt+{key}")
+        expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
+        page.wait_for_function("anchor => location.hash === anchor", arg=anchor)
+    dark = "document.body.classList.contains('dark')"
+    before = page.evaluate(dark)
+    page.locator("#theme-btn").click()
+    assert page.evaluate(dark) is not before
+    watched.reload()
+    assert page.evaluate(dark) is not before
+    expect(page.get_by_role("tab", name="Doctor")).to_have_attribute("aria-selected", "true")
+    assert page.locator("#chat-message button[aria-label='Send']").count() in (0, 1)
+
+
+def test_a_plan_over_budget_blocks_the_start(watched):
+    page = watched.open("#data")
+    page.locator("#data-demo").click()
+    expect(page.locator("#data-rows")).to_contain_text("How do I boil an egg")
+    page.locator("#tab-train-button").click()
+    expect(page.locator("#start-btn")).to_be_enabled()
+    fill_number(page, "memory-budget-gib", "0.4")
+    expect(page.locator("#plan")).to_contain_text("over budget by")
+    expect(page.locator("#blocked")).to_contain_text("Start is blocked")
+    expect(page.locator("#start-btn")).to_be_disabled()
+    expect(page.locator("#start-anyway-btn")).to_be_visible()
+    page.get_by_role("radio", name="CPU").check()
+    expect(page.locator("#plan")).to_contain_text("fits")
+    expect(page.locator("#start-btn")).to_be_enabled()
+
+
+def test_rows_and_names_are_text_and_never_code(watched, tmp_path):
+    source = tmp_path / "evil.jsonl"
+    source.write_text(
+        json.dumps({"instruction": EVIL, "output": f"![x](https://example.invalid/x.png) {EVIL}"}) + "\n{"
+    )
+    page = watched.open("#data")
+    page.locator("#data-path input, #data-path textarea").fill(str(source))
+    page.locator("#data-path input, #data-path textarea").press("Enter")
+    expect(page.locator("#data-rows")).to_contain_text(EVIL)
+    page.locator("#data-import").click()
+    expect(page.locator("#data-status")).to_contain_text("evil.jsonl:2")
+    assert page.title() == "QLoRA Studio"
+
+
+@pytest.mark.parametrize("size", [(390, 844), (1440, 900)], ids=["phone", "desk"])
+def test_nothing_is_wider_than_the_window(watched, size):
+    watched.page.set_viewport_size({"width": size[0], "height": size[1]})
+    page = watched.open()
+    for number in range(1, 7):
+        page.keyboard.press(f"Alt+{number}")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
