@@ -260,7 +260,9 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, twice: bool,
 
 
 def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model.tie_weights()  # left out where weights get no first numbers
+    return model
 
 
 def _shorten(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
