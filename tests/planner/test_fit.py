@@ -127,7 +127,7 @@ def test_tables_have_a_row_for_every_card_and_every_model():
     ("rank", "offload", "words"),
     [
         (16, "none", None),
-        (32, "embeddings", "Input embeddings stay in the computer's memory: with everything on the card nothing fits."),
+        (48, "embeddings", "Input embeddings stay in the computer's memory: with everything on the card nothing fits."),
     ],
 )
 def test_what_may_wait_outside_is_used_only_where_nothing_fits_without(rank, offload, words):
