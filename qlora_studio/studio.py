@@ -54,6 +54,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "optim.epochs": 2,
     "optim.batch_tokens": 768,
     "optim.learning_rate": 1e-3,
+    "evaluation.every_steps": 12,
     "optim.optimizer": "adamw",
 }
 

@@ -36,12 +36,15 @@ def demo() -> None:
         console.print("Stopped; the adapter is saved.")
         return
     console.rule("3  Before and after, same prompts, same seed")
-    job = studio.evaluate(run, demo.prompts, Sampling(max_new_tokens=80))
+    job = studio.evaluate(run, demo.prompts, Sampling(max_new_tokens=64))
     measured = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
     show_answers(console, measured, demo)
     console.rule("4  Merged weights")
     job = studio.export(run, "merged", str(studio.home.exports / run), "as_chatted", demo.prompts)
-    show_export(console, follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job)))
+    exported = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    show_export(console, exported)
+    kept = count_kept(exported, demo, "merged")
+    console.print(f"Answers of the merged model in the taught form: {kept} of {len(demo.prompts)}.")
     console.rule()
     console.print(f"Done in {clock(time.monotonic() - begun)}. Open the studio with this run: [bold]qlora-studio ui[/]")
     console.print(f"Or talk to it here: [bold]qlora-studio chat {run} --side both[/]")
@@ -50,16 +53,20 @@ def demo() -> None:
 def show_answers(console: Console, state: Progress, demo: Demo) -> None:
     """Base beside tuned for every prompt, how many kept the taught form, and the held-out loss of both."""
     table = Table("Asked", "Base", "Tuned", show_lines=True)
-    kept = {"base": 0, "tuned": 0}
     for prompt in demo.prompts:
         answers = {sample.side: sample.answer for sample in state.samples if sample.prompt == prompt}
-        table.add_row(escape(prompt), *(escape(answers.get(side, "")) for side in kept))
-        for side in kept:
-            kept[side] += bool(re.fullmatch(demo.pattern, answers.get(side, "").strip()))
+        table.add_row(escape(prompt), escape(answers.get("base", "")), escape(answers.get("tuned", "")))
     console.print(table)
-    asked = len(demo.prompts)
-    console.print(f"Answers in the taught form: base {kept['base']} of {asked}, tuned {kept['tuned']} of {asked}.")
+    base, tuned, asked = count_kept(state, demo, "base"), count_kept(state, demo, "tuned"), len(demo.prompts)
+    console.print(f"Answers in the taught form: base {base} of {asked}, tuned {tuned} of {asked}.")
     result = state.result
     console.print(
         f"Held-out loss: base {result['base_loss']:.4f}, tuned {result['tuned_loss']:.4f}, over {result['rows']} rows."
+    )
+
+
+def count_kept(state: Progress, demo: Demo, side: str) -> int:
+    """How many answers of one side are in the form that the demo teaches."""
+    return sum(
+        bool(re.fullmatch(demo.pattern, sample.answer.strip())) for sample in state.samples if sample.side == side
     )

@@ -53,8 +53,8 @@ def export(
 def show_export(console: Console, state: Progress) -> None:
     for done in state.checks:
         console.print(
-            f"Check ({done.what}): {done.identical_answers} of {done.answers} answers identical to the chat's, "
-            f"same next token at {done.same_top1:.1%} of positions, KL {done.kl:.4f} nats."
+            f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of positions, "
+            f"KL {done.kl:.4f} nats; {done.identical_answers} of {done.answers} answers the same to the last word."
         )
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,32 @@ def read_report(folder: Path) -> DatasetReport:
 
 
 def read_conversations(path: Path, origin: str) -> Iterator[Conversation]:
-    """Conversations of a canonical file, one at a time."""
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield from_line(line, origin)
+    """Conversations of a canonical file, one at a time. Raises a StudioError where the file was damaged."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                number += 1
+                yield from_line(line, origin)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise StudioError(
+            f"The data set '{origin}' is damaged.", "Import it again.", where=f"{path.name}:{number}"
+        ) from None
+
+
+def swap_in(stage: Path, target: Path) -> None:
+    """Puts a finished folder in the place of another, so that one of the two is always there."""
+    away = target.with_name(f".away-{target.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    if target.exists():
+        target.replace(away)
+    try:
+        stage.replace(target)
+    except OSError:
+        if away.exists():
+            away.replace(target)
+        raise
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def hashes_below(hashes: Iterable[int], share: float) -> int:

@@ -23,6 +23,7 @@ from qlora_studio.data.canonical import (
     prompt_hash,
     read_conversations,
     read_report,
+    swap_in,
     to_line,
 )
 from qlora_studio.data.lint import lint
@@ -81,8 +82,7 @@ def apply_remedies(folder: Path, name: str, remedies: Sequence[str]) -> DatasetR
         }
         report = report.model_copy(update=changes)
         (stage / REPORT).write_text(report.model_dump_json(indent=2), encoding="utf-8")
-        shutil.rmtree(place)
-        stage.replace(place)
+        swap_in(stage, place)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return report

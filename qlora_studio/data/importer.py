@@ -16,7 +16,16 @@ from typing import Any
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, FormatGuess
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.canonical import CONVERSATIONS, EVALUATION, PROMPTS, REPORT, prompt_hash, read_report, to_line
+from qlora_studio.data.canonical import (
+    CONVERSATIONS,
+    EVALUATION,
+    PROMPTS,
+    REPORT,
+    prompt_hash,
+    read_report,
+    swap_in,
+    to_line,
+)
 from qlora_studio.data.formats import check_columns, conversations, detect, find_format
 from qlora_studio.data.identity import hash_path, size_of, slug
 from qlora_studio.data.readers import read_rows
@@ -160,9 +169,7 @@ def _import(
         report = _write(rows, eval_rows, stage, asked, str(identity["source_file"]))
         report = report.model_copy(update={**identity, "name": name, "details": {**report.details, **details}})
         (stage / REPORT).write_text(report.model_dump_json(indent=2), encoding="utf-8")
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        stage.replace(folder / name)
+        swap_in(stage, folder / name)
     except OSError as error:
         raise StudioError(
             f"The data set cannot be written: {error.strerror or error}.", "Make room on the disk.", where=str(folder)
@@ -181,7 +188,10 @@ def _place(
     for made in (name, f"{name}-{sha256[:8]}"):
         if not (folder / made / REPORT).exists():
             return made, None
-        there = read_report(folder / made)
+        try:
+            there = read_report(folder / made)
+        except StudioError:
+            return made, None  # a damaged set is written anew
         if there.source_sha256 == sha256:
             same = there.details.get("asked") == details["asked"]
             return made, there if same else None

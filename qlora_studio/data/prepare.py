@@ -19,7 +19,7 @@ from qlora_studio.data.control import ControlTokenTyped
 from qlora_studio.data.encode import Draft, encode_drafts
 from qlora_studio.data.lint import check_findings
 from qlora_studio.data.mix import Part, Taken, mix
-from qlora_studio.data.render import RenderOptions, RowRefused, drafts
+from qlora_studio.data.render import RenderOptions, RowRefused, drafts, stop_ids
 from qlora_studio.data.row_findings import TokenFindings
 from qlora_studio.data.sets import eval_prompts, load_conversations
 from qlora_studio.data.template_traits import Traits, read_traits
@@ -45,6 +45,8 @@ class Prepared:
     """Rows that cannot be rendered or have nothing to train."""
     tokens: int = 0
     trained_tokens: int = 0
+    reasoning_rows: int = 0
+    """Conversations whose last answer reasons first: where most do, chat lets the model reason as well."""
     lengths: tuple[int, ...] = ()
     """Tokens of each rendered row before anything was dropped or cut; for the histogram and the planner."""
     stop_ids: frozenset[int] = frozenset()
@@ -148,7 +150,7 @@ class _Work:
         self.options = options_of(config)
         self.examples: list[Example] = []
         self.lengths: list[int] = []
-        self.rows = self.too_long = self.dropped = self.cut = self.refused = 0
+        self.rows = self.too_long = self.dropped = self.cut = self.refused = self.reasoning = 0
         self.found = TokenFindings(tokenizer)
         self.pool = _Pool()
 
@@ -156,6 +158,7 @@ class _Work:
         made: list[Draft] = []
         for conversation in batch:
             self.rows += 1
+            self.reasoning += bool(conversation.turns and conversation.turns[-1].reasoning)
             if conversation.label is False:
                 self.found.note("bad-example", str(conversation.source))
                 self.refused += 1
@@ -184,8 +187,8 @@ class _Work:
 
     def _keep(self, conversation: Conversation, example: Example) -> None:
         self.lengths.append(len(example.input_ids))
-        if not example.trained_tokens:
-            self.found.note("nothing-trained", str(conversation.source))
+        if wrong := self.found.unusable(example):
+            self.found.note(wrong, str(conversation.source))
             self.refused += 1
             return
         self.found.look(example, conversation)
@@ -224,25 +227,31 @@ class _Work:
                 )
             except (RowRefused, ControlTokenTyped):
                 return None
-            same_end = [one for one in made if one.input_ids[-1:] == example.input_ids[-1:] and one.trained_tokens]
-            if same_end and len(same_end[-1].input_ids) <= self.config.max_tokens:
-                return same_end[-1]
+            same = [one for one in made if _last_trained(one) == _last_trained(example)]
+            if same and len(same[-1].input_ids) <= self.config.max_tokens:
+                return same[-1]
         return None
 
     def result(self) -> Prepared:
         return Prepared(
-            tuple(self.examples),
-            self.rows,
-            self.found.findings(),
-            self.too_long,
-            self.dropped,
-            self.cut,
-            self.refused,
-            sum(len(example.input_ids) for example in self.examples),
-            sum(example.trained_tokens for example in self.examples),
-            tuple(self.lengths),
-            frozenset(index for index in (self.traits.end_of_turn_id, self.tokenizer.eos_id) if index is not None),
+            examples=tuple(self.examples),
+            rows=self.rows,
+            findings=self.found.findings(),
+            too_long=self.too_long,
+            dropped=self.dropped,
+            cut=self.cut,
+            refused=self.refused,
+            tokens=sum(len(example.input_ids) for example in self.examples),
+            trained_tokens=sum(example.trained_tokens for example in self.examples),
+            reasoning_rows=self.reasoning,
+            lengths=tuple(self.lengths),
+            stop_ids=stop_ids(self.tokenizer, self.traits),
         )
+
+
+def _last_trained(example: Example) -> tuple[int, ...]:
+    """The ids of the last trained span: by it the same answer is found again in a shorter conversation."""
+    return example.input_ids[example.spans[-1][0] :] if example.spans else ()
 
 
 def cut_answer(example: Example, limit: int) -> Example | None:

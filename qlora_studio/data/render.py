@@ -70,9 +70,10 @@ def prompt_ids(
 
 
 def stop_ids(tokenizer: Tokenizer, traits: Traits | None = None) -> frozenset[int]:
-    """The tokens that end an answer: the template's end of turn, and the model's end of text."""
+    """The tokens that end an answer: the template's end of turn and of a tool call, and the model's end of text."""
     traits = traits or read_traits(tokenizer)
-    return frozenset(index for index in (traits.end_of_turn_id, tokenizer.eos_id) if index is not None)
+    ends = (traits.end_of_turn_id, traits.call_end_id, tokenizer.eos_id)
+    return frozenset(index for index in ends if index is not None)
 
 
 def drafts(conversation: Conversation, tokenizer: Tokenizer, options: RenderOptions, traits: Traits) -> list[Draft]:
@@ -183,8 +184,6 @@ class _Row:
             before = self.prompt(index, bool(self.turns[index].reasoning))
             if text.startswith(before):
                 found.append(len(before))
-        if text == self._prompts.get((stop, False)) or text == self._prompts.get((stop, True)):
-            found.append(len(text))
         return tuple(sorted(set(found)))
 
     def _closed(self, index: int) -> tuple[str, Span]:
@@ -228,16 +227,13 @@ class _Row:
             if not text.startswith(closed):
                 return []
             spans[index] = span
-        places = self._places(text, last)
-        for index in wanted - set(spans):
-            spans[index] = places[index]
+        spans = self._places(text, last) | spans
+        chosen = wanted if train_on != "everything" else set(range(last + 1)) - wanted
+        if missing := chosen - set(spans):
+            raise self._refused("template-drops", min(missing), "The chat template writes this turn in its own words.")
+        marked = tuple(sorted(spans[index] for index in chosen))
         if train_on == "everything":
-            kept = sorted(
-                spans[index] if index in spans else places[index] for index in range(last + 1) if index not in wanted
-            )
-            marked = _without((0, len(text)), kept)
-        else:
-            marked = tuple(sorted(spans[index] for index in wanted))
+            marked = _without((0, len(text)), marked)
         return [Draft(text, self.starts(text, last + 1), marked, self.escapes, self.conversation)]
 
     def single(self, index: int) -> Draft:
@@ -254,6 +250,10 @@ class _Row:
         self._places(text, index)
         return Draft(text, self.starts(text, index + 1), (span,), self.escapes, self.conversation)
 
+    def _refused(self, finding: str, index: int, message: str) -> RowRefused:
+        hint = "Choose another template, or leave such rows out."
+        return RowRefused(finding, message, hint, where=self.where, field=f"turn {index + 1}")
+
     def _places(self, text: str, last: int) -> dict[int, Span]:
         """Where the words of each turn stand. Raises RowRefused where the template drops or reorders one."""
         places, position = {}, 0
@@ -265,13 +265,8 @@ class _Row:
             if found < 0 and turn.role == "system" and words in text:
                 continue  # some families move the system prompt into the last question
             if found < 0:
-                raise RowRefused(
-                    "template-drops",
-                    f"The chat template drops or reorders turn {index + 1} ({turn.role}).",
-                    "Choose another template, or leave such rows out.",
-                    where=self.where,
-                    field=f"turn {index + 1}",
-                )
+                said = f"The chat template drops or reorders turn {index + 1} ({turn.role})."
+                raise self._refused("template-drops", index, said)
             places[index] = (found, found + len(words))
             position = found + len(words)
         return places

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import StudioError
@@ -55,6 +57,18 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         "Add an answer, or leave such rows out.",
         "leave-out",
     ),
+    "unknown-token": (
+        "error",
+        "Token ids in {rows} are not in the model's vocabulary.",
+        "These tokens were made for another model: give the text instead.",
+        "leave-out",
+    ),
+    "double-bos": (
+        "warning",
+        "{rows} of given tokens {are} begun twice.",
+        "Give the text instead, or make the tokens again.",
+        None,
+    ),
     "bad-example": (
         "warning",
         "{rows} labelled as bad {are} left out.",
@@ -88,11 +102,24 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
 }
 
 
+def changes_for(finding: Finding, config: DataConfig) -> dict[str, Any]:
+    """The settings that mend a finding of tokens, as dotted changes of a TrainConfig; empty where none does.
+
+    `leave-out` accepts the finding by name: the rows concerned are then not trained, and the run records it.
+    """
+    if finding.remedy == "leave-out":
+        return {"data.accepted": sorted({*config.accepted, finding.name})}
+    if finding.remedy == "escape-control-tokens":
+        return {"data.control_tokens": "escape"}
+    return {}
+
+
 class TokenFindings:
     """Counts while rows are rendered. Made for one preparation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.stops = frozenset(tokenizer.control_tokens.values())
+        self.vocabulary, self.bos = tokenizer.vocabulary, tokenizer.bos_id
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
         self.lost: dict[str, int] = {}
@@ -106,8 +133,16 @@ class TokenFindings:
             said = error.problems[0].message if error else ""
             shown.append(f"{where}: {said}" if said else where)
 
+    def unusable(self, example: Example) -> str:
+        """The finding that keeps a rendered row from being trained, or an empty string."""
+        if not example.trained_tokens:
+            return "nothing-trained"
+        return "unknown-token" if max(example.input_ids) >= self.vocabulary else ""
+
     def look(self, example: Example, conversation: Conversation) -> None:
         """What a rendered row shows."""
+        if self.bos is not None and example.input_ids[:2] == (self.bos, self.bos):
+            self.note("double-bos", str(conversation.source))
         if (
             conversation.tokens is None
             and conversation.turns

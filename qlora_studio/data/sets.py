@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +30,12 @@ def list_datasets(folder: Path) -> list[DatasetReport]:
     """The reports of all complete sets, by name."""
     if not folder.is_dir():
         return []
-    places = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and (path / REPORT).exists()]
-    return [read_report(path) for path in places]
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (path / REPORT).exists():
+            with suppress(StudioError):  # a damaged set must not hide the others; opening it says what is wrong
+                found.append(read_report(path))
+    return found
 
 
 def find_dataset(folder: Path, name: str) -> Path:
@@ -73,7 +78,10 @@ def remove_dataset(folder: Path, name: str) -> None:
 
 
 def _hashes(place: Path) -> array[int]:
-    return array("Q", (place / PROMPTS).read_bytes())
+    try:
+        return array("Q", (place / PROMPTS).read_bytes())
+    except (OSError, ValueError):
+        raise StudioError(f"The data set '{place.name}' is damaged.", "Import it again.", where=PROMPTS) from None
 
 
 def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[Conversation]:
@@ -85,6 +93,12 @@ def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[C
         return
     hashes = _hashes(place)
     bound = hashes_below(hashes, eval_share)
-    for mark, conversation in zip(hashes, read_conversations(place / CONVERSATIONS, name), strict=True):
+    rows = 0
+    for mark, conversation in zip(hashes, read_conversations(place / CONVERSATIONS, name), strict=False):
+        rows += 1
         if split == "all" or (mark < bound) == (split == "eval"):
             yield conversation
+    if rows != read_report(place).rows or rows != len(hashes):
+        raise StudioError(
+            f"The data set '{name}' is damaged: rows are missing.", "Import it again.", where=CONVERSATIONS
+        )

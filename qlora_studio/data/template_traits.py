@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from qlora_studio.core.errors import StudioError
 from qlora_studio.data.tokenizer import Tokenizer
 
 _QUESTION, _ANSWER = "Qx7 pebble", "Zk9 harbour"
@@ -23,6 +25,8 @@ class Traits:
     end_of_turn: str = ""
     """The token that follows an answer; empty where the template ends answers with none."""
     end_of_turn_id: int | None = None
+    call_end_id: int | None = None
+    """The token that ends a turn which calls a tool, for templates with tools."""
     ends: tuple[str, ...] = ()
     """Every token that may end a turn, longest first: tool calls end differently in some families."""
 
@@ -44,6 +48,7 @@ def read_traits(tokenizer: Tokenizer) -> Traits:
     ends = tuple(sorted(tokenizer.control_tokens, key=len, reverse=True))
     if not source:
         return Traits(ends=ends)
+    knows_tools = bool(re.search(r"\btools\b", source))
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     after = tokenizer.render(messages).rpartition(_ANSWER)[2]
     places = sorted(
@@ -51,10 +56,24 @@ def read_traits(tokenizer: Tokenizer) -> Traits:
     )
     end = places[0][2] if places else ""
     return Traits(
-        knows_tools=bool(re.search(r"\btools\b", source)),
+        knows_tools=knows_tools,
         knows_thinking=bool(re.search(r"\benable_thinking\b", source)),
         knows_reasoning=bool(_REASONING_NAMES.search(source)),
         end_of_turn=end,
         end_of_turn_id=tokenizer.added_tokens.get(end),
+        call_end_id=_call_end(tokenizer, ends) if knows_tools else None,
         ends=ends,
     )
+
+
+def _call_end(tokenizer: Tokenizer, ends: tuple[str, ...]) -> int | None:
+    """The control token with which the template ends a tool call; None where it cannot say one."""
+    call = {"id": "call00001", "type": "function", "function": {"name": "find_place", "arguments": {"name": "mill"}}}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": _QUESTION}]
+    messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    tool = {"type": "function", "function": {"name": "find_place", "description": "Finds.", "parameters": {}}}
+    try:
+        text = tokenizer.render(messages, tools=[tool]).rstrip()
+    except StudioError:
+        return None
+    return next((tokenizer.added_tokens.get(end) for end in ends if end and text.endswith(end)), None)

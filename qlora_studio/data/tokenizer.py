@@ -38,6 +38,11 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int | None: ...
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids there are; every id is smaller."""
+        ...
+
+    @property
     def added_tokens(self) -> Mapping[str, int]:
         """Every token that is recognised whole inside a text, before any merging."""
         ...

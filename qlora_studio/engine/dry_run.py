@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qlora_studio.core.errors import StudioError
@@ -153,10 +154,10 @@ def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32"))
     """
     AttentionInterface.register(ATTENTION, sdpa_attention_forward)
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
-    with warnings.catch_warnings(), FakeTensorMode():
+    with warnings.catch_warnings(), FakeTensorMode(), no_init_weights():
         warnings.simplefilter("ignore")
         linears, other = _count(config)
-        if not linears or not decoder_layers(_build(_shorten(config, 2), torch.bfloat16)):
+        if not linears or not decoder_layers(_build(_shorten(config, 2), torch.bfloat16).get_decoder()):
             raise StudioError(
                 f"A {config.model_type} model has no layers that this version can adapt.", field="model_type"
             )
@@ -233,7 +234,7 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, twice: bool,
         assert isinstance(module, nn.Linear)
         setattr(model.get_submodule(parent), last, AdaptedLinear(module))
     model.train()
-    checkpoint_layers(model, layers if twice else 0)
+    checkpoint_layers(model.get_decoder(), layers if twice else 0)
     parameters = [*model.parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
@@ -247,7 +248,7 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, twice: bool,
     def watch(_: nn.Module, __: Any, output: Any) -> None:
         (output[0] if isinstance(output, tuple) else output).register_hook(reach)
 
-    handle = decoder_layers(model)[-1].register_forward_hook(watch)
+    handle = decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
     with count:
         loss = GradientKept.apply(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
         handle.remove()
@@ -259,7 +260,9 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, twice: bool,
 
 
 def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model.tie_weights()  # left out where weights get no first numbers
+    return model
 
 
 def _shorten(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

@@ -14,10 +14,15 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.data.render import RenderOptions, RowRefused, render
+from qlora_studio.data.template_traits import read_traits
+
+if TYPE_CHECKING:
+    from qlora_studio.engine.tokenizer import ChatTokenizer
 
 START_SECONDS = 120.0
 """For importing the libraries and reading the tokenizer, on a slow disk."""
@@ -132,7 +137,6 @@ def _say(message: dict[str, Any]) -> None:
 
 def main(folder: str, template: str) -> None:
     """The trial itself: says ready, then what it found. Runs in the child."""
-    from qlora_studio.data.render import RowRefused
     from qlora_studio.engine.tokenizer import load_tokenizer
 
     try:
@@ -144,8 +148,8 @@ def main(folder: str, template: str) -> None:
     _say({"awaited": _READY})
     _limit_memory()
     try:
-        report = _try_out(tokenizer)
-    except (StudioError, RowRefused) as error:
+        report = try_template(tokenizer)
+    except StudioError as error:
         _say({"error": {**_as_keywords(error), "where": folder}})
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
@@ -172,11 +176,11 @@ _TOOL = {
 }
 
 
-def _try_out(tokenizer: Any) -> TemplateReport:
-    """Renders small conversations and looks what becomes of them."""
-    from qlora_studio.data.render import RenderOptions, RowRefused, render
-    from qlora_studio.data.template_traits import read_traits
+def try_template(tokenizer: ChatTokenizer) -> TemplateReport:
+    """Renders small conversations and looks what becomes of them. Without clock or bound: `vet_template` has both.
 
+    Raises a StudioError where the template fails at once; what it drops stands in the report's problems.
+    """
     traits = read_traits(tokenizer)
     problems: list[Problem] = []
 

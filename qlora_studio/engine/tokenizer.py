@@ -38,6 +38,10 @@ class ChatTokenizer:
         return self.inner.eos_token_id
 
     @cached_property
+    def vocabulary(self) -> int:
+        return len(self.inner)
+
+    @cached_property
     def added_tokens(self) -> Mapping[str, int]:
         return {str(token): index for index, token in self.inner.added_tokens_decoder.items()}
 

@@ -6,13 +6,15 @@ import json
 import os
 from pathlib import Path
 
-from qlora_studio.core.plan import MIB, GpuInfo, ModelShape, PlanSettings
+from qlora_studio.core.plan import MIB, GpuInfo, MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.planner.activations import step_peak
-from qlora_studio.planner.estimate import CONTEXT_BYTES, fixed_bytes
+from qlora_studio.planner.estimate import CONTEXT_BYTES, SLACK, fixed_bytes
 
 FILE = "memory-corrections.json"
-LEAST, MOST = 0.8, 1.5
-"""A correction outside these bounds says that something else was measured."""
+LEAST = {"cuda": 0.8, "cpu": 1.0}
+MOST = 1.5
+"""A correction outside these bounds says that something else was measured. A process's peak on a CPU also holds what
+loading took, so it can say that a step takes more than planned, never that it takes less."""
 WEIGHT = 0.5
 """How much of the difference a new measurement moves the kept correction by."""
 WORTH_BYTES = 64 * MIB
@@ -23,7 +25,18 @@ def read_correction(cache: Path, gpu: GpuInfo | None) -> float:
     """The correction for this card, or for the CPU where `gpu` is None; 1 where nothing was measured yet."""
     kept = _read(cache).get(_machine(gpu))
     factor = kept.get("factor") if isinstance(kept, dict) else None
-    return min(MOST, max(LEAST, float(factor))) if isinstance(factor, int | float) else 1.0
+    return _bounded(float(factor), gpu) if isinstance(factor, int | float) else 1.0
+
+
+def step_settings(plan: MemoryPlan, tokens: int, row_tokens: int, trained_tokens: int) -> PlanSettings | None:
+    """The plan's settings for a step that was really taken: its padded tokens, its longest row, what it trained.
+
+    None for a plan from before plans kept their settings.
+    """
+    if plan.settings is None:
+        return None
+    step = {"micro_batch_tokens": tokens, "row_tokens": row_tokens, "trained_tokens": trained_tokens}
+    return plan.settings.model_copy(update=step)
 
 
 def learn_correction(
@@ -39,13 +52,19 @@ def learn_correction(
     before = read_correction(cache, gpu)
     if moving < WORTH_BYTES:
         return before
-    around = CONTEXT_BYTES["cpu"] if settings.device == "cpu" else 0
-    found = (measured_bytes - fixed_bytes(shape, plain) - around) / moving
-    after = before + WEIGHT * (min(MOST, max(LEAST, found)) - before)
+    taken = float(measured_bytes)
+    if gpu is None:
+        taken = (taken - CONTEXT_BYTES["cpu"]) / (1 + SLACK["cpu"])
+    found = (taken - fixed_bytes(shape, plain)) / moving
+    after = before + WEIGHT * (_bounded(found, gpu) - before)
     kept = _read(cache)
     kept[_machine(gpu)] = {"factor": round(after, 4), "last": round(found, 4), "model": shape.name}
     _write(cache, kept)
     return round(after, 4)
+
+
+def _bounded(factor: float, gpu: GpuInfo | None) -> float:
+    return min(MOST, max(LEAST["cpu" if gpu is None else "cuda"], factor))
 
 
 def _machine(gpu: GpuInfo | None) -> str:

@@ -18,6 +18,12 @@ from qlora_studio.planner.search import (
     smallest_settings,
 )
 
+WAITING = {
+    "embeddings": "Input embeddings stay",
+    "boundaries": "Inputs of layers that are computed twice wait",
+    "both": "Input embeddings and inputs of layers that are computed twice stay",
+}
+
 
 def make_plan(
     config: TrainConfig,
@@ -73,8 +79,11 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         yield "Adapter in fp32: it fits, and small updates are not rounded away."
     else:
         yield "Adapter in bf16: in fp32 nothing fits."
-    if situation.config.memory.offload not in ("auto", "none"):
-        yield "Nothing waits in the computer's memory although you chose so: this version keeps everything on the card."
+    if settings.offload != "none":
+        whose = (
+            "your setting" if situation.config.memory.offload != "auto" else "with everything on the card nothing fits"
+        )
+        yield f"{WAITING[settings.offload]} in the computer's memory: {whose}."
     if not situation.shape.exact and situation.shape.measured is None:
         yield f"The family '{situation.shape.family}' is counted like a Llama until a dry run has measured it."
     if situation.correction != 1:
@@ -98,6 +107,7 @@ def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
         return f"{twice} of {layers} layers computed twice: your setting."
     if twice == 0:
         return "No layer is computed twice: everything fits, which is fastest."
-    fewer = settings_for(situation, settings.micro_batch_tokens, twice - 1, settings.adapter_precision)
+    tokens, precision, offload = settings.micro_batch_tokens, settings.adapter_precision, settings.offload
+    fewer = settings_for(situation, tokens, twice - 1, precision, offload)
     over = total_bytes(situation.shape, fewer) - situation.budget_bytes
     return f"{twice} of {layers} layers computed twice: with one less, {gib(over)} would be missing."

@@ -19,6 +19,8 @@ DEQUANTISE_TOKENS = 155
 LARGEST_RANK = 1024
 """The largest rank a config allows."""
 
+Offload = Literal["none", "boundaries", "embeddings", "both"]
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -34,25 +36,29 @@ class Situation:
 
 
 def choose_settings(situation: Situation) -> PlanSettings | None:
-    """The fastest settings that fit, fp32 adapters before bf16 ones; None where nothing fits."""
+    """The fastest settings that fit; None where nothing fits.
+
+    What the result feels goes last: first everything on the card, then what may wait outside, then bf16 adapters.
+    """
     for precision in adapter_choices(situation.config):
-        fitting = []
-        for tokens in micro_batch_choices(situation):
-            for layers in checkpoint_choices(situation):
-                settings = settings_for(situation, tokens, layers, precision)
-                if total_bytes(situation.shape, settings) <= situation.budget_bytes:
-                    fitting.append(settings)
-                    break
-        if fitting:
-            return min(fitting, key=lambda settings: step_time(settings, situation.shape))
+        for offload in offload_choices(situation):
+            fitting = []
+            for tokens in micro_batch_choices(situation):
+                for layers in checkpoint_choices(situation):
+                    settings = settings_for(situation, tokens, layers, precision, offload)
+                    if total_bytes(situation.shape, settings) <= situation.budget_bytes:
+                        fitting.append(settings)
+                        break
+            if fitting:
+                return min(fitting, key=lambda settings: step_time(settings, situation.shape))
     return None
 
 
 def smallest_settings(situation: Situation) -> PlanSettings:
     """The settings that take least, whether they fit or not."""
     tokens = micro_batch_choices(situation)[0]
-    precision = adapter_choices(situation.config)[-1]
-    every = (settings_for(situation, tokens, layers, precision) for layers in checkpoint_choices(situation))
+    precision, offload = adapter_choices(situation.config)[-1], offload_choices(situation)[-1]
+    every = (settings_for(situation, tokens, layers, precision, offload) for layers in checkpoint_choices(situation))
     return min(every, key=lambda settings: total_bytes(situation.shape, settings))
 
 
@@ -94,7 +100,19 @@ def adapter_choices(config: TrainConfig) -> tuple[Literal["fp32", "bf16"], ...]:
     return ("fp32", "bf16") if choice == "auto" else (choice,)
 
 
-def settings_for(situation: Situation, tokens: int, layers: int, precision: Literal["fp32", "bf16"]) -> PlanSettings:
+def offload_choices(situation: Situation) -> tuple[Offload, ...]:
+    """What may wait in the computer's memory, cheapest first: embeddings cost next to nothing, layer inputs a copy."""
+    choice = situation.config.memory.offload
+    if situation.device == "cpu":
+        return ("none",)  # it is all the same memory
+    if choice != "auto":
+        return (choice,)
+    return ("none", "boundaries") if situation.shape.tied_embeddings else ("none", "embeddings", "boundaries", "both")
+
+
+def settings_for(
+    situation: Situation, tokens: int, layers: int, precision: Literal["fp32", "bf16"], offload: Offload = "none"
+) -> PlanSettings:
     """These choices together with what the situation fixes."""
     return PlanSettings(
         device=situation.device,
@@ -107,6 +125,7 @@ def settings_for(situation: Situation, tokens: int, layers: int, precision: Lite
         adapter_precision=precision,
         optimizer=situation.config.optim.optimizer,
         correction=situation.correction,
+        offload=offload,
     )
 
 

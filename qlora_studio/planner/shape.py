@@ -186,10 +186,11 @@ def _rotary_dim(values: Mapping[str, Any]) -> int | None:
 
 
 def _attends_everywhere(values: Mapping[str, Any]) -> bool:
-    """Whether every layer is an attention layer without experts; others are measured, not calculated."""
+    """Whether every layer is an attention layer without experts, and all is text; others are measured instead."""
     experts = any(_positive(values.get(name)) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     kinds = set(values.get("layer_types") or ())
-    return not experts and kinds <= {"full_attention", "sliding_attention"}
+    sees = "vision_config" in values or "audio_config" in values
+    return not experts and not sees and kinds <= {"full_attention", "sliding_attention"}
 
 
 def _fetch_config(base: str) -> Path:

@@ -11,7 +11,7 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
-from qlora_studio.data.render import prompt_ids, stop_ids
+from qlora_studio.data.render import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import find_damage
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
@@ -23,7 +23,7 @@ from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.live import LiveRun, open_run
 
-CHECK = Sampling(temperature=0.0, max_new_tokens=48)
+CHECK = Sampling(temperature=0.0, max_new_tokens=64)
 """Greedy and short: what is compared must not depend on chance."""
 
 
@@ -73,6 +73,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
         context.phase("answering with the adapter")
         probes = _answer(live, arguments["prompts"])
         chatted = answer_log_probabilities(live.model, probes)
+    options = live.options if live else RenderOptions()
     compute = live.device.dtype if live else load.choose_device(config.model.compute).dtype
     del live
     memory.release()
@@ -94,7 +95,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     tokenizer = load_tokenizer(stage)
     identical = 0
     for prompt, probe in zip(arguments["prompts"], probes, strict=True):
-        ids = prompt_ids([Turn("user", prompt)], tokenizer)
+        ids = prompt_ids([Turn("user", prompt)], tokenizer, options=options)
         if tuple(ids) != probe.prompt:
             raise StudioError(
                 "The exported tokenizer writes this prompt differently from training.",

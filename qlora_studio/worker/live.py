@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_studio.core.chat import Sampling, Side
@@ -14,7 +14,7 @@ from qlora_studio.data.render import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.generate import choose_side, generate
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
-from qlora_studio.runs.folder import JobFolder
+from qlora_studio.runs.folder import JobFolder, read_json
 from qlora_studio.worker.context import Context, FetchedBase
 
 
@@ -70,4 +70,7 @@ def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) 
     if with_adapter:
         model = load.load_adapter(model, folder.adapter)
     model.eval()
-    return LiveRun(base, load_tokenizer(template_folder), model, device, options_of(config.data))
+    record = folder.path / "fingerprint.json"
+    thinks = bool(read_json(record).get("thinks")) if record.exists() else False
+    options = replace(options_of(config.data), thinking=thinks)
+    return LiveRun(base, load_tokenizer(template_folder), model, device, options)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.example import Example
-from qlora_studio.data.prepare import Prepared, prepare_sources
+from qlora_studio.data.prepare import Prepared, prepare, prepare_sources
+from qlora_studio.data.sets import load_conversations
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.worker.context import Context
+from qlora_studio.worker.templates import vet_once
 
 BINS = 24
 """Columns of the length histogram."""
@@ -19,6 +23,7 @@ BINS = 24
 def run(context: Context) -> ev.Event:
     arguments, config = context.arguments(), context.config()
     base = context.fetch_base(config)
+    vet_once(context, base.folder, config.model.template)
     context.phase("turning rows into tokens")
     tokenizer = load_tokenizer(base.folder, config.model.template)
     folder, seed = Path(arguments["folder"]), config.optim.seed
@@ -32,7 +37,7 @@ def run(context: Context) -> ev.Event:
             "histogram": histogram(prepared.lengths),
             "padding_share": padding_share([len(example.input_ids) for example in prepared.examples]),
             "findings": [finding.model_dump(mode="json") for finding in prepared.findings],
-            "previews": [preview(example, tokenizer) for example in prepared.examples[: arguments["rows"]]],
+            "previews": [preview(example) for example in first_examples(folder, config, tokenizer, arguments["rows"])],
         }
     )
 
@@ -74,16 +79,23 @@ def padding_share(lengths: Sequence[int]) -> float:
     return 1 - sum(lengths) / padded if padded else 0.0
 
 
-def preview(example: Example, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """A row's exact text in stretches that are trained or not; together they decode to all of its tokens."""
-    ids, pieces, position = list(example.input_ids), [], 0
-    for start, end in example.spans:
-        pieces += [(ids[position:start], False), (ids[start:end], True)]
+def first_examples(folder: Path, config: TrainConfig, tokenizer: ChatTokenizer, rows: int) -> Sequence[Example]:
+    """The examples of the first rows to train, with their text."""
+    name, share = config.data.sources[0].name, config.data.eval_share
+    first = islice(load_conversations(folder, name, "train", share), rows)
+    return prepare(first, tokenizer, config.data, keep_text=True).examples
+
+
+def preview(example: Example) -> dict[str, Any]:
+    """A row's exact text in stretches that are trained or not; together they are all of it."""
+    text, pieces, position = example.text, [], 0
+    for start, end in example.text_spans:
+        pieces += [(text[position:start], False), (text[start:end], True)]
         position = end
-    pieces.append((ids[position:], False))
+    pieces.append((text[position:], False))
     return {
         "source": str(example.source),
-        "tokens": len(ids),
+        "tokens": len(example.input_ids),
         "trained": example.trained_tokens,
-        "pieces": [{"text": tokenizer.decode(part), "trained": trained} for part, trained in pieces if part],
+        "pieces": [{"text": part, "trained": trained} for part, trained in pieces if part],
     }

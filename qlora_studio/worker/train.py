@@ -25,6 +25,7 @@ from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
+from qlora_studio.worker.templates import vet_once
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
 MUST_STAY = ("base", "revision", "tokens_sha256", "template_sha256")
@@ -43,6 +44,7 @@ def run(context: Context) -> ev.Event:
     memory.prepare_allocator()
     config = context.config()
     base = context.fetch_base(config)
+    vet_once(context, base.folder, config.model.template)
     context.phase("turning rows into tokens")
     tokenizer = load_tokenizer(base.folder, config.model.template)
     rows = prepare_rows(context, config, tokenizer)
@@ -219,6 +221,7 @@ def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer
         "tokens_sha256": digest.hexdigest(),
         "template_sha256": hashlib.sha256(tokenizer.template.encode()).hexdigest(),
         "seed": config.optim.seed,
+        "thinks": 2 * rows.train.reasoning_rows > len(rows.train.examples),
         "accepted_findings": list(config.data.accepted),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -168,3 +168,39 @@ def test_the_hub_that_is_switched_off_is_one_sentence(home, monkeypatch):
     assert str(caught.value) == "someone/something: The hub is switched off (HF_HUB_OFFLINE). Give a file instead."
     with pytest.raises(StudioError, match="is not the id of a hub data set"):
         import_hub(HubSet("../etc/passwd"), home)
+
+
+def cut_conversations(place):
+    text = (place / "conversations.jsonl").read_text()
+    (place / "conversations.jsonl").write_text(text[: len(text) // 2])
+
+
+def lose_a_row(place):
+    lines = (place / "conversations.jsonl").read_text().splitlines(keepends=True)
+    (place / "conversations.jsonl").write_text("".join(lines[:-1]))
+
+
+def lose_the_hashes(place):
+    (place / "prompts.bin").unlink()
+
+
+def cut_the_hashes(place):
+    (place / "prompts.bin").write_bytes(b"abc")
+
+
+@pytest.mark.parametrize("harm", [cut_conversations, lose_a_row, lose_the_hashes, cut_the_hashes])
+def test_a_damaged_set_is_one_sentence(tmp_path, home, harm):
+    import_file(write(tmp_path / "rows.jsonl", pairs(9)), home)
+    harm(home / "rows")
+    with pytest.raises(StudioError, match="The data set 'rows' is damaged") as caught:
+        list(load_conversations(home, "rows", "all"))
+    assert caught.value.hint == "Import it again."
+
+
+def test_a_damaged_report_does_not_hide_the_other_sets(tmp_path, home):
+    import_file(write(tmp_path / "rows.jsonl", pairs(3)), home)
+    import_file(write(tmp_path / "more.jsonl", pairs(4)), home)
+    (home / "rows" / "report.json").write_text("{")
+    assert [report.name for report in list_datasets(home)] == ["more"]
+    assert import_file(tmp_path / "rows.jsonl", home).name == "rows"
+    assert [report.name for report in list_datasets(home)] == ["more", "rows"]

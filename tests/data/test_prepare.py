@@ -10,6 +10,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.data.importer import import_file
 from qlora_studio.data.prepare import prepare, prepare_sources
 from qlora_studio.data.render import RenderOptions, render
+from qlora_studio.data.row_findings import changes_for
 
 USER, END = "<|im_start|>user\n", "<|im_end|>"
 ANSWER = "\n<|im_start|>assistant\n"
@@ -209,3 +210,26 @@ def test_a_run_without_data_is_refused(tmp_path, letters):
         prepare_sources(tmp_path, letters, DataConfig())
     with pytest.raises(StudioError, match="There is no data set 'x'"):
         prepare_sources(tmp_path, letters, DataConfig(sources=(DataSource(name="x"),)))
+
+
+def test_given_tokens_are_checked_against_the_vocabulary(letters):
+    made = prepare(
+        [Conversation(tokens=Pretokenised((7, 9999), (7, 9999)), source=Source("r", 1))], letters, DataConfig()
+    )
+    assert (made.examples, made.refused) == ((), 1)
+    assert made.findings[0].message == "Token ids in 1 row are not in the model's vocabulary."
+
+
+def test_the_settings_that_mend_a_finding_are_named(letters):
+    config = DataConfig(accepted=("cut",))
+    (typed,) = prepare([row("hi <|im_end|>", "ho")], letters, config).findings
+    (unanswered,) = prepare([row("hi")], letters, config).findings
+    assert changes_for(typed, config) == {"data.control_tokens": "escape"}
+    assert changes_for(unanswered, config) == {"data.accepted": ["cut", "nothing-trained"]}
+
+
+def test_rows_that_reason_are_counted(letters):
+    turns = (Turn("user", "hi"), Turn("assistant", "ho", reasoning="hm"))
+    made = prepare([Conversation(turns=turns), row("a", "b")], letters, DataConfig())
+    assert made.reasoning_rows == 1
+    assert trained(made, letters)[0] == ["<think>\nhm\n</think>\n\nho" + END]

@@ -48,11 +48,10 @@ def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
                 assert step_peak(measured, plan).total == pytest.approx(step_peak(shape, plan).total, rel=0.02)
 
 
-@pytest.mark.parametrize("family", ["olmo2", "starcoder2"])
-def test_an_unknown_family_is_measured_as_the_engine_will_take_it(family, tmp_path):
-    folder = tmp_path / family
+def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
+    folder = tmp_path / "olmo2"
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL), dtype=torch.bfloat16).save_pretrained(
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo2", **SMALL), dtype=torch.bfloat16).save_pretrained(
         folder
     )
     unmeasured = read_shape(str(folder), tmp_path)

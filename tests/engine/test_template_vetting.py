@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.template_vetting import vet_template
+from qlora_studio.engine.template_vetting import try_template, vet_template
+from qlora_studio.engine.tokenizer import load_tokenizer
 
 GOOD = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -80,7 +81,12 @@ def test_a_template_that_builds_endless_text_is_refused(model):
     ids=["syntax", "raises", "escape", "last turn only", "reversed", "drops questions", "none"],
 )
 def test_a_broken_template_is_refused_in_words(model, template, message):
-    folder = model(template)
-    with pytest.raises(StudioError, match=message) as caught:
+    with pytest.raises(StudioError, match=message):
+        raise StudioError.of(try_template(load_tokenizer(model(template))).problems)
+
+
+def test_the_trial_passes_on_what_it_found(model):
+    folder = model(GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' else 'x' }}"))
+    with pytest.raises(StudioError, match="drops or reorders turn 1") as caught:
         vet_template(folder)
     assert caught.value.problems[0].where == str(folder)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import GpuInfo, PlanSettings
 from qlora_studio.planner.activations import step_peak
-from qlora_studio.planner.corrections import FILE, learn_correction, read_correction
-from qlora_studio.planner.estimate import fixed_bytes
+from qlora_studio.planner.corrections import FILE, learn_correction, read_correction, step_settings
+from qlora_studio.planner.estimate import fixed_bytes, total_bytes
+from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
 CARD = GpuInfo(index=0, name="card", total_bytes=8 << 30, free_bytes=7 << 30, uuid="GPU-1")
@@ -55,3 +57,19 @@ def test_a_broken_file_is_no_correction_and_is_written_anew(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     assert read_correction(tmp_path, CARD) == 1.0
     assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(1.2)) == pytest.approx(1.1, abs=1e-4)
+
+
+def test_a_step_smaller_than_planned_is_measured_against_its_own_size():
+    plan = make_plan(TrainConfig(), SHAPE, CARD)
+    step = step_settings(plan, tokens=700, row_tokens=350, trained_tokens=90)
+    assert (step.micro_batch_tokens, step.row_tokens, step.trained_tokens) == (700, 350, 90)
+    assert (step.checkpointed_layers, step.rank) == (plan.checkpointed_layers, 16)
+    assert step_settings(plan.model_copy(update={"settings": None}), 700, 350, 90) is None
+
+
+def test_a_process_on_a_cpu_can_only_show_that_more_is_needed(tmp_path):
+    step = STEP.model_copy(update={"device": "cpu"})
+    planned = total_bytes(SHAPE, step)
+    assert learn_correction(tmp_path, None, SHAPE, step, planned) == pytest.approx(1.0, abs=1e-4)
+    assert learn_correction(tmp_path, None, SHAPE, step, planned // 2) == 1.0
+    assert learn_correction(tmp_path, None, SHAPE, step, 2 * planned) == 1.25

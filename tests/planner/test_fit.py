@@ -94,7 +94,7 @@ def test_where_nothing_fits_it_says_what_to_change_and_what_that_saves():
 
 
 def test_a_change_that_is_said_to_fit_does_fit():
-    wish = config(lora__rank=128, data__max_tokens=1024)
+    wish = config(lora__rank=128, data__max_tokens=1024, memory__offload="none")
     plan = make_plan(wish, EIGHT, imagine_card(8))
     (sentence,) = [sentence for sentence in plan.changes if sentence.startswith("rank 128 -> ")]
     rank = int(sentence.split()[3])
@@ -121,3 +121,30 @@ def test_tables_have_a_row_for_every_card_and_every_model():
     models = plan_all_models(TrainConfig(), imagine_card(8))
     assert [row.shape.name for row in models] == list(REFERENCE_SHAPES)
     assert [row.plan.fits for row in models] == [True] * 10 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "offload", "words"),
+    [
+        (16, "none", None),
+        (48, "embeddings", "Input embeddings stay in the computer's memory: with everything on the card nothing fits."),
+    ],
+)
+def test_what_may_wait_outside_is_used_only_where_nothing_fits_without(rank, offload, words):
+    plan = make_plan(config(lora__rank=rank, data__max_tokens=1024), EIGHT, imagine_card(8))
+    assert plan.fits and (plan.offload, plan.adapter_precision) == (offload, "fp32")
+    assert [reason for reason in plan.reasons if "computer's memory" in reason] == ([words] if words else [])
+
+
+def test_tied_embeddings_are_never_moved_and_a_cpu_has_nowhere_to_move_to():
+    choices = {
+        make_plan(config(data__max_tokens=rows), FOUR, imagine_card(6)).offload for rows in (512, 6000, 9000, 14000)
+    }
+    assert choices == {"none", "boundaries"}
+    assert make_plan(config(memory__offload="both"), FOUR, None).offload == "none"
+
+
+def test_layer_inputs_that_wait_outside_make_rows_longer():
+    here = make_plan(config(memory__offload="none"), FOUR, imagine_card(8)).longest_context
+    outside = make_plan(config(memory__offload="boundaries"), FOUR, imagine_card(8)).longest_context
+    assert here and outside and outside > 1.5 * here

@@ -85,9 +85,10 @@ def test_qwen2_has_biases_where_llama_has_none():
         (SMOL | {"model_type": "granite"}, False),
         (SMOL | {"num_local_experts": 8}, False),
         (SMOL | {"layer_types": ["linear_attention"] * 30}, False),
+        ({"architectures": ["XForConditionalGeneration"], "text_config": SMOL, "vision_config": {}}, False),
         ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}, False),
     ],
-    ids=["llama", "other family", "experts", "linear attention", "gpt2"],
+    ids=["llama", "other family", "experts", "linear attention", "images", "gpt2"],
 )
 def test_only_the_dense_families_are_known_by_formula(values, exact):
     assert shape_from_config(values, "x").exact is exact
