@@ -315,9 +315,9 @@ class Studio:
         """What each remedy does, in a few words, by name."""
         return {name: remedy.title for name, remedy in remedies.REMEDIES.items()}
 
-    def exports(self, name: str) -> list[JobFolder]:
-        """The exports of a run, the newest first."""
-        files = (self.run(name).folder / "exports").glob("[!.]*/job.json")
+    def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobFolder]:
+        """What was started for a run, the newest first."""
+        files = (self.run(name).folder / kind).glob("[!.]*/job.json")
         return [JobFolder(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
 
     def export_bytes(self, name: str) -> tuple[int, int | None]:

@@ -78,7 +78,8 @@ def launch_options(studio: Studio, port: int) -> dict[str, Any]:
     from qlora_studio.ui.guard import Guard
     from qlora_studio.ui.theme import make_theme
 
-    assets = studio.assets
+    assets, home = studio.assets, studio.home
+    private = (home.datasets, home.models, home.runs, home.exports, home.chats, home.presets)  # the cache takes uploads
     return {
         "server_name": ADDRESS,
         "server_port": port,
@@ -95,7 +96,7 @@ def launch_options(studio: Studio, port: int) -> dict[str, Any]:
         "run_history": False,
         "enable_monitoring": False,
         "allowed_paths": [],
-        "blocked_paths": [str(studio.home.root)],
+        "blocked_paths": [str(folder) for folder in private],
         "max_file_size": LARGEST_UPLOAD,
         "strict_cors": True,
         "pwa": False,

@@ -71,6 +71,7 @@ def build(desk: Desk) -> ChatTab:
             elem_id="chat-run",
             interactive=True,
             scale=3,
+            min_width=260,
         )
         who = gr.Radio(
             [("base and adapter", "both"), ("adapter", "tuned"), ("base", "base")],
@@ -80,6 +81,7 @@ def build(desk: Desk) -> ChatTab:
             elem_id="chat-who",
             interactive=True,
             scale=2,
+            min_width=260,
         )
     notice = gr.HTML(elem_id="chat-notice")
     panes: dict[str, Any] = {

@@ -87,6 +87,7 @@ class Desk:
         names = [report.name for report in studio.datasets()]
         if names:
             desk.draft["data.sources"] = [{"name": names[0], "weight": 1.0}]
+        desk.make_plan()
         return desk
 
     def fitting_memory_preset(self) -> str:
@@ -135,6 +136,7 @@ class Desk:
             self.plan, self.plan_problems = self.studio.plan(config, self.tokens.lengths_for(config)), []
         except StudioError as error:
             self.plan, self.plan_problems = None, [str(problem) for problem in error.problems]
+        self.version += 1
 
     def count_tokens(self) -> None:
         """Has the tokens of the chosen sets counted. Raises a StudioError where nothing is chosen."""
@@ -161,7 +163,6 @@ class Desk:
         self.talk.close_if_idle()
         if self.tokens.settle():
             self.make_plan()
-            self.version += 1
         self._settle_examination()
 
     def examine(self) -> None:

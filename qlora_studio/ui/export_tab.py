@@ -228,7 +228,7 @@ def find_checks(desk: Desk, what: str, folder: str) -> list[Check]:
 
 def newest(desk: Desk) -> JobFolder | None:
     """The newest export of the run the page is turned to."""
-    jobs = desk.studio.exports(desk.export_run) if desk.export_run else []
+    jobs = desk.studio.jobs_of(desk.export_run, "exports") if desk.export_run else []
     return jobs[0] if jobs else None
 
 

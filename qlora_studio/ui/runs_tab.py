@@ -7,7 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.studio import JobFolder
 from qlora_studio.ui.chart import lines, live_chart
 from qlora_studio.ui.desk import Desk
 from qlora_studio.ui.live import Now, Slot, slot
@@ -16,6 +18,8 @@ from qlora_studio.ui.views import runs as view
 from qlora_studio.ui.views.html import Html, page_head
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+LONGEST_ANSWER = 120
+"""Tokens of an answer when a run is measured."""
 COMPARED = 5
 """Runs in one chart; more lines than colours cannot be told apart."""
 WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px"]
@@ -35,11 +39,14 @@ class RunsTab:
     chat: gr.Button
     export: gr.Button
     resume: gr.Button
+    prompts: gr.Textbox
+    measure: gr.Button
+    measured: gr.HTML
 
     @property
     def shown(self) -> list[gr.blocks.Block]:
         """What `details` answers for, in its order."""
-        return [self.details, self.chat, self.export, self.resume]
+        return [self.details, self.chat, self.export, self.resume, self.measured]
 
 
 def build(desk: Desk) -> RunsTab:
@@ -91,7 +98,21 @@ def build(desk: Desk) -> RunsTab:
         chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
         export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
         resume = gr.Button("Go on with this run", size="sm", visible=False, elem_id="run-resume-btn")
-    return RunsTab(table, empty, compared, which, chart, peaks, details, chat, export, resume)
+    with gr.Accordion("Measure it against its base", open=False, elem_id="run-measure"):
+        prompts = gr.Textbox(
+            "\n".join(desk.studio.demo().prompts),
+            label="What to ask",
+            info="One question a line. Base and adapter answer each, greedily; the held-out loss of both is measured too.",
+            lines=4,
+            max_lines=12,
+            elem_id="run-prompts",
+            interactive=True,
+        )
+        measure = gr.Button("Measure", size="sm", interactive=False, elem_id="run-measure-btn")
+        measured = gr.HTML(elem_id="run-measured")
+    return RunsTab(
+        table, empty, compared, which, chart, peaks, details, chat, export, resume, prompts, measure, measured
+    )
 
 
 def wire(desk: Desk, tab: RunsTab) -> None:
@@ -114,6 +135,12 @@ def wire(desk: Desk, tab: RunsTab) -> None:
     for event in (tab.compared.change, tab.which.change):
         event(compare, [tab.compared, tab.which], [tab.chart, tab.peaks], **QUIET)
     tab.table.select(pick, None, tab.shown, **QUIET)
+
+    @speaking
+    def measure(prompts: str) -> None:
+        start_measuring(desk, prompts)
+
+    tab.measure.click(measure, tab.prompts, None, **QUIET)
     tab.resume.click(go_on, None, None, **QUIET)
 
 
@@ -126,6 +153,8 @@ def slots(tab: RunsTab) -> list[Slot]:
         ),
         slot(tab.empty, lambda now: Html("") if now.run else view.no_runs()),
         Slot(tab.shown, lambda now: details(now.desk, shown_run(now.desk)), _details_mark),
+        slot(tab.measured, lambda now: _measured(now.desk)),
+        slot(tab.measure, lambda now: gr.update(interactive=_can_measure(now))),
         slot(tab.compared, _choices, lambda now: now.runs_mark),
     ]
 
@@ -138,7 +167,7 @@ def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], 
             runs.append(desk.studio.run(name))
         except StudioError:
             continue
-    return (view.compared_lines(runs, which == "held_out") if runs else lines([])), view.peaks_card(runs)
+    return (view.compared_lines(runs, of_held_out=which == "held_out") if runs else lines([])), view.peaks_card(runs)
 
 
 def shown_run(desk: Desk) -> str | None:
@@ -150,10 +179,41 @@ def shown_run(desk: Desk) -> str | None:
 def details(desk: Desk, name: str | None) -> list[Any]:
     """One run whole, and what can be done with it: chat, export, go on."""
     if name is None:
-        return [Html(""), gr.update(interactive=False), gr.update(interactive=False), gr.update(visible=False)]
+        closed = gr.update(interactive=False)
+        return [Html(""), closed, closed, gr.update(visible=False), Html("")]
     run = desk.studio.run(name)
     doors = gr.update(interactive=run.has_adapter)
-    return [view.run_details(run), doors, doors, gr.update(visible=run.state in ("interrupted", "stopped", "failed"))]
+    unfinished = gr.update(visible=run.state in ("interrupted", "stopped", "failed"))
+    return [view.run_details(run), doors, doors, unfinished, _measured(desk)]
+
+
+def start_measuring(desk: Desk, prompts: str) -> JobFolder:
+    """Has base and adapter of the shown run answer these prompts, a line each. Raises a StudioError."""
+    name = shown_run(desk)
+    if name is None:
+        raise StudioError("There is no run to measure.", "Train one first.")
+    desk.refuse_while_training("Measure")
+    desk.talk.close()
+    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
+    return desk.studio.evaluate(name, asked, Sampling(max_new_tokens=LONGEST_ANSWER))
+
+
+def newest_measurement(desk: Desk) -> JobFolder | None:
+    """The newest evaluation of the shown run."""
+    name = shown_run(desk)
+    jobs = desk.studio.jobs_of(name, "evaluations") if name else []
+    return jobs[0] if jobs else None
+
+
+def _measured(desk: Desk) -> Html:
+    job = newest_measurement(desk)
+    return view.measured_card(*desk.studio.look(job)) if job else Html("")
+
+
+def _can_measure(now: Now) -> bool:
+    job, name = newest_measurement(now.desk), shown_run(now.desk)
+    busy = job is not None and now.desk.studio.look(job)[1] == "running"
+    return name is not None and now.desk.studio.run(name).has_adapter and not now.training and not busy
 
 
 def _details_mark(now: Now) -> object:

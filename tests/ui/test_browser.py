@@ -13,9 +13,13 @@ EVIL = '<img src=x onerror="document.title=1">${document.title="2"}{{document.ti
 
 
 def fill_number(page: Page, control: str, value: str) -> None:
+    """As a person does it: click into the field, replace what stands there, leave."""
     field = page.locator(f"#{control} input[type=number]").first
-    field.fill(value)
+    field.click()
+    field.press("Control+A")
+    field.press_sequentially(value)
     field.press("Tab")
+    expect(field).to_have_value(value)
 
 
 def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
@@ -108,14 +112,13 @@ def test_a_plan_over_budget_blocks_the_start(watched):
     expect(page.locator("#start-btn")).to_be_enabled()
 
 
-def test_rows_and_names_are_text_and_never_code(watched, tmp_path):
+def test_an_uploaded_files_rows_are_text_and_never_code_and_its_refusal_names_the_line(watched, tmp_path):
     source = tmp_path / "evil.jsonl"
     source.write_text(
         json.dumps({"instruction": EVIL, "output": f"![x](https://example.invalid/x.png) {EVIL}"}) + "\n{"
     )
     page = watched.open("#data")
-    page.locator("#data-path input, #data-path textarea").fill(str(source))
-    page.locator("#data-path input, #data-path textarea").press("Enter")
+    page.locator("#data-file input[type=file]").set_input_files(source)
     expect(page.locator("#data-rows")).to_contain_text(EVIL)
     page.locator("#data-import").click()
     expect(page.locator("#data-status")).to_contain_text("evil.jsonl:2")

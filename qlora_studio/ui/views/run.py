@@ -26,7 +26,7 @@ def run_tiles(run: RunView | None) -> Html:
     progress, going = run.progress, run.state == "running"
     last = progress.last
     held_out = f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–"
-    before = f"before: {progress.evaluations[0][1]:.3f}" if len(progress.evaluations) > 1 else "on rows kept aside"
+    before = f"before: {progress.base_loss:.3f}" if progress.base_loss is not None else "on rows kept aside"
     return tiles(
         [
             Tile(
@@ -47,11 +47,16 @@ def run_tiles(run: RunView | None) -> Html:
     )
 
 
+def held_out(progress: Progress) -> tuple[tuple[int, float], ...]:
+    """Held-out losses by step; the base's own stands at step 0."""
+    return (*(((0, progress.base_loss),) if progress.base_loss is not None else ()), *progress.evaluations)
+
+
 def loss_lines(progress: Progress | None) -> dict[str, Any]:
     """Training and held-out loss over the steps."""
     if progress is None:
         return lines([])
-    series = [line("train", 0, progress.losses, smooth=True), line("held out", 2, progress.evaluations, dots=True)]
+    series = [line("train", 0, progress.losses, smooth=True), line("held out", 2, held_out(progress), dots=True)]
     return lines(series, progress.total_steps or None)
 
 
@@ -80,8 +85,8 @@ def log_lines(progress: Progress) -> list[str]:
     said += [f"· step {retry.step} again, smaller: {retry.lever} ({retry.reason})" for retry in progress.retries]
     said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
     measured = dict(progress.evaluations)
-    if 0 in measured:
-        said.append(f"step {0:>5}            held out {measured[0]:.4f}")
+    if progress.base_loss is not None:
+        said.append(f"step {0:>5}            held out {progress.base_loss:.4f}")
     for step, loss in progress.losses[-LOG_STEPS:]:
         said.append(
             f"step {step:>5}  loss {loss:.4f}" + (f"  held out {measured[step]:.4f}" if step in measured else "")

@@ -22,12 +22,13 @@ from qlora_studio.ui.views.html import (
     join,
     more,
     number,
+    says_error,
     table,
     tag,
     tiles,
 )
 from qlora_studio.ui.views.plan import proof_card
-from qlora_studio.ui.views.run import ending
+from qlora_studio.ui.views.run import ending, held_out
 from qlora_studio.ui.views.side import state_chip
 
 HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Held out", "Steps", "Time", "Peak", "Begun")
@@ -59,10 +60,10 @@ def no_runs() -> Html:
     )
 
 
-def compared_lines(runs: Sequence[RunView], held_out: bool = False) -> dict[str, Any]:
+def compared_lines(runs: Sequence[RunView], *, of_held_out: bool = False) -> dict[str, Any]:
     """The same loss of several runs."""
-    if held_out:
-        return lines([line(run.name, index, run.progress.evaluations, dots=True) for index, run in enumerate(runs)])
+    if of_held_out:
+        return lines([line(run.name, index, held_out(run.progress), dots=True) for index, run in enumerate(runs)])
     return lines([line(run.name, index, run.progress.losses, smooth=True) for index, run in enumerate(runs)])
 
 
@@ -89,13 +90,11 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
 def run_details(run: RunView) -> Html:
     """One run: how it went, what it was told, planned beside measured, notes and samples."""
     progress = run.progress
-    before = progress.evaluations[0][1] if progress.evaluations else None
-    after = progress.evaluations[-1][1] if len(progress.evaluations) > 1 else None
-    held_out = f"{before:.3f} → {after:.3f}" if before is not None and after is not None else "–"
+    losses = [f"{loss:.3f}" for _, loss in held_out(progress)]
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
-            Tile("Held-out loss", held_out, "before and after"),
+            Tile("Held-out loss", " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–", "before and after"),
             Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
             Tile("Adapter", "saved" if run.has_adapter else "none", f"rank {run.config.lora.rank}"),
         ]
@@ -114,6 +113,31 @@ def run_details(run: RunView) -> Html:
             card("", more("What it was told", _settings(run))),
         )
     )
+
+
+def measured_card(progress: Progress, state: str, seconds: float | None) -> Html:
+    """An evaluation as it goes: held-out loss of both, and their answers side by side."""
+    if state == "failed":
+        return says_error([part for part in (progress.message, progress.hint) if part], "The measurement failed")
+    if state == "interrupted":
+        return says_error(["Its process is gone; measure again."], "The measurement was interrupted")
+    tuned = progress.evaluations[-1][1] if progress.evaluations else None
+    figures = tiles(
+        [
+            Tile("Held-out loss, base", f"{progress.base_loss:.3f}" if progress.base_loss is not None else "–"),
+            Tile("Held-out loss, adapter", f"{tuned:.3f}" if tuned is not None else "–"),
+            Tile("Took", clock(seconds), state),
+        ]
+    )
+    asked = list(dict.fromkeys(sample.prompt for sample in progress.samples))
+    said = {(sample.prompt, sample.side): sample.answer for sample in progress.samples}
+    rows = [
+        (tag("b", prompt), *(tag("div", said.get((prompt, one), "…"), class_="qs-answer") for one in ("base", "tuned")))
+        for prompt in asked
+    ]
+    under_way = "" if progress.ended else tag("p", f"{progress.phase or 'starting'} …", class_="qs-small")
+    answers = table(("Asked", "Base", "Adapter"), rows, "Answers of base and adapter") if rows else ""
+    return join((figures, under_way, answers))
 
 
 def _settings(run: RunView) -> Html:
