@@ -44,7 +44,7 @@ def page_head(title: str, says: str) -> Html:
 
 def card(title: object, *content: object, aside: object = "", label: str | None = None, kind: str = "") -> Html:
     """A framed part of a page with its title on the left and `aside` on the right."""
-    header = tag("header", tag("b", title), aside) if title or aside else ""
+    header = tag("header", tag("b", title), tag("span", aside, class_="qs-aside")) if title or aside else ""
     return tag("section", header, *content, class_=f"qs-card {kind}".strip(), aria_label=label)
 
 

@@ -94,7 +94,11 @@ def run_details(run: RunView) -> Html:
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
-            Tile("Held-out loss", " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–", "before and after"),
+            Tile(
+                "Held-out loss",
+                " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–",
+                "before and after",
+            ),
             Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
             Tile("Adapter", "saved" if run.has_adapter else "none", f"rank {run.config.lora.rank}"),
         ]
