@@ -11,10 +11,10 @@ from rich.table import Table
 
 from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
-from qlora_studio.cli.show import clock
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import clock
 from qlora_studio.studio import Demo, Studio
 
 

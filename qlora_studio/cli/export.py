@@ -9,9 +9,9 @@ from rich.console import Console
 
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
-from qlora_studio.cli.show import gib
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import gib
 from qlora_studio.studio import ExportWhat, MergeKind, Studio
 
 CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")

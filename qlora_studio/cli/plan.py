@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qlora_studio.cli import options as op
-from qlora_studio.cli.show import gib, show_plan
+from qlora_studio.cli.show import show_plan
+from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
-from qlora_studio.cli.show import clock, gib, show_plan, when
+from qlora_studio.cli.show import show_plan, when
+from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
 app = typer.Typer(help="List past and present runs, and look at one.", no_args_is_help=True)

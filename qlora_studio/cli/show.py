@@ -10,24 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.plan import GIB, MemoryPlan
+from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress as State
 from qlora_studio.core.progress import advance
-
-
-def gib(size: int) -> str:
-    """`7.43 GiB`, or MiB below one."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
-
-
-def clock(seconds: float | None) -> str:
-    """`1 h 02 m`, `3 m 05 s`, `42 s`; a dash where nothing is known."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
-    return f"{whole // 60} m {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+from qlora_studio.core.words import clock, gib
 
 
 def show_plan(console: Console, plan: MemoryPlan) -> None:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
-from qlora_studio.cli.show import clock, show_plan
+from qlora_studio.cli.show import show_plan
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.words import clock
 from qlora_studio.studio import Studio
 
 

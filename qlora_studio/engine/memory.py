@@ -18,13 +18,18 @@ def prepare_allocator() -> None:
 
     Without it each is mapped and faulted in anew, which dominates 4-bit work on a CPU: docs/speed.md.
     """
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(MALLOPT_TRIM_THRESHOLD, 512 << 20)
-        except (OSError, AttributeError):  # another C library: slower, not wrong
-            return
+    if not torch.cuda.is_available() and (libc := _glibc()) is not None:
+        libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, 512 << 20)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is glibc; another one is slower at this, not wrong."""
+    try:
+        libc = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
+    except OSError:
+        return None
+    return libc if libc is not None and hasattr(libc, "malloc_trim") else None
 
 
 def peak_bytes() -> int:
@@ -50,6 +55,8 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif (libc := _glibc()) is not None:
+        libc.malloc_trim(0)  # freed memory stays in glibc's heap otherwise, and counts as this process's
 
 
 def cap(budget_bytes: int) -> None:

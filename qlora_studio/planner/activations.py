@@ -175,12 +175,12 @@ def _mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 def loss_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """Bytes of the loss at its worst: hidden states, their gradient, and a chunk of logits; or all logits at once.
 
-    A chunk exists in fp32 twice, itself and its exponentials; from the second on, the one before it is still there.
+    A chunk exists in the compute format and in fp32, where it becomes its own gradient in place.
     """
     e, tokens = settings.compute_bytes, settings.micro_batch_tokens
     trained = tokens if settings.trained_tokens is None else min(tokens, settings.trained_tokens)
     if shape.whole_logits:
         return round(WHOLE_LOGITS * tokens * shape.vocab)
     states = e * shape.hidden * (tokens + 2 * trained)
-    logits = (12 if trained > LOSS_CHUNK else 8) * min(trained, LOSS_CHUNK) * shape.vocab
+    logits = (4 if e == 4 else e + 4) * min(trained, LOSS_CHUNK) * shape.vocab
     return states + logits

@@ -7,6 +7,7 @@ from typing import Literal
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import GIB, GpuInfo
+from qlora_studio.core.words import gib
 
 CPU_SHARE = 0.7
 """Share of the available memory that a run on the CPU may take; the rest is for everything else that runs."""
@@ -37,11 +38,6 @@ def choose_compute(config: TrainConfig, gpu: GpuInfo | None) -> Literal["bf16", 
     if gpu is not None:
         return "fp16" if (gpu.compute_capability or (8, 0)) < (8, 0) else "bf16"
     return "bf16" if _cpu_has_bf16() else "fp32"
-
-
-def gib(size: int) -> str:
-    """A size in words: 7.43 GiB, or 512 MiB where that is less than one."""
-    return f"{size / GIB:.2f} GiB" if abs(size) >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
 def _available_memory() -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_studio.core.plan import GpuInfo
-from qlora_studio.planner.budget import gib
+from qlora_studio.core.words import gib
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.search import Situation, find_longest_context, smallest_bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.plan import GIB, GpuInfo, ModelShape, PlanSettings
-from qlora_studio.planner.budget import gib
+from qlora_studio.core.words import gib
 from qlora_studio.planner.estimate import total_bytes, unquantised_bytes
 from qlora_studio.planner.families import count_adapter_weights, list_linears
 from qlora_studio.planner.gpu import driver_problem, read_gpus

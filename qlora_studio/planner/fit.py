@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape, PlanSettings
-from qlora_studio.planner.budget import choose_compute, find_budget, gib
+from qlora_studio.core.words import gib
+from qlora_studio.planner.budget import choose_compute, find_budget
 from qlora_studio.planner.changes import find_changes
 from qlora_studio.planner.estimate import estimate, total_bytes
 from qlora_studio.planner.search import (

@@ -14,10 +14,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def decoder_layers(model: nn.Module) -> list[Any]:
-    """The decoder layers in order: the longest module list of checkpointable layers."""
+    """The decoder layers in order: the longest list of checkpointable layers in the part that writes text."""
+    text: Any = model
+    decoder = text.get_decoder() if hasattr(text, "get_decoder") else text
     lists: list[list[Any]] = [
         list(module)
-        for module in model.modules()
+        for module in decoder.modules()
         if isinstance(module, nn.ModuleList) and len(module) and isinstance(module[0], GradientCheckpointingLayer)
     ]
     return max(lists, key=len, default=[])

@@ -28,12 +28,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = (hidden[rows] @ head.t()).float()  # (chunk, vocab)
             target = targets[rows].unsqueeze(1)
-            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (log_total - logits.gather(1, target)).sum()
+            # The log-sum-exp by hand and in place: torch's own keeps a second copy of the largest tensor of the step.
+            top = logits.amax(dim=-1, keepdim=True)
+            picked = logits.gather(1, target)
+            mass = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
+            total += (mass.log() + top - picked).sum()
             if gradient is not None:
-                probabilities = logits.sub_(log_total).exp_()
-                probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-                torch.mm(probabilities.to(hidden.dtype), head, out=gradient[rows])
+                logits.div_(mass).scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+                torch.mm(logits.to(hidden.dtype), head, out=gradient[rows])
+            del logits  # before the next chunk's are made
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
