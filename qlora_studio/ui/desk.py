@@ -77,6 +77,8 @@ class Desk:
     """The run the Runs page shows whole; the newest where none was picked."""
     export_run: str | None = None
     """The run the Export page is turned to."""
+    export_what: str = "merged-original"
+    """What it would export, by the name of its card."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod

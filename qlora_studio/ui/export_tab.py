@@ -60,7 +60,7 @@ def build(desk: Desk) -> ExportTab:
                 )
                 what = gr.Radio(
                     _cards(None, None),
-                    value="merged-original",
+                    value=desk.export_what,
                     label="What",
                     info="A merged model runs alone; an adapter stays small and needs its base.",
                     elem_id="export-what",
@@ -93,7 +93,7 @@ def build(desk: Desk) -> ExportTab:
 def wire(desk: Desk, tab: ExportTab) -> None:
     @speaking
     def choose(run: str | None, what: str) -> list[Any]:
-        desk.export_run = run
+        desk.export_run, desk.export_what = run, what
         return render(desk, what)
 
     @speaking
@@ -119,15 +119,10 @@ def wire(desk: Desk, tab: ExportTab) -> None:
 
 def slots(tab: ExportTab) -> list[Slot]:
     return [
+        Slot(tab.shown, lambda now: render(now.desk, now.desk.export_what), _shown_mark),
         slot(tab.run, _choices, lambda now: (now.runs_mark, now.desk.export_run)),
         slot(tab.state, _state),
         slot(tab.stop, lambda now: gr.update(visible=_exporting(now.desk))),
-        slot(
-            tab.go,
-            lambda now: gr.update(
-                interactive=now.desk.export_run is not None and not now.training and not _exporting(now.desk)
-            ),
-        ),
     ]
 
 
@@ -164,7 +159,7 @@ def render(desk: Desk, what: str) -> list[Any]:
         gr.update(choices=_cards(*sizes)),
         str(folder) if folder else "",
         view.checklist(find_checks(desk, what, str(folder or ""))) if desk.export_run else view.nothing_to_export(),
-        gr.update(interactive=desk.export_run is not None and not _exporting(desk)),
+        gr.update(interactive=desk.export_run is not None and not _exporting(desk) and desk.running() is None),
     ]
 
 
@@ -235,6 +230,11 @@ def newest(desk: Desk) -> JobFolder | None:
 def _exporting(desk: Desk) -> bool:
     job = newest(desk)
     return job is not None and desk.studio.look(job)[1] == "running"
+
+
+def _shown_mark(now: Now) -> object:
+    """An export that has ended leaves a folder behind, so another one is offered."""
+    return now.desk.export_run, _exporting(now.desk), now.training
 
 
 def _state(now: Now) -> Html:

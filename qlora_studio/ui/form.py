@@ -156,6 +156,14 @@ def show(setting: Setting, value: Any) -> Any:
     return gr.update(value="" if value is None and _kind(field_info(setting.dotted).annotation)[0] is str else value)
 
 
+def clamp(setting: Setting, value: Any, current: Any) -> Any:
+    """What a slider will show once its number is typed to the end: between its ends, stretched to where it stands."""
+    if setting.slider is None or not isinstance(value, int | float):
+        return value
+    low, high, _ = setting.slider
+    return min(max(value, min(low, current)), max(high, current))
+
+
 def read(settings: Sequence[Setting], values: Sequence[Any]) -> dict[str, Any]:
     """What the controls say, by dotted name: empty text and numbers as None where a field may be empty."""
     return {setting.dotted: _read(setting, value) for setting, value in zip(settings, values, strict=True)}

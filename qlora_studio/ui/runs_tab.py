@@ -46,7 +46,7 @@ class RunsTab:
     @property
     def shown(self) -> list[gr.blocks.Block]:
         """What `details` answers for, in its order."""
-        return [self.details, self.chat, self.export, self.resume, self.measured]
+        return [self.details, self.chat, self.export, self.resume]
 
 
 def build(desk: Desk) -> RunsTab:
@@ -180,11 +180,11 @@ def details(desk: Desk, name: str | None) -> list[Any]:
     """One run whole, and what can be done with it: chat, export, go on."""
     if name is None:
         closed = gr.update(interactive=False)
-        return [Html(""), closed, closed, gr.update(visible=False), Html("")]
+        return [Html(""), closed, closed, gr.update(visible=False)]
     run = desk.studio.run(name)
     doors = gr.update(interactive=run.has_adapter)
     unfinished = gr.update(visible=run.state in ("interrupted", "stopped", "failed"))
-    return [view.run_details(run), doors, doors, unfinished, _measured(desk)]
+    return [view.run_details(run), doors, doors, unfinished]
 
 
 def start_measuring(desk: Desk, prompts: str) -> JobFolder:

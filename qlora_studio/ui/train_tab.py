@@ -106,7 +106,7 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
     def change(setting: Setting) -> Callable[[Any], list[Any]]:
         @speaking
         def changed(value: Any) -> list[Any]:
-            desk.change(form.read([setting], [value]))
+            desk.change(form.read([setting], [form.clamp(setting, value, desk.draft[setting.dotted])]))
             desk.make_plan()
             return render(desk)
 
@@ -131,7 +131,8 @@ def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
     # only what a person typed, one field at a time: a page that is still loading must not write old values back
     for setting, control in zip(tab.settings, tab.controls, strict=True):
         for event in edits(control):
-            event(change(setting), control, tab.shown, trigger_mode="always_last", **QUIET)
+            # unchecked by Gradio, which would refuse a number that is half typed: TrainConfig says what is wrong
+            event(change(setting), control, tab.shown, trigger_mode="always_last", preprocess=False, **QUIET)
     for family, radio in tab.presets.items():
         radio.input(choose(family), radio, [*tab.controls, *tab.shown], **QUIET)
     after_start(tab.start.click(begin(anyway=False), None, None, **QUIET))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui import data_tab
+from qlora_studio.ui import data_tab, intake
 from tests.ui.test_views import words
 
 PLAIN = ("", False, "", False, "", "", "")
@@ -19,7 +19,7 @@ def write(folder, name, rows):
 
 
 def look(desk, source, format="auto", mapped=()):
-    desk.look(data_tab.look_at(desk, source, format, mapped))
+    desk.look(intake.look_at(desk, source, format, mapped))
     return data_tab.render(desk)
 
 
@@ -51,7 +51,7 @@ def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(quiet, row
 
 def test_importing_makes_it_what_the_next_run_learns_from(quiet, rows):
     look(quiet, rows)
-    data_tab.import_rows(quiet, *PLAIN)
+    intake.import_rows(quiet, *PLAIN)
     assert quiet.draft["data.sources"] == [{"name": "mine", "weight": 1.0}] and quiet.draft["data.format"] == "alpaca"
     assert quiet.looked is None
     assert words(data_tab.render(quiet)[0]).startswith("Rows 6 about 0 held out Set mine read as alpaca")
@@ -60,11 +60,11 @@ def test_importing_makes_it_what_the_next_run_learns_from(quiet, rows):
 def test_a_refused_file_names_file_and_line_and_imports_nothing(quiet, tmp_path):
     source = write(tmp_path, "bad.jsonl", [{"instruction": "a", "output": "b"}, '{"instruction": "c", '])
     look(quiet, source)
-    data_tab.import_rows(quiet, *PLAIN)
+    intake.import_rows(quiet, *PLAIN)
     status = words(data_tab.render(quiet)[0])
     assert "bad.jsonl cannot be imported like this" in status and "bad.jsonl:2" in status
     assert quiet.studio.datasets() == [] and quiet.draft["data.sources"] == []
-    data_tab.import_rows(quiet, "", True, *PLAIN[2:])
+    intake.import_rows(quiet, "", True, *PLAIN[2:])
     assert [(report.rows, report.skipped) for report in quiet.studio.datasets()] == [(1, 1)]
 
 
@@ -89,7 +89,7 @@ def test_unknown_columns_are_mapped_by_hand(quiet, tmp_path):
         if isinstance(update, dict) and "choices" in update and update.get("label")
     ]
     assert mapped[:3] == [("instruction", "ask"), ("input", ""), ("output", "say")]
-    data_tab.import_rows(quiet, *PLAIN)
+    intake.import_rows(quiet, *PLAIN)
     assert quiet.studio.datasets()[0].columns == {"instruction": "ask", "output": "say"}
 
 
@@ -102,7 +102,7 @@ def test_two_sets_show_their_shares(quiet, rows, tmp_path):
     other = write(tmp_path, "general.jsonl", [{"instruction": "Say hi", "output": "hi"}])
     for source in (rows, other):
         look(quiet, source)
-        data_tab.import_rows(quiet, *PLAIN)
+        intake.import_rows(quiet, *PLAIN)
     quiet.change({"data.sources": [{"name": "mine", "weight": 1.0}, {"name": "general", "weight": 0.2}]})
     updates = data_tab.render(quiet)
     shares = [
@@ -117,14 +117,14 @@ def test_two_sets_show_their_shares(quiet, rows, tmp_path):
 
 def test_nothing_to_import_is_a_sentence(quiet):
     with pytest.raises(StudioError, match="There is nothing to import"):
-        data_tab.import_rows(quiet, *PLAIN)
+        intake.import_rows(quiet, *PLAIN)
 
 
 def test_mending_changes_the_chosen_sets(quiet, tmp_path):
     values = [{"instruction": "a?", "output": "b"}, {"instruction": "a?", "output": "b"}]
     look(quiet, write(tmp_path, "twice.jsonl", values))
-    data_tab.import_rows(quiet, *PLAIN)
-    data_tab.mend_sets(quiet, ["drop-copies"])
+    intake.import_rows(quiet, *PLAIN)
+    intake.mend_sets(quiet, ["drop-copies"])
     assert quiet.studio.datasets()[0].rows == 1
     with pytest.raises(StudioError, match="No remedy is ticked"):
-        data_tab.mend_sets(quiet, [])
+        intake.mend_sets(quiet, [])

@@ -53,6 +53,13 @@ def test_a_value_beyond_a_sliders_ends_stretches_it():
     assert (shown["value"], shown["minimum"], shown["maximum"]) == (512, 4, 512)
 
 
+@pytest.mark.parametrize(
+    ("typed", "stands", "meant"), [(2, 16, 4), (300, 16, 256), (300, 512, 300), (None, 16, None), (8, 16, 8)]
+)
+def test_a_half_typed_number_stays_between_a_sliders_ends(typed, stands, meant):
+    assert form.clamp(BY_NAME["lora.rank"], typed, stands) == meant
+
+
 def test_every_wrong_value_is_named_with_its_field():
     with pytest.raises(StudioError) as error:
         form.build_config({"lora.rank": 0, "optim.epochs": -1})

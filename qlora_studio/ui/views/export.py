@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_studio.core.progress import Progress
-from qlora_studio.ui.views.html import Html, bar, bullets, card, clock, empty, gib, join, number, says_error, tag
+from qlora_studio.core.words import clock
+from qlora_studio.ui.views.html import Html, bar, bullets, card, empty, gib, join, number, says_error, tag
 from qlora_studio.ui.views.side import state_chip
 
 

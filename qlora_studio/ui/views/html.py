@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-GIB = 1 << 30
-MIB = 1 << 20
+from qlora_studio.core import words
 
 
 class Html(str):
@@ -44,7 +43,7 @@ def page_head(title: str, says: str) -> Html:
 
 def card(title: object, *content: object, aside: object = "", label: str | None = None, kind: str = "") -> Html:
     """A framed part of a page with its title on the left and `aside` on the right."""
-    header = tag("header", tag("b", title), aside) if title or aside else ""
+    header = tag("header", tag("b", title), tag("span", aside, class_="qs-aside")) if title or aside else ""
     return tag("section", header, *content, class_=f"qs-card {kind}".strip(), aria_label=label)
 
 
@@ -121,8 +120,8 @@ def says_error(problems: Sequence[str], title: str = "This does not work") -> Ht
 
 
 def gib(size: float) -> str:
-    """`6.9 GiB`, or `512 MiB` below one."""
-    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB else f"{size / MIB:.0f} MiB"
+    """`6.9 GiB`, or `512 MiB` below one: one digit is enough on a page."""
+    return words.gib(size, 1)
 
 
 def count(value: int) -> str:
@@ -140,13 +139,3 @@ def short_count(value: float) -> str:
 def plural(value: int, word: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{count(value)} {word}" if value == 1 else f"{count(value)} {word}s"
-
-
-def clock(seconds: float | None) -> str:
-    """`1 h 02 m`, `3 m 05 s`, `42 s`; a dash where nothing is known."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
-    return f"{whole // 60} m {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import clock
 from qlora_studio.studio import RunView
 from qlora_studio.ui.chart import line, lines
-from qlora_studio.ui.views.html import Html, Tile, clock, empty, says_error, short_count, tag, tiles
+from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
 
 LOG_STEPS = 40
 """Steps in the log; the curve shows them all."""

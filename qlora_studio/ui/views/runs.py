@@ -8,6 +8,7 @@ from typing import Any
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import clock
 from qlora_studio.studio import RunView
 from qlora_studio.ui.chart import line, lines
 from qlora_studio.ui.views.html import (
@@ -16,7 +17,6 @@ from qlora_studio.ui.views.html import (
     bar,
     bullets,
     card,
-    clock,
     empty,
     gib,
     join,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from qlora_studio.core.plan import GpuInfo
+from qlora_studio.core.words import clock
 from qlora_studio.studio import RunView
-from qlora_studio.ui.views.html import Html, bar, card, clock, gib, join, number, tag
+from qlora_studio.ui.views.html import Html, bar, card, gib, join, number, tag
 
 BRAND = Html(
     '<div class="qs-brand"><svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true">'
