@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def doctor(
     state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
     engine = [Check.model_validate(values) for values in state.result["checks"]]
     if plain:
-        print(diagnostics([*checks, *engine], str(studio.home.root)))
+        print(diagnostics([*checks, *engine], str(studio.home.root), str(Path.home())))
     else:
         show(console, engine)
     if any(check.state == "bad" for check in (*checks, *engine)):

@@ -22,12 +22,14 @@ class Check(BaseModel):
     """What to do about it, as a sentence; empty where nothing needs doing."""
 
 
-def diagnostics(checks: Iterable[Check], home: str = "") -> str:
-    """All checks as plain text to paste elsewhere. The person's home folder is left out; nothing else is private."""
+def diagnostics(checks: Iterable[Check], *private: str) -> str:
+    """All checks as plain text to paste elsewhere, with `~` for the folders given as private, longest first."""
     lines = []
     for check in checks:
         lines.append(f"[{check.state}] {check.name}: {check.says}")
         if check.remedy:
             lines.append(f"      {check.remedy}")
     text = "\n".join(lines)
-    return text.replace(home, "~") if home else text
+    for folder in sorted(filter(None, private), key=len, reverse=True):
+        text = text.replace(folder, "~")
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -56,7 +57,7 @@ def wire(desk: Desk, tab: DoctorTab, page: gr.Tab) -> None:
         desk.machine_checks = tuple(desk.studio.check_machine(_config(desk)))
         desk.version += 1
         now = Now.look(desk)
-        return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root))
+        return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root), str(Path.home()))
 
     tab.look.click(look, None, None, **QUIET)
     page.select(enter, None, tab.facts, **QUIET)

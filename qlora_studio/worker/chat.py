@@ -35,7 +35,6 @@ def run(context: Context) -> ev.Event:
     stop = threading.Event()
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
     while (request := requests.get()) is not None:
-        stop.clear()
         if not _tried(live, request, stop, out):
             memory.release()  # outside the handler, so that what the failed answer held is gone
             if not _tried(live, request, stop, out):
@@ -74,6 +73,7 @@ def _listen(requests: queue.Queue[ChatRequest | None], stop: threading.Event) ->
         if line.strip() == '{"stop": true}':
             stop.set()
         elif line.strip():
+            stop.clear()  # here and not when the answer begins: a stop that follows at once must not be lost
             requests.put(ChatRequest.model_validate_json(line))
     requests.put(None)
 

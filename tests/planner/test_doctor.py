@@ -83,6 +83,6 @@ def test_diagnostics_leave_the_person_s_folder_out():
         Check(name="Disk", state="bad", says="1 GiB free at /home/me/studio.", remedy="Free some space."),
         Check(name="Python", state="ok", says="Python 3.12.1 on linux."),
     ]
-    assert diagnostics(checks, home="/home/me") == (
+    assert diagnostics(checks, "/home/me", "") == (
         "[bad] Disk: 1 GiB free at ~/studio.\n      Free some space.\n[ok] Python: Python 3.12.1 on linux."
     )
