@@ -57,7 +57,7 @@ def wire(desk: Desk, tab: DoctorTab, page: gr.Tab) -> None:
         desk.machine_checks = tuple(desk.studio.check_machine(_config(desk)))
         desk.version += 1
         now = Now.look(desk)
-        return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root), str(Path.home()))
+        return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root))
 
     tab.look.click(look, None, None, **QUIET)
     page.select(enter, None, tab.facts, **QUIET)
@@ -79,7 +79,7 @@ def _checks(desk: Desk) -> tuple[tuple[Check, ...], tuple[Check, ...], str]:
 
 def _text(desk: Desk) -> str:
     machine, engine, _ = _checks(desk)
-    return diagnostics((*machine, *engine), str(desk.studio.home.root))
+    return diagnostics((*machine, *engine), str(desk.studio.home.root), str(Path.home()))
 
 
 def _config(desk: Desk) -> Any:
