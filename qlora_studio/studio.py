@@ -178,7 +178,8 @@ class Studio:
 
     def _shape(self, config: TrainConfig) -> ModelShape:
         base = self.find_base(config.model.base)
-        return dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
+        found = dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
+        return found.model_copy(update={"name": base.name})
 
     def check_machine(self, config: TrainConfig | None = None) -> list[Check]:
         """What can be told of this machine at once: card, driver, memory, disk."""
