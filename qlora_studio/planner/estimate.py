@@ -15,8 +15,8 @@ from qlora_studio.planner.families import (
 
 CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 960 * MIB}
 """CUDA context, kernels and cuBLAS workspace: 0.45 to 0.9 GiB on consumer cards; on a CPU the process and libraries."""
-SLACK = {"cuda": 0.03, "cpu": 0.12}
-"""Share of the rest that the allocator cannot hand out again."""
+SLACK = {"cuda": 0.03, "cpu": 0.3}
+"""Share of the rest that the allocator cannot hand out again; on a CPU also what rows of new lengths leave as holes."""
 NF4_BLOCK, SECOND_BLOCK = 64, 256
 NF4_TABLE_BYTES = 16 * 4
 SECOND_TABLE_BYTES = 256 * 4

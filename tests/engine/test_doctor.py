@@ -3,7 +3,7 @@
 import torch
 
 from qlora_studio.core.doctor import Check
-from qlora_studio.engine.doctor import _attempt, check_engine
+from qlora_studio.engine.doctor import CUDA_BUILDS, TORCH, _attempt, check_engine
 
 
 def test_every_check_speaks_and_the_kernels_multiply():
@@ -18,7 +18,10 @@ def test_a_card_without_a_build_for_it_is_bad_news():
     if torch.cuda.is_available():
         return
     (found,) = [check for check in check_engine(cards=1) if check.name == "torch"]
-    assert (found.state, found.remedy) == ("bad", "Install the CUDA build of torch as the README shows.")
+    assert (found.state, found.remedy) == (
+        "bad",
+        f"Run: pip install --force-reinstall torch=={TORCH} --index-url {CUDA_BUILDS}",
+    )
 
 
 def test_a_kernel_that_fails_says_what_it_said():
