@@ -12,7 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from qlora_studio.core.config import LoraSettings
@@ -76,7 +82,7 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
                 config=config,
                 quantization_config=quantization,
                 dtype=device.dtype,
-                attn_implementation="sdpa",
+                attn_implementation=choose_attention(config),
                 device_map={"": device.torch},
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -101,6 +107,12 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
     model.config.use_cache = False
     keep_layout(model, canonical=True)
     return model
+
+
+def choose_attention(config: Any) -> str:
+    """PyTorch's fused attention, or the plain one for the few architectures that refuse it (Gemma 2, gpt-oss)."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def _read_config(folder: Path) -> Any:

@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import LoraSettings
@@ -323,3 +324,17 @@ def test_an_adapter_of_another_base_is_refused_by_name(tiny_adapter_model, tiny_
 def test_a_row_of_one_token_trains_nothing_and_breaks_nothing(tiny_adapter_model):
     loss = LossFunction(tiny_adapter_model)(*collate([Example((5,), ((0, 1),))], torch.device("cpu")))
     assert float(loss.detach()) == 0.0
+
+
+def test_an_architecture_without_fused_attention_and_with_capped_logits_trains_too(tmp_path):
+    """Gemma 2: eager attention, and logits that are capped after the head, so the model's own loss is used."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(
+        vocab_size=256, num_key_value_heads=2, head_dim=16, initializer_range=0.5, final_logit_softcapping=5.0, **sizes
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, attn_implementation="eager").save_pretrained(tmp_path / "base")
+    model = attach_adapter(load_base(tmp_path / "base", FP32), LoraSettings(rank=4), torch.float32, seed=1)
+    assert not LossFunction(model).chunked
+    examples = make_examples(8, seed=3)
+    assert relative(gradients(model, examples, 10_000), gradients(model, examples, 1)) < 1e-5
