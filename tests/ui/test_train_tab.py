@@ -2,7 +2,9 @@
 
 import pytest
 
+from qlora_studio.cli.app import run as run_cli
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.words import gib
 from qlora_studio.ui import train_tab
 from qlora_studio.ui.live import Slot, slot, tick
 from qlora_studio.ui.tokens import Tokens, mark_of
@@ -112,3 +114,26 @@ def test_a_tick_sends_only_what_changed(desk):
     shown["b"] = "three"
     *third, _ = tick(desk, slots, seen)
     assert third == [gr.skip(), "three", "three"]
+
+
+@pytest.mark.parametrize(
+    ("draft", "flags"),
+    [
+        ({}, []),
+        ({"lora.rank": 64, "data.max_tokens": 2048}, ["lora.rank=64", "data.max_tokens=2048"]),
+        ({"memory.budget_gib": 0.5}, ["memory.budget_gib=0.5"]),
+    ],
+    ids=["as it opens", "more rank and rows", "too little"],
+)
+def test_the_page_and_the_command_plan_the_same(desk, capsys, monkeypatch, draft, flags):
+    desk.change(draft)
+    desk.make_plan()
+    settings = [part for flag in flags for part in ("--set", flag)]
+    monkeypatch.setenv("QLORA_STUDIO_HOME", str(desk.studio.home.root))
+    monkeypatch.setattr("sys.argv", ["qlora-studio", "plan", "--memory", "cpu", *settings])
+    code = run_cli()
+    said = capsys.readouterr().out
+    assert code == (0 if desk.plan.fits else 1)
+    for part in desk.plan.estimate.parts:
+        assert f"{part.label} {gib(part.bytes)}" in " ".join(said.split())
+    assert f"Together {gib(desk.plan.estimate.total_bytes)} of {gib(desk.plan.budget_bytes)}" in " ".join(said.split())
