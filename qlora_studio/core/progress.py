@@ -86,12 +86,13 @@ def advance(state: Progress, event: ev.Event) -> Progress:
                 total_steps=event.total_steps,
                 last=event,
                 peak_bytes=max(state.peak_bytes, event.peak_bytes),
-                losses=(*state.losses, (event.step, event.loss)),
+                losses=(*before(state.losses, event.step), (event.step, event.loss)),
             )
         case ev.EvaluationLogged() if not event.adapter:
             return replace(state, base_loss=event.loss)
         case ev.EvaluationLogged():
-            return replace(state, evaluations=(*state.evaluations, (event.step, event.loss)))
+            kept = before(state.evaluations, event.step)
+            return replace(state, evaluations=(*kept, (event.step, event.loss)))
         case ev.SampleWritten():
             return replace(state, samples=(*state.samples, event))
         case ev.CheckpointSaved():
@@ -111,6 +112,11 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def before(points: tuple[tuple[int, float], ...], step: int) -> tuple[tuple[int, float], ...]:
+    """The points before a step: a run that began again, for want of a checkpoint, computes the later ones anew."""
+    return points if not points or points[-1][0] < step else tuple(point for point in points if point[0] < step)
 
 
 def fold(events: Iterable[ev.Event], state: Progress | None = None) -> Progress:

@@ -43,7 +43,7 @@ class Device:
 
 
 def choose_device(compute: str = "auto") -> Device:
-    """The card if there is one. `auto` is bf16 where the hardware has it (Ampere, AMX, AVX512-BF16), else 16 or 32."""
+    """The card if there is one. `auto` is bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if compute != "auto":
         if kind == "cpu" and compute == "fp16":

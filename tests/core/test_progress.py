@@ -39,6 +39,12 @@ def test_a_story_amounts_to_its_state():
     assert state.peak_bytes == 2000 and len(state.retries) == 1 and state.result == {"loss": 1.0} and state.share == 1.0
 
 
+def test_a_run_that_begins_again_shows_each_step_once():
+    again = [*STORY[:-1], ev.JobStarted(job="train"), step(1), ev.EvaluationLogged(step=2, loss=1.5, tokens=9, rows=2)]
+    state = fold(again)
+    assert state.losses == ((1, 2.0),) and state.evaluations == ((2, 1.5),) and state.state == "running"
+
+
 def test_a_client_that_comes_late_sees_the_same():
     for cut in range(len(STORY)):
         assert fold(STORY[cut:], fold(STORY[:cut])) == fold(STORY)
