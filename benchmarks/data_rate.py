@@ -39,10 +39,10 @@ def write_rows(path: Path, count: int) -> None:
 
 def studio(file: Path, model: Path, work: Path) -> dict[str, float]:
     from qlora_studio.core.config import DataConfig, DataSource
-    from qlora_studio.data.care import lint_dataset
-    from qlora_studio.data.importer import import_file
-    from qlora_studio.data.prepare import prepare_sources
-    from qlora_studio.data.readers import read_rows
+    from qlora_studio.data.cleaning.clean import lint_dataset
+    from qlora_studio.data.readers.files import read_rows
+    from qlora_studio.data.sets.importer import import_file
+    from qlora_studio.data.sets.prepare import prepare_sources
     from qlora_studio.engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)

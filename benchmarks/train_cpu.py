@@ -32,9 +32,9 @@ ENVIRONMENT = {
 def rows(folder: Path) -> list[Any]:
     """The demo rows as the studio tokenises them."""
     from qlora_studio.core.config import DataConfig
-    from qlora_studio.data.formats import convert, find_format
-    from qlora_studio.data.prepare import prepare
-    from qlora_studio.data.readers import read_rows
+    from qlora_studio.data.formats.registry import convert, find_format
+    from qlora_studio.data.readers.files import read_rows
+    from qlora_studio.data.sets.prepare import prepare
     from qlora_studio.engine.tokenizer import load_tokenizer
 
     alpaca = find_format("alpaca")

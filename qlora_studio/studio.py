@@ -22,8 +22,11 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
-from qlora_studio.data import care, formats, importer, remedies, sets
-from qlora_studio.data.lint import check_findings
+from qlora_studio.data.cleaning import clean, remedies
+from qlora_studio.data.cleaning.lint import check_findings
+from qlora_studio.data.formats import registry as formats
+from qlora_studio.data.sets import importer
+from qlora_studio.data.sets import store as sets
 from qlora_studio.home import Home, bundled
 from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
 from qlora_studio.presets import Preset
@@ -114,7 +117,7 @@ class Studio:
 
     def findings(self, name: str) -> tuple[Finding, ...]:
         """What is wrong with the rows of an imported set, as far as it shows without a tokenizer."""
-        return care.lint_dataset(self.home.datasets, name)
+        return clean.lint_dataset(self.home.datasets, name)
 
     def check_data(self, config: TrainConfig) -> None:
         """Raises a StudioError for data sets that do not exist and for error-level findings that nobody accepted."""
@@ -310,7 +313,7 @@ class Studio:
 
     def mend(self, name: str, names: Sequence[str]) -> DatasetReport:
         """Changes an imported set by these remedies, whole or not at all."""
-        return care.apply_remedies(self.home.datasets, name, names)
+        return clean.apply_remedies(self.home.datasets, name, names)
 
     def remedy_titles(self) -> dict[str, str]:
         """What each remedy does, in a few words, by name."""

@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.render import RenderOptions, RowRefused, render
-from qlora_studio.data.template_traits import read_traits
+from qlora_studio.data.render.prompt import RenderOptions, RowRefused, render
+from qlora_studio.data.render.traits import read_traits
 
 if TYPE_CHECKING:
     from qlora_studio.engine.tokenizer import ChatTokenizer

@@ -12,7 +12,7 @@ from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.templates import find_template
+from qlora_studio.data.render.templates import find_template
 
 
 class ChatTokenizer:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import Studio
-from qlora_studio.ui.environment import prepare
+from qlora_studio.ui.server.environment import prepare
 
 PORT = 7860
 """Tried first, so that a bookmark keeps working; a free one is taken where it is not."""
@@ -75,7 +75,7 @@ def launch_options(studio: Studio, port: int) -> dict[str, Any]:
     """How Gradio serves the page: loopback only, guarded, nothing recorded, nothing of the disk readable."""
     from starlette.middleware import Middleware
 
-    from qlora_studio.ui.guard import Guard
+    from qlora_studio.ui.server.origin import Guard
     from qlora_studio.ui.theme import make_theme
 
     assets, home = studio.assets, studio.home
@@ -110,7 +110,7 @@ def _serve(studio: Studio, wanted: int | None, opens: bool) -> None:
     port = find_port(wanted)
     prepare(studio.home.cache)
     from qlora_studio.ui.app import build
-    from qlora_studio.ui.desk import Desk
+    from qlora_studio.ui.server.session import Desk
 
     # Gradio may serve what lies in the working folder: give it an empty one
     empty = studio.home.cache / "empty"

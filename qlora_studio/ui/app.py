@@ -7,15 +7,20 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_studio.ui import chat_tab, data_tab, doctor_tab, export_tab, runs_tab, train_tab
-from qlora_studio.ui.chat_tab import ChatTab
-from qlora_studio.ui.data_tab import DataTab
-from qlora_studio.ui.desk import Desk
-from qlora_studio.ui.export_tab import ExportTab
-from qlora_studio.ui.live import SECONDS, Seen, Slot, slot, tick
-from qlora_studio.ui.runs_tab import RunsTab
-from qlora_studio.ui.speaking import speaking
-from qlora_studio.ui.train_tab import TrainTab
+from qlora_studio.ui.server.messages import speaking
+from qlora_studio.ui.server.session import Desk
+from qlora_studio.ui.server.tick import SECONDS, Seen, Slot, slot, tick
+from qlora_studio.ui.tabs import chat as chat_tab
+from qlora_studio.ui.tabs import data as data_tab
+from qlora_studio.ui.tabs import doctor as doctor_tab
+from qlora_studio.ui.tabs import export as export_tab
+from qlora_studio.ui.tabs import runs as runs_tab
+from qlora_studio.ui.tabs import train as train_tab
+from qlora_studio.ui.tabs.chat import ChatTab
+from qlora_studio.ui.tabs.data import DataTab
+from qlora_studio.ui.tabs.export import ExportTab
+from qlora_studio.ui.tabs.runs import RunsTab
+from qlora_studio.ui.tabs.train import TrainTab
 from qlora_studio.ui.views import side
 
 TITLE = "QLoRA Studio"

@@ -19,7 +19,7 @@ from qlora_studio.engine.load import keep_layout
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.live import LiveRun, open_run
+from qlora_studio.worker.loaded_run import LiveRun, open_run
 
 
 def run(context: Context) -> ev.Event:

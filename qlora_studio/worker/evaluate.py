@@ -7,13 +7,13 @@ from pathlib import Path
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.prepare import prepare_sources
+from qlora_studio.data.sets.prepare import prepare_sources
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.load import keep_layout
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.live import open_run
+from qlora_studio.worker.loaded_run import open_run
 
 MICRO_BATCH_TOKENS = 4096
 

@@ -11,7 +11,7 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
-from qlora_studio.data.render import RenderOptions, prompt_ids, stop_ids
+from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import find_damage
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
@@ -21,7 +21,7 @@ from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.live import LiveRun, open_run
+from qlora_studio.worker.loaded_run import LiveRun, open_run
 
 CHECK = Sampling(temperature=0.0, max_new_tokens=64)
 """Greedy and short: what is compared must not depend on chance."""

@@ -10,8 +10,8 @@ from typing import Any
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.example import Example
-from qlora_studio.data.prepare import Prepared, prepare, prepare_sources
-from qlora_studio.data.sets import load_conversations
+from qlora_studio.data.sets.prepare import Prepared, prepare, prepare_sources
+from qlora_studio.data.sets.store import load_conversations
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.templates import vet_once

@@ -12,7 +12,7 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
-from qlora_studio.data.prepare import Prepared, prepare_sources
+from qlora_studio.data.sets.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import newest_checkpoint
 from qlora_studio.engine.oom import Limits, next_lever

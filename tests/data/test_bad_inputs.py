@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.importer import import_file
+from qlora_studio.data.sets.importer import import_file
 
 GOOD = {"instruction": "hi", "input": "", "output": "ho"}
 CASES: dict[str, tuple[str, bytes, int | None, str]] = {}

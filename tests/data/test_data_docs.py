@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_studio.data.formats import FORMATS, conversations, detect, find_format
-from qlora_studio.data.lint import KINDS
-from qlora_studio.data.row_findings import KINDS as TOKEN_KINDS
-from qlora_studio.data.rows import Row
+from qlora_studio.data.cleaning.lint import KINDS
+from qlora_studio.data.cleaning.row_findings import KINDS as TOKEN_KINDS
+from qlora_studio.data.formats.registry import FORMATS, conversations, detect, find_format
+from qlora_studio.data.readers.rows import Row
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^### ([\w-]+)\n.*?```json\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))

@@ -6,9 +6,9 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.canonical import from_line, to_line
-from qlora_studio.data.formats import FORMATS, conversations, convert, detect, find_format
-from qlora_studio.data.rows import Row
+from qlora_studio.data.formats.registry import FORMATS, conversations, convert, detect, find_format
+from qlora_studio.data.readers.rows import Row
+from qlora_studio.data.sets.canonical import from_line, to_line
 
 WEATHER = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object", "properties": {}}}
 CALL = {"name": "weather", "arguments": {"city": "Bern"}}

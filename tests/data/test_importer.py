@@ -5,10 +5,17 @@ import json
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.canonical import prompt_hash
-from qlora_studio.data.importer import import_file, import_hub, list_datasets, load_conversations, preview_file, slug
-from qlora_studio.data.readers_hub import HubSet
-from qlora_studio.data.sets import eval_prompts, remove_dataset
+from qlora_studio.data.readers.hub_set import HubSet
+from qlora_studio.data.sets.canonical import prompt_hash
+from qlora_studio.data.sets.importer import (
+    import_file,
+    import_hub,
+    list_datasets,
+    load_conversations,
+    preview_file,
+    slug,
+)
+from qlora_studio.data.sets.store import eval_prompts, remove_dataset
 
 
 def write(path, rows):

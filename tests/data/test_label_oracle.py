@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
-from qlora_studio.data.render import RenderOptions, RowRefused, prompt_ids, render, stop_ids
-from qlora_studio.data.template_traits import read_traits
-from qlora_studio.data.templates import TEMPLATES
+from qlora_studio.data.render.prompt import RenderOptions, RowRefused, prompt_ids, render, stop_ids
+from qlora_studio.data.render.templates import TEMPLATES
+from qlora_studio.data.render.traits import read_traits
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "chat_templates"

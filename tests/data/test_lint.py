@@ -6,10 +6,10 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Source, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.care import apply_remedies, find_rows, lint_dataset
-from qlora_studio.data.importer import import_file, load_conversations
-from qlora_studio.data.lint import KINDS, check_findings, lint
-from qlora_studio.data.remedies import REMEDIES, mended
+from qlora_studio.data.cleaning.clean import apply_remedies, find_rows, lint_dataset
+from qlora_studio.data.cleaning.lint import KINDS, check_findings, lint
+from qlora_studio.data.cleaning.remedies import REMEDIES, mended
+from qlora_studio.data.sets.importer import import_file, load_conversations
 
 WORDS = [
     "harbour",

@@ -1,6 +1,6 @@
 """Mixtures keep the shares that were asked for, repeat nothing and depend on the seed alone."""
 
-from qlora_studio.data.mix import Part, Taken, mix
+from qlora_studio.data.sets.mix import Part, Taken, mix
 
 
 def test_one_part_is_taken_whole():

@@ -7,10 +7,10 @@ import pytest
 from qlora_studio.core.config import DataConfig, DataSource
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Source, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.importer import import_file
-from qlora_studio.data.prepare import prepare, prepare_sources
-from qlora_studio.data.render import RenderOptions, render
-from qlora_studio.data.row_findings import changes_for
+from qlora_studio.data.cleaning.row_findings import changes_for
+from qlora_studio.data.render.prompt import RenderOptions, render
+from qlora_studio.data.sets.importer import import_file
+from qlora_studio.data.sets.prepare import prepare, prepare_sources
 
 USER, END = "<|im_start|>user\n", "<|im_end|>"
 ANSWER = "\n<|im_start|>assistant\n"

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.readers import list_files, read_rows
-from qlora_studio.data.rows import Row
+from qlora_studio.data.readers.files import list_files, read_rows
+from qlora_studio.data.readers.rows import Row
 
 ROWS = [{"a": "eins", "b": "zwei"}, {"a": 'drei, "vier"', "b": "fünf\nsechs 😀"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.readers_hub import HubSet, read_hub
-from qlora_studio.data.rows import Row
+from qlora_studio.data.readers.hub_set import HubSet, read_hub
+from qlora_studio.data.readers.rows import Row
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ANSWERS = {
@@ -25,7 +25,7 @@ ANSWERS = {
 CODE = """
 import json, sys
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.readers_hub import HubSet, pin
+from qlora_studio.data.readers.hub_set import HubSet, pin
 said = {}
 for name in json.loads(sys.argv[1]):
     try:

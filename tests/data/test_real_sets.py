@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from qlora_studio.core.config import DataConfig
-from qlora_studio.data.importer import import_file, load_conversations
-from qlora_studio.data.prepare import prepare
-from qlora_studio.data.templates import TEMPLATES
+from qlora_studio.data.render.templates import TEMPLATES
+from qlora_studio.data.sets.importer import import_file, load_conversations
+from qlora_studio.data.sets.prepare import prepare
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
 FOLDER = os.environ.get("QLORA_STUDIO_REAL_DATA", "")

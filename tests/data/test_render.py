@@ -6,8 +6,8 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
 from qlora_studio.core.example import IGNORED
-from qlora_studio.data.render import RenderOptions, RowRefused, prompt_ids, render, stop_ids
-from qlora_studio.data.templates import TEMPLATES
+from qlora_studio.data.render.prompt import RenderOptions, RowRefused, prompt_ids, render, stop_ids
+from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
 END = "<|im_end|>"
@@ -70,7 +70,7 @@ def test_a_template_that_changes_words_is_refused(letters):
 
 def test_a_template_without_end_is_seen(letters):
     from qlora_studio.core.config import DataConfig
-    from qlora_studio.data.prepare import prepare
+    from qlora_studio.data.sets.prepare import prepare
 
     source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     (finding,) = prepare([row(HI, HO)], with_template(letters, source), DataConfig()).findings

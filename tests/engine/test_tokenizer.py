@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.templates import TEMPLATES
+from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.engine.tokenizer import load_tokenizer
 
 

@@ -33,7 +33,7 @@ QUIET_BROWSER = [
 
 @pytest.fixture
 def desk(tmp_path):
-    from qlora_studio.ui.desk import Desk
+    from qlora_studio.ui.server.session import Desk
 
     return Desk.open(Studio(Home(tmp_path)))
 

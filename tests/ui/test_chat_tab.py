@@ -5,8 +5,8 @@ import pytest
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.home import Home
-from qlora_studio.ui import chat_tab
-from qlora_studio.ui.desk import Desk
+from qlora_studio.ui.server.session import Desk
+from qlora_studio.ui.tabs import chat as chat_tab
 from tests.ui.fakes import StudioWithChat
 
 STANDARD = tuple(field.default for field in Sampling.model_fields.values())

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui import data_tab, intake
+from qlora_studio.ui.tabs import data as data_tab
+from qlora_studio.ui.tabs import import_rows as intake
 from tests.ui.test_views import words
 
 PLAIN = ("", False, "", False, "", "", "")

@@ -4,7 +4,7 @@ import pytest
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui import export_tab
+from qlora_studio.ui.tabs import export as export_tab
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_studio.ui.guard import find_refusal
+from qlora_studio.ui.server.origin import find_refusal
 
 HERE = "127.0.0.1:7860"
 ELSEWHERE = "This request comes from another page."

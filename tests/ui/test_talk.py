@@ -7,7 +7,7 @@ import pytest
 from qlora_studio.core.chat import ChatTurn, Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.home import Home
-from qlora_studio.ui.talk import SIDES, Talk
+from qlora_studio.ui.server.chat import SIDES, Talk
 from tests.ui.fakes import StudioWithChat
 
 

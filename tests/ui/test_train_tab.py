@@ -5,9 +5,9 @@ import pytest
 from qlora_studio.cli.app import run as run_cli
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.words import gib
-from qlora_studio.ui import train_tab
-from qlora_studio.ui.live import Slot, slot, tick
-from qlora_studio.ui.tokens import Tokens, mark_of
+from qlora_studio.ui.server.tick import Slot, slot, tick
+from qlora_studio.ui.server.tokens import Tokens, mark_of
+from qlora_studio.ui.tabs import train as train_tab
 from tests.ui.test_views import words
 
 

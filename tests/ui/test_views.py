@@ -12,8 +12,8 @@ from qlora_studio.core.plan import GIB, GpuInfo, MemoryEstimate, MemoryPart, Mem
 from qlora_studio.core.progress import Progress, fold
 from qlora_studio.core.words import clock
 from qlora_studio.studio import RunView
-from qlora_studio.ui.chart import line, lines, thin
 from qlora_studio.ui.views import data, export, plan, run, runs, side, tokens
+from qlora_studio.ui.views.chart import line, lines, thin
 from qlora_studio.ui.views.html import bar, count, gib, tag, text
 
 EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"

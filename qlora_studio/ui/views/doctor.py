@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.plan import GpuInfo
-from qlora_studio.ui.machine import Machine
+from qlora_studio.ui.server.machine import Machine
 from qlora_studio.ui.views.html import Html, Tile, bar, card, chip, gib, join, number, table, tag, tiles
 
 WORDS = {"ok": ("fine", "good"), "warn": ("look", "warn"), "bad": ("broken", "bad")}

@@ -7,7 +7,7 @@ from typing import Any
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.words import clock
 from qlora_studio.studio import RunView
-from qlora_studio.ui.chart import line, lines
+from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
 
 LOG_STEPS = 40

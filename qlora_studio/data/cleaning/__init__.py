@@ -1,0 +1,1 @@
+"""What is wrong with rows before a run, and what mends it."""

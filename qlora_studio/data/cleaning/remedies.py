@@ -1,0 +1,144 @@
+"""What mends a finding in one step: a remedy gives each conversation back mended, or None to leave it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from qlora_studio.core.conversation import Conversation, Segment, Turn
+from qlora_studio.core.errors import StudioError
+from qlora_studio.data.cleaning.duplicates import Duplicates
+from qlora_studio.data.cleaning.text import mask_emails, mask_secrets, mend_mojibake, remove_odd
+
+Mend = Callable[[Conversation], Conversation | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that are read anew each time they are gone through, so that a big set is never held."""
+
+    read: Callable[[], Iterator[Conversation]]
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return self.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One way to mend rows."""
+
+    name: str
+    title: str
+    """What the button says."""
+    make: Callable[[Iterable[Conversation]], Mend]
+    """A fresh run over these rows; only remedies that compare rows look at them before it starts."""
+
+
+def all_text(conversation: Conversation) -> str:
+    """Everything a row says, for comparing rows."""
+    if conversation.turns:
+        turns = (*conversation.turns, *conversation.rejected)
+        return "\x1e".join(
+            f"{turn.role}\x1f{turn.reasoning or ''}\x1f{turn.content}\x1f{turn.tool_calls}" for turn in turns
+        )
+    if conversation.tokens is not None:
+        return f"{conversation.tokens.input_ids}{conversation.tokens.labels}"
+    return conversation.text or "\x1e".join(f"{segment.train}{segment.text}" for segment in conversation.segments)
+
+
+def answers(conversation: Conversation) -> tuple[Turn, ...]:
+    return tuple(turn for turn in conversation.turns if turn.role == "assistant")
+
+
+def is_empty_answer(turn: Turn) -> bool:
+    return not turn.content.strip() and not turn.tool_calls
+
+
+def change_text(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
+    """The conversation with a change made to every text in it."""
+
+    def changed(turn: Turn) -> Turn:
+        return replace(turn, content=change(turn.content), reasoning=turn.reasoning and change(turn.reasoning))
+
+    return replace(
+        conversation,
+        turns=tuple(map(changed, conversation.turns)),
+        rejected=tuple(map(changed, conversation.rejected)),
+        text=None if conversation.text is None else change(conversation.text),
+        segments=tuple(Segment(change(segment.text), segment.train) for segment in conversation.segments),
+    )
+
+
+def _changing(change: Callable[[str], str]) -> Callable[[Iterable[Conversation]], Mend]:
+    return lambda rows: lambda conversation: change_text(conversation, change)
+
+
+def _without_empty_answers(rows: Iterable[Conversation]) -> Mend:
+    return lambda row: None if any(map(is_empty_answer, answers(row))) else row
+
+
+def _without_unanswered(rows: Iterable[Conversation]) -> Mend:
+    return lambda row: None if row.turns and not answers(row) else row
+
+
+def _without_empty_prompts(rows: Iterable[Conversation]) -> Mend:
+    return lambda row: None if any(turn.role == "user" and not turn.content.strip() for turn in row.turns) else row
+
+
+def _without_copies(rows: Iterable[Conversation]) -> Mend:
+    duplicates, count = Duplicates(), iter(range(1 << 62))
+    return lambda row: row if duplicates.exact(all_text(row), next(count)) is None else None
+
+
+def _without_near_copies(rows: Iterable[Conversation]) -> Mend:
+    """Looks at all rows first: which are nearly the same as an earlier one."""
+    places, duplicates = [], Duplicates()
+    for number, row in enumerate(rows):
+        places.append(str(row.source))
+        duplicates.remember(all_text(row), number)
+    away = {places[late] for late, _ in duplicates.near()}
+    return lambda row: None if str(row.source) in away else row
+
+
+def _without_unanswered_end(rows: Iterable[Conversation]) -> Mend:
+    def mend(row: Conversation) -> Conversation | None:
+        last = max((index for index, turn in enumerate(row.turns) if turn.role == "assistant"), default=-1)
+        return replace(row, turns=row.turns[: last + 1]) if row.turns and last >= 0 else row
+
+    return mend
+
+
+REMEDIES: dict[str, Remedy] = {
+    remedy.name: remedy
+    for remedy in (
+        Remedy("drop-empty-answers", "Leave out rows with an empty answer", _without_empty_answers),
+        Remedy("drop-unanswered", "Leave out rows without an answer", _without_unanswered),
+        Remedy("drop-empty-prompts", "Leave out rows with an empty question", _without_empty_prompts),
+        Remedy("drop-copies", "Keep the first of equal rows", _without_copies),
+        Remedy("drop-near-copies", "Keep the first of nearly equal rows", _without_near_copies),
+        Remedy("drop-unanswered-end", "Remove the last question nobody answers", _without_unanswered_end),
+        Remedy("mend-mojibake", "Decode wrongly decoded text again", _changing(mend_mojibake)),
+        Remedy("remove-odd-characters", "Remove invisible characters", _changing(remove_odd)),
+        Remedy("mask-secrets", "Replace keys by a marker", _changing(mask_secrets)),
+        Remedy("mask-emails", "Replace addresses by name@example.com", _changing(mask_emails)),
+    )
+}
+"""Remedies that change a set."""
+
+
+def find_remedy(name: str) -> Remedy:
+    """A remedy by name. Raises a StudioError that lists the names there are."""
+    if name not in REMEDIES:
+        raise StudioError(f"There is no remedy '{name}'.", f"There are: {', '.join(REMEDIES)}.")
+    return REMEDIES[name]
+
+
+def mended(rows: Sequence[Conversation] | Rows, names: Iterable[str]) -> Iterator[Conversation]:
+    """These rows after these remedies, in the order of the names. The rows can be gone through more than once."""
+    steps = [find_remedy(name).make(rows) for name in names]
+    for conversation in rows:
+        row: Conversation | None = conversation
+        for step in steps:
+            row = step(row) if row is not None else None
+        if row is not None:
+            yield row

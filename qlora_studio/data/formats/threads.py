@@ -1,0 +1,125 @@
+"""Rows that name their parent: each path from a first row to a last one is a conversation. Held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from qlora_studio.core.conversation import Conversation, Turn
+from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.data.formats.fields import Fields
+from qlora_studio.data.formats.plain import ALPACA_ANSWERS, ALPACA_QUESTIONS
+from qlora_studio.data.formats.turn_parts import ROLE_NAMES, read_turn
+from qlora_studio.data.readers.rows import Row, RowOrProblem
+
+IDS, PARENTS = ("id", "message_id", "ID", "index"), ("parent_id", "parent")
+QUESTIONS = ("prompt", *ALPACA_QUESTIONS, "question", "input", "user")
+ANSWERS = (*ALPACA_ANSWERS, "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    conversation: Conversation
+    parent: str | None
+    place: str
+
+
+def fits_thread(fields: Fields) -> str:
+    parent = next((name for name in PARENTS if fields.column(name) in fields.values), None)
+    if parent and fields.first(IDS) and (_turn_key(fields) or (fields.first(QUESTIONS) and fields.first(ANSWERS))):
+        return f"the rows name their parent in '{fields.column(parent)}'"
+    return ""
+
+
+def _turn_key(fields: Fields) -> bool:
+    role = fields.values.get(fields.column("role"))
+    return (
+        isinstance(role, str) and role.strip().lower() in ROLE_NAMES and (fields.has("text") or fields.has("content"))
+    )
+
+
+def node(fields: Fields) -> Conversation:
+    """The turns of one row alone: one turn with a role, or a question and its answer."""
+    if fields.has("role"):
+        content = fields.first(("text", "content")) or "text"
+        said = {"role": fields.take("role"), "content": fields.text(content)}
+        return Conversation(turns=(read_turn(fields, said, fields.column(content)),))
+    question = fields.first(QUESTIONS) or "prompt"
+    turns = [Turn("user", fields.text(question))]
+    if question == "instruction" and fields.has("input") and (given := fields.text("input")):
+        turns = [Turn("user", f"{turns[0].content}\n\n{given}")]
+    if system := fields.optional_text("system"):
+        turns.insert(0, Turn("system", system))
+    turns.append(Turn("assistant", fields.text(fields.first(ANSWERS) or "output")))
+    return Conversation(turns=tuple(turns))
+
+
+def join_threads(items: Iterable[RowOrProblem], columns: Mapping[str, str]) -> Iterator[Conversation | Problem]:
+    """One conversation for each row that is nobody's parent, its ancestors first, and problems."""
+    nodes: dict[str, _Node] = {}
+    for item in items:
+        if isinstance(item, Problem):
+            yield item
+            continue
+        try:
+            name, found = _read_node(item, columns)
+            if name in nodes:
+                raise StudioError(
+                    f"The id '{name}' stands at {nodes[name].place} as well.", "Give each row its own.", field="id"
+                )
+            nodes[name] = found
+        except StudioError as error:
+            first = error.problems[0]
+            yield replace(first, where=first.where or f"{item.file}:{item.line}")
+    parents = {found.parent for found in nodes.values()}
+    for name in nodes:
+        if name not in parents:
+            yield _path(name, nodes)
+    yield from _circles(nodes, parents)
+
+
+def _read_node(row: Row, columns: Mapping[str, str]) -> tuple[str, _Node]:
+    fields = Fields(row, columns)
+    key = fields.first(IDS)
+    if key is None:
+        raise fields.wrong("This row has no id.", "Give it one.", fields.column("id"))
+    name = str(fields.take(key))
+    parent_key = next((part for part in PARENTS if fields.column(part) in fields.values), PARENTS[0])
+    parent = fields.take(parent_key)
+    conversation = replace(node(fields), source=fields.source)
+    own = {f"id.{name}": name, **fields.rest()}
+    return name, _Node(
+        replace(conversation, extra=own), None if parent in (None, "") else str(parent), str(fields.source)
+    )
+
+
+def _path(name: str, nodes: Mapping[str, _Node]) -> Conversation | Problem:
+    path: list[_Node] = []
+    step: str | None = name
+    while step is not None:
+        if step not in nodes:
+            return Problem(
+                f"The parent '{step}' is not in this file.", "Add it, or empty the field.", path[-1].place, "parent_id"
+            )
+        path.append(nodes[step])
+        step = nodes[step].parent
+        if len(path) > len(nodes):
+            return Problem("The parents go round in a circle.", "Mend the parent ids.", path[0].place, "parent_id")
+    path.reverse()
+    turns = tuple(turn for part in path for turn in part.conversation.turns)
+    extra = {field: value for part in path for field, value in part.conversation.extra.items()}
+    return Conversation(turns=turns, source=path[-1].conversation.source, extra=extra)
+
+
+def _circles(nodes: Mapping[str, _Node], parents: set[str | None]) -> Iterator[Problem]:
+    """Rows that no path reaches because they lead in a circle: one problem each."""
+    reached: set[str] = set()
+    for name in nodes:
+        step: str | None = name
+        if name not in parents:
+            while step is not None and step in nodes and step not in reached:
+                reached.add(step)
+                step = nodes[step].parent
+    for name, found in nodes.items():
+        if name not in reached:
+            yield Problem("The parents go round in a circle.", "Mend the parent ids.", found.place, "parent_id")

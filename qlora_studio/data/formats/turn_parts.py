@@ -1,0 +1,213 @@
+"""One turn of a row, in any of the ways people write it: role aliases, parts, tool calls, reasoning, weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_studio.core.conversation import Role, ToolCall, Turn
+from qlora_studio.data.formats.fields import Fields, kind_of
+
+ROLE_NAMES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "customer": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+CALL_NAMES = frozenset({"function_call", "tool_call"})
+"""Turns in which the assistant calls a tool; their text is the call as JSON."""
+
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_THINK = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+
+
+def read_turn(fields: Fields, item: Any, place: str) -> Turn:
+    """The turn. Raises a StudioError that names the turn's field."""
+    if not isinstance(item, dict):
+        raise fields.wrong(f"This turn is {kind_of(item)}, not an object.", "Mend or remove this row.", place)
+    left = {name: value for name, value in item.items() if value is not None}
+    role_key = next((key for key in ROLE_KEYS if key in left), ROLE_KEYS[0])
+    role, calls_tool = _role(fields, left.pop(role_key, None), f"{place}.{role_key}")
+    usual = "value" if role_key == "from" else CONTENT_KEYS[0]
+    content_key = next((key for key in CONTENT_KEYS if key in left), usual)
+    content = left.pop(content_key, None)
+    calls = _calls(fields, left, place)
+    if calls_tool and isinstance(content, str):
+        calls, content = (*calls, *calls_from_text(fields, content, f"{place}.{content_key}")), ""
+    reasoning = next((left.pop(key) for key in _REASONING_KEYS if isinstance(left.get(key), str)), None)
+    said = _text(fields, content, f"{place}.{content_key}", may_be_missing=bool(calls))
+    if role == "assistant" and reasoning is None and (match := _THINK.fullmatch(said)):
+        reasoning, said = match[1].strip("\n"), match[2]
+    turn = Turn(
+        role,
+        said,
+        reasoning or None,
+        calls,
+        _optional_text(fields, left, "name", place),
+        _optional_text(fields, left, "tool_call_id", place),
+        _train(fields, left, place),
+    )
+    for name, value in left.items():
+        fields.leftover[f"{place}.{name}"] = value
+    return turn
+
+
+def _role(fields: Fields, role: Any, place: str) -> tuple[Role, bool]:
+    name = role.strip().lower() if isinstance(role, str) else ""
+    if name in CALL_NAMES:
+        return "assistant", True
+    if name not in ROLE_NAMES:
+        said = "This turn has no role." if role is None else f"The role {role!r} is not known."
+        raise fields.wrong(said, f"Known roles: {', '.join((*ROLE_NAMES, *sorted(CALL_NAMES)))}.", place)
+    return ROLE_NAMES[name], False
+
+
+def _text(fields: Fields, content: Any, place: str, may_be_missing: bool) -> str:
+    """Content as text: a string, or the text parts of a list joined as they stand."""
+    if isinstance(content, str):
+        return content
+    if content is None and may_be_missing:
+        return ""
+    if isinstance(content, list):
+        said = []
+        for index, part in enumerate(content):
+            if isinstance(part, str):
+                said.append(part)
+            elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+                said.append(part["text"])
+                for name in set(part) - {"type", "text"}:
+                    fields.leftover[f"{place}[{index}].{name}"] = part[name]
+            else:
+                kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+                raise fields.wrong(
+                    f"This part is {kind!r}; only text is learned.", "Remove this row or the part.", f"{place}[{index}]"
+                )
+        return "".join(said)
+    raise fields.wrong(f"This turn holds {kind_of(content)} where text is needed.", "Mend or remove this row.", place)
+
+
+def _optional_text(fields: Fields, left: dict[str, Any], name: str, place: str) -> str | None:
+    value = left.pop(name, None)
+    if value is None or isinstance(value, str):
+        return value or None
+    raise fields.wrong(f"This field holds {kind_of(value)} where text is needed.", "Mend this row.", f"{place}.{name}")
+
+
+def _train(fields: Fields, left: dict[str, Any], place: str) -> bool | None:
+    """What the turn says about itself: `train` true or false, or `weight` 1 or 0."""
+    if "train_detail" in left:
+        raise fields.wrong(
+            "Training parts of a turn (train_detail) is not known here.",
+            "Write the row as segments.",
+            f"{place}.train_detail",
+        )
+    for name in ("train", "training", "weight"):
+        value = left.pop(name, None)
+        if value is None:
+            continue
+        if value in (0, 1):  # True and False are 1 and 0
+            return bool(value)
+        raise fields.wrong(f"{name} is {value!r}; it may be 0 or 1.", "Mend this row.", f"{place}.{name}")
+    return None
+
+
+def _calls(fields: Fields, left: dict[str, Any], place: str) -> tuple[ToolCall, ...]:
+    """Tool calls of a message: `tool_calls`, or the older `function_call`."""
+    found: list[ToolCall] = []
+    given = left.pop("tool_calls", None)
+    if isinstance(given, str) and given.strip():
+        return calls_from_text(fields, given, f"{place}.tool_calls")
+    if given is not None and not isinstance(given, list):
+        raise fields.wrong(f"The tool calls are {kind_of(given)}, not a list.", "Mend this row.", f"{place}.tool_calls")
+    for index, call in enumerate(given or []):
+        found.append(_call(fields, call, f"{place}.tool_calls[{index}]"))
+    if (older := left.pop("function_call", None)) is not None:
+        found.append(_call(fields, older, f"{place}.function_call"))
+    return tuple(found)
+
+
+def calls_from_text(fields: Fields, text: str, place: str) -> tuple[ToolCall, ...]:
+    """Calls written as JSON text: one object or a list of them."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise fields.wrong(
+            "This tool call is not JSON.", 'It looks like {"name": ..., "arguments": {...}}.', place
+        ) from None
+    items = value if isinstance(value, list) else [value]
+    return tuple(_call(fields, item, place) for item in items)
+
+
+def _call(fields: Fields, item: Any, place: str) -> ToolCall:
+    if not isinstance(item, dict):
+        raise fields.wrong(f"This tool call is {kind_of(item)}, not an object.", "Mend this row.", place)
+    inner = item.get("function")
+    body: Mapping[str, Any] = inner if isinstance(inner, dict) else item
+    name, arguments = body.get("name"), body.get("arguments", body.get("parameters"))
+    if not isinstance(name, str) or not name:
+        raise fields.wrong("This tool call names no function.", "Mend this row.", f"{place}.name")
+    if arguments is None:
+        arguments = {}
+    said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    identity = item.get("id")
+    known = {"name", "arguments", "parameters", "function", "id", "type"}
+    for extra in set(item) - known | (set(body) - known):
+        fields.leftover[f"{place}.{extra}"] = body.get(extra, item.get(extra))
+    return ToolCall(name, said, str(identity) if identity is not None else None)
+
+
+def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:
+    """The tools of a row, as a list or as JSON text, each in the form `{"type": "function", "function": {...}}`."""
+    part = fields.first(("tools", "functions"))
+    if part is None:
+        fields.take("tools")
+        return ()
+    value, column = fields.take(part), fields.column(part)
+    if isinstance(value, str):
+        if not value.strip():
+            return ()
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise fields.wrong("The tools are not JSON.", "Mend the JSON.", column) from None
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise fields.wrong(f"The tools are {kind_of(value)}, not a list.", "Mend this row.", column)
+    return tuple(_tool(fields, tool, f"{column}[{index}]") for index, tool in enumerate(value))
+
+
+def _tool(fields: Fields, tool: Any, place: str) -> dict[str, Any]:
+    if isinstance(tool, str):
+        try:
+            tool = json.loads(tool)
+        except ValueError:
+            raise fields.wrong("This tool is not JSON.", "Mend the JSON.", place) from None
+    if not isinstance(tool, dict):
+        raise fields.wrong(f"This tool is {kind_of(tool)}, not an object.", "Mend this row.", place)
+    if (
+        "function" not in tool
+        and "name" in tool
+        and set(tool) <= {"name", "description", "parameters", "strict", "returns"}
+    ):
+        return {"type": "function", "function": tool}
+    return tool

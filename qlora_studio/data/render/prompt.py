@@ -1,0 +1,284 @@
+"""THE prompt function: a conversation and a tokenizer become text, token ids and the spans that are trained.
+
+Training, preview, chat, evaluation and export all call it, so what is trained is what is chatted is what is exported.
+It reads no files and knows no model library. `drafts` makes text with marked characters, `encode` makes tokens of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from qlora_studio.core.conversation import Conversation, Turn
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
+from qlora_studio.data.render.control import Escapes
+from qlora_studio.data.render.encode import Draft, encode_drafts
+from qlora_studio.data.render.messages import message_of
+from qlora_studio.data.render.tokenizer import Tokenizer
+from qlora_studio.data.render.traits import Traits, read_traits
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """The choices that change ids or spans. Chat uses those of the run it chats with."""
+
+    train_on: Literal["answers", "last_answer", "everything"] = "answers"
+    control_tokens: Literal["refuse", "escape", "keep"] = "refuse"
+    thinking: bool = False
+    """Chat only: whether the next answer may reason first. In training each row says so itself."""
+
+
+class RowRefused(StudioError):
+    """A row that cannot be rendered truthfully. `finding` is the name by which such rows are counted."""
+
+    def __init__(self, finding: str, message: str, hint: str = "", *, where: str = "", field: str = "") -> None:
+        super().__init__(message, hint, where=where, field=field)
+        self.finding = finding
+
+
+def render(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    options: RenderOptions = RenderOptions(),
+    traits: Traits | None = None,
+) -> list[Example]:
+    """The examples of one row: one, or one per trained answer where the template rewrites earlier turns.
+
+    Each ends with its last trained token. Raises RowRefused, with file and line, where a row cannot be rendered whole.
+    """
+    return encode_drafts(drafts(conversation, tokenizer, options, traits or read_traits(tokenizer)), tokenizer)
+
+
+def prompt_ids(
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[dict[str, Any]] = (),
+    options: RenderOptions = RenderOptions(),
+    traits: Traits | None = None,
+) -> list[int]:
+    """What the model is given to answer these turns: exactly the ids that stand before that answer in training."""
+    traits = traits or read_traits(tokenizer)
+    row = _Row(Conversation(turns=tuple(turns), tools=tuple(tools)), tokenizer, traits, options.control_tokens)
+    text = row.prompt(len(turns), options.thinking)
+    draft = Draft(text, row.starts(text, len(turns)), (), row.escapes, row.conversation, ends_at_span=False)
+    return list(encode_drafts([draft], tokenizer)[0].input_ids)
+
+
+def stop_ids(tokenizer: Tokenizer, traits: Traits | None = None) -> frozenset[int]:
+    """The tokens that end an answer: the template's end of turn and of a tool call, and the model's end of text."""
+    traits = traits or read_traits(tokenizer)
+    ends = (traits.end_of_turn_id, traits.call_end_id, tokenizer.eos_id)
+    return frozenset(index for index in ends if index is not None)
+
+
+def drafts(conversation: Conversation, tokenizer: Tokenizer, options: RenderOptions, traits: Traits) -> list[Draft]:
+    """Text, answer starts and trained characters of one row, before tokens are made."""
+    if conversation.tokens is not None:
+        return [Draft("", (), (), Escapes(), conversation)]
+    if conversation.segments:
+        return [_draft_segments(conversation)]
+    if conversation.text is not None:
+        return [_draft_text(conversation, tokenizer, options)]
+    row = _Row(conversation, tokenizer, traits, options.control_tokens)
+    wanted = _wanted(conversation.turns, options.train_on)
+    if not wanted:
+        raise RowRefused(
+            "nothing-trained", "This row has no turn to train.", "Add an answer, or leave the row out.", where=row.where
+        )
+    return row.whole(wanted, options.train_on) or [row.single(index) for index in sorted(wanted)]
+
+
+def _draft_segments(conversation: Conversation) -> Draft:
+    spans, position = [], 0
+    for segment in conversation.segments:
+        if segment.train:
+            spans.append((position, position + len(segment.text)))
+        position += len(segment.text)
+    text = "".join(segment.text for segment in conversation.segments)
+    starts = tuple(start for start, _ in spans if start)
+    return Draft(text, starts, tuple(spans), Escapes(), conversation)
+
+
+def _draft_text(conversation: Conversation, tokenizer: Tokenizer, options: RenderOptions) -> Draft:
+    """Raw text is learned whole and ends with the end of text, once."""
+    escapes = Escapes.make(tokenizer, options.control_tokens)
+    text = escapes.hide(conversation.text or "", str(conversation.source), "text")
+    end = next((token for token, index in tokenizer.added_tokens.items() if index == tokenizer.eos_id), "")
+    if end and not text.rstrip().endswith(end):
+        text += end
+    return Draft(text, (), ((0, len(text)),), escapes, conversation)
+
+
+def _wanted(turns: Sequence[Turn], train_on: str) -> set[int]:
+    """Indexes of the turns that are trained. What a row says itself wins over the run's choice."""
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    chosen = {"answers": answers, "last_answer": answers[-1:], "everything": range(len(turns))}[train_on]
+    wanted = {index for index in chosen if turns[index].train is not False}
+    return wanted | {index for index, turn in enumerate(turns) if turn.train}
+
+
+class _Row:
+    """One conversation on its way through one template."""
+
+    def __init__(self, conversation: Conversation, tokenizer: Tokenizer, traits: Traits, control_tokens: str) -> None:
+        self.conversation = conversation
+        self.tokenizer = tokenizer
+        self.traits = traits
+        self.where = str(conversation.source) if conversation.source.file else ""
+        self.escapes = Escapes.make(tokenizer, control_tokens)
+        self._check_template()
+        turns = [
+            replace(
+                turn,
+                content=self.escapes.hide(turn.content, self.where, f"turn {index + 1}"),
+                reasoning=turn.reasoning and self.escapes.hide(turn.reasoning, self.where, f"turn {index + 1}"),
+            )
+            for index, turn in enumerate(conversation.turns)
+        ]
+        self.turns = turns
+        self.messages = [message_of(turn, traits) for turn in turns]
+        self._prompts: dict[tuple[int, bool], str] = {}
+
+    def _check_template(self) -> None:
+        if self.conversation.tools and not self.traits.knows_tools:
+            raise RowRefused(
+                "tools-unknown",
+                "This row brings tools, and the chat template knows none.",
+                "Choose a model or a template with tools (chatml-tools), or leave such rows out.",
+                where=self.where,
+                field="tools",
+            )
+
+    def prompt(self, count: int, thinking: bool) -> str:
+        """The text before the answer to the first `count` turns."""
+        key = (count, thinking)
+        if key not in self._prompts:
+            self._prompts[key] = self._render(count, thinking, add_generation_prompt=True)
+        return self._prompts[key]
+
+    def _render(self, count: int, thinking: bool, add_generation_prompt: bool) -> str:
+        variables = {"enable_thinking": thinking} if self.traits.knows_thinking else {}
+        try:
+            return self.tokenizer.render(
+                self.messages[:count],
+                tools=self.conversation.tools,
+                add_generation_prompt=add_generation_prompt,
+                variables=variables,
+            )
+        except StudioError as error:
+            first = error.problems[0]
+            raise RowRefused("template-refuses", first.message, first.hint, where=self.where) from None
+
+    def _answers(self, stop: int) -> Iterable[int]:
+        return (index for index in range(stop) if self.turns[index].role == "assistant")
+
+    def starts(self, text: str, stop: int) -> tuple[int, ...]:
+        """Where answers among the first `stop` turns begin. Chat and training cut tokens at the same places."""
+        found = []
+        for index in self._answers(stop):
+            before = self.prompt(index, bool(self.turns[index].reasoning))
+            if text.startswith(before):
+                found.append(len(before))
+        return tuple(sorted(set(found)))
+
+    def _closed(self, index: int) -> tuple[str, Span]:
+        """The text up to and with answer `index`, and the answer's characters with its end of turn."""
+        turn = self.turns[index]
+        before = self.prompt(index, bool(turn.reasoning))
+        text = self._render(index + 1, bool(turn.reasoning), add_generation_prompt=False)
+        if not text.startswith(before):
+            text = before + self._continuation(before, index)
+        end = self.traits.find_end(text, len(before))
+        return text[:end], (len(before), end)
+
+    def _continuation(self, before: str, index: int) -> str:
+        """The answer as it follows a prompt that already opens the reasoning; anything else is refused."""
+        turn = self.turns[index]
+        if before.rstrip().endswith("<think>") and not turn.tool_calls:
+            closing = "\n</think>\n\n" if before.endswith("\n") else "\n\n</think>\n\n"
+            return f"{turn.reasoning or ''}{closing}{turn.content}{self.traits.end_of_turn}"
+        raise RowRefused(
+            "prompt-not-prefix",
+            f"With this template the prompt before turn {index + 1} is not how the whole conversation begins.",
+            "Training would show the model a context that chat never produces: choose another template.",
+            where=self.where,
+            field=f"turn {index + 1}",
+        )
+
+    def whole(self, wanted: set[int], train_on: str) -> list[Draft]:
+        """One draft for the row; none where the template rewrites what it said before."""
+        last = max(wanted)
+        if self.turns[last].role == "assistant":
+            text, span = self._closed(last)
+            spans = {last: span}
+        else:
+            text = self._render(len(self.turns), bool(self.turns[-1].reasoning), add_generation_prompt=False)
+            spans = {}
+        for index in self._answers(last):
+            before = self.prompt(index, bool(self.turns[index].reasoning))
+            if not text.startswith(before):
+                return []
+            closed, span = self._closed(index)
+            if not text.startswith(closed):
+                return []
+            spans[index] = span
+        spans = self._places(text, last) | spans
+        chosen = wanted if train_on != "everything" else set(range(last + 1)) - wanted
+        if missing := chosen - set(spans):
+            raise self._refused("template-drops", min(missing), "The chat template writes this turn in its own words.")
+        marked = tuple(sorted(spans[index] for index in chosen))
+        if train_on == "everything":
+            marked = _without((0, len(text)), marked)
+        return [Draft(text, self.starts(text, last + 1), marked, self.escapes, self.conversation)]
+
+    def single(self, index: int) -> Draft:
+        """A draft that trains answer `index` alone, in the context chat would give it."""
+        if self.turns[index].role != "assistant":
+            raise RowRefused(
+                "template-rewrites",
+                "This template rewrites earlier turns, so only answers can be trained with it.",
+                "Train on answers, or choose another template.",
+                where=self.where,
+                field=f"turn {index + 1}",
+            )
+        text, span = self._closed(index)
+        self._places(text, index)
+        return Draft(text, self.starts(text, index + 1), (span,), self.escapes, self.conversation)
+
+    def _refused(self, finding: str, index: int, message: str) -> RowRefused:
+        hint = "Choose another template, or leave such rows out."
+        return RowRefused(finding, message, hint, where=self.where, field=f"turn {index + 1}")
+
+    def _places(self, text: str, last: int) -> dict[int, Span]:
+        """Where the words of each turn stand. Raises RowRefused where the template drops or reorders one."""
+        places, position = {}, 0
+        for index, turn in enumerate(self.turns[: last + 1]):
+            words = turn.content.strip()
+            found = text.find(words, position)
+            if found < 0 and (turn.role == "tool" or turn.tool_calls):
+                continue  # templates re-spell what tools say; losing it is looked for when the template is vetted
+            if found < 0 and turn.role == "system" and words in text:
+                continue  # some families move the system prompt into the last question
+            if found < 0:
+                said = f"The chat template drops or reorders turn {index + 1} ({turn.role})."
+                raise self._refused("template-drops", index, said)
+            places[index] = (found, found + len(words))
+            position = found + len(words)
+        return places
+
+
+def _without(span: Span, holes: Sequence[Span]) -> tuple[Span, ...]:
+    """What is left of a span when these ascending holes are taken out."""
+    left, position = [], span[0]
+    for start, end in holes:
+        if start > position:
+            left.append((position, start))
+        position = max(position, end)
+    if span[1] > position:
+        left.append((position, span[1]))
+    return tuple(left)

@@ -1,0 +1,1 @@
+"""One file a tab: its controls, and what happens when they are used."""

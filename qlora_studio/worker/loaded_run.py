@@ -1,0 +1,76 @@
+"""A run brought back to life for talking to it: base and adapter as one model in memory, and its prompt function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qlora_studio.core.chat import Sampling, Side
+from qlora_studio.core.conversation import Turn
+from qlora_studio.core.errors import StudioError
+from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
+from qlora_studio.data.sets.prepare import options_of
+from qlora_studio.engine import load, memory
+from qlora_studio.engine.generate import choose_side, generate
+from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
+from qlora_studio.runs.folder import JobFolder, read_json
+from qlora_studio.worker.context import Context, FetchedBase
+
+
+@dataclass
+class LiveRun:
+    """Base and adapter of a run, ready to answer."""
+
+    base: FetchedBase
+    tokenizer: ChatTokenizer
+    model: Any
+    device: load.Device
+    options: RenderOptions
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Exactly the ids that stand before this answer in training."""
+        return prompt_ids(turns, self.tokenizer, options=self.options)
+
+    def answer(
+        self, turns: Sequence[Turn], side: Side, sampling: Sampling, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[str]:
+        """The answer as it grows, decoded; half a character at the end is held back until it is whole."""
+        ids: list[int] = []
+        text = ""
+        self.model.eval()
+        with choose_side(self.model, side):
+            for token in generate(self.model, self.prompt(turns), stop_ids(self.tokenizer), sampling):
+                ids.append(token)
+                grown = self.tokenizer.decode(ids)
+                if not grown.endswith("\ufffd"):
+                    text = grown
+                    yield text
+                if stopped():
+                    return
+        if ids and self.tokenizer.decode(ids) != text:
+            yield self.tokenizer.decode(ids)
+
+    def whole_answer(self, prompt: str, side: Side, sampling: Sampling) -> str:
+        *_, last = "", *self.answer([Turn("user", prompt)], side, sampling)
+        return last
+
+
+def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LiveRun:
+    """Loads the run's base in 4 bits with its adapter. Raises a StudioError for a run that has saved none."""
+    memory.prepare_allocator()
+    config = context.config(folder)
+    base = context.fetch_base(config)
+    if with_adapter and not (folder.adapter / "MANIFEST.json").is_file():
+        raise StudioError(f"The run '{folder.name}' has saved no adapter yet.", "Wait for it, or choose another run.")
+    template_folder = folder.adapter if (folder.adapter / "tokenizer_config.json").exists() else base.folder
+    context.phase("loading the model in 4 bits")
+    device = load.choose_device(config.model.compute)
+    model: Any = load.load_base(base.folder, device)
+    if with_adapter:
+        model = load.load_adapter(model, folder.adapter)
+    model.eval()
+    record = folder.path / "fingerprint.json"
+    thinks = bool(read_json(record).get("thinks")) if record.exists() else False
+    options = replace(options_of(config.data), thinking=thinks)
+    return LiveRun(base, load_tokenizer(template_folder), model, device, options)
