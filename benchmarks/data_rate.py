@@ -53,7 +53,7 @@ def studio(file: Path, model: Path, work: Path) -> dict[str, float]:
     times.append(time.perf_counter())
     lint_dataset(work, name)
     times.append(time.perf_counter())
-    config = DataConfig(sources=(DataSource(name=name),), eval_share=0, max_tokens=1024)
+    config = DataConfig(sources=(DataSource(name=name),), eval_share=0, max_length=1024)
     prepared = prepare_sources(work, tokenizer, config)
     times.append(time.perf_counter())
     steps = ("read", "import", "lint", "tokenise")

@@ -139,9 +139,9 @@ def in_process(folder: Path, kind: str, model: str, cap: int) -> dict[str, Any]:
 
 def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryPlan]:
     """The plan for a card of this size; on the processor for the same amount of memory."""
-    values = {"data.max_tokens": ROW, "evaluation.before": False, "memory.budget_gib": None, **changes}
+    values = {"data.max_length": ROW, "evaluation.before": False, "memory.budget_gib": None, **changes}
     if not torch.cuda.is_available():
-        values |= {"memory.budget_gib": float(cap), "data.max_tokens": 256}
+        values |= {"memory.budget_gib": float(cap), "data.max_length": 256}
     config = TrainConfig().replace(values)
     return config, make_plan(config, REFERENCE_SHAPES[model], imagine_card(cap) if torch.cuda.is_available() else None)
 
@@ -164,7 +164,7 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config, plan.optimizer)
     checkpoint_layers(network, plan.checkpointed_layers)
-    row = config.data.max_tokens
+    row = config.data.max_length
     rows = plan.micro_batch_tokens // row
     ids = torch.arange(rows * row, device=loss_function.head.device).remainder(30_000).view(rows, row)
     memory.reset_peak()
@@ -208,7 +208,7 @@ def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[st
             "optim.max_steps": STEPS,
             "optim.batch_tokens": 4 * row,
             "memory.micro_batch_tokens": 4 * row,
-            "memory.checkpointing": "none",
+            "memory.gradient_checkpointing": "none",
         },
     )
     network = load_for(folder, plan)

@@ -15,7 +15,7 @@ SHORTEST = 256
 
 def print_chosen() -> None:
     """Tokens at once, layers computed twice, GiB planned; E and B where embeddings or layer inputs wait outside."""
-    config = TrainConfig().replace({"data.max_tokens": 1024})
+    config = TrainConfig().replace({"data.max_length": 1024})
     for name, shape in REFERENCE_SHAPES.items():
         cells = []
         for size in CARD_SIZES_GIB:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.config import RENAMED, TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.home import Home, bundled
 
@@ -16,11 +16,11 @@ OWNED: dict[str, frozenset[str]] = {
     "rank": frozenset({"lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "optim.learning_rate"}),
     "memory": frozenset(
         {
-            "data.max_tokens",
+            "data.max_length",
             "memory.budget_gib",
             "memory.keep_free_gib",
             "memory.micro_batch_tokens",
-            "memory.checkpointing",
+            "memory.gradient_checkpointing",
             "memory.adapter_precision",
             "memory.offload",
             "optim.optimizer",
@@ -61,7 +61,7 @@ def read_preset(path: Path, family: str) -> Preset:
                 "This belongs under a table such as [lora].", "Move it there.", where=str(path), field=section
             )
         for name, value in fields.items():
-            dotted = f"{section}.{name}"
+            dotted = RENAMED.get(f"{section}.{name}", f"{section}.{name}")
             if dotted not in OWNED[family]:
                 raise StudioError(
                     f"A {family} preset cannot set this.",

@@ -52,7 +52,7 @@ class Demo:
 
 
 DEMO_SETTINGS: dict[str, Any] = {
-    "data.max_tokens": 256,
+    "data.max_length": 256,
     "data.eval_share": 0.1,
     "optim.epochs": 2,
     "optim.batch_tokens": 768,

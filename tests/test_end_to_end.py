@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "assets" / "demo" / "pip.json"
 FAST = ["--set", "optim.learning_rate=2e-3", "--set", "optim.warmup_share=0"]
-SMALL = ["--set", "optim.batch_tokens=256", "--max-tokens", "128"]
+SMALL = ["--set", "optim.batch_tokens=256", "--max-length", "128"]
 
 
 def run(*arguments: str, code: int = 0) -> str:

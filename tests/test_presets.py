@@ -54,7 +54,7 @@ def test_ones_own_preset_wins_by_name(tmp_path):
         ("[lora\n", "not valid TOML"),
         ("[lora]\nrank = 0\n", "0 is not allowed"),
         ("[lora]\nrang = 4\n", "A rank preset cannot set this"),
-        ("[data]\nmax_tokens = 64\n", "A rank preset cannot set this"),
+        ("[data]\nmax_length = 64\n", "A rank preset cannot set this"),
         ("rank = 4\n", "This belongs under a table"),
     ],
 )

@@ -31,7 +31,7 @@ def inspect(
     format: op.Format = None,
     column: op.Column = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="Rows to show.")] = 3,
-    max_tokens: op.MaxTokens = None,
+    max_length: op.MaxLength = None,
     set: op.Set = None,
 ) -> None:
     """Show what a file holds: its format and why, rows as conversations, and every row that cannot be read.
@@ -53,7 +53,7 @@ def inspect(
     if model is not None:
         changes: dict[str, Any] = {
             "model.base": model,
-            "data.max_tokens": max_tokens,
+            "data.max_length": max_length,
             "data.format": format,
             "data.columns": columns or None,
         }

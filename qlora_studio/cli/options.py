@@ -21,7 +21,7 @@ Rank = Annotated[str | None, typer.Option("--rank", "-r", help="Rank preset (lig
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory preset (6gb … 24gb, cpu) or a budget in GiB.")]
 Format = Annotated[str | None, typer.Option("--format", "-f", help=help_of(cf.DataConfig, "format"))]
 Column = Annotated[list[str] | None, typer.Option("--column", help=help_of(cf.DataConfig, "columns"))]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help=help_of(cf.DataConfig, "max_tokens"))]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help=help_of(cf.DataConfig, "max_length"))]
 Epochs = Annotated[float | None, typer.Option("--epochs", help=help_of(cf.OptimConfig, "epochs"))]
 Seed = Annotated[int | None, typer.Option("--seed", help=help_of(cf.OptimConfig, "seed"))]
 Name = Annotated[str | None, typer.Option("--name", help=help_of(cf.SavingConfig, "name"))]

@@ -19,14 +19,14 @@ def plan(
     model: op.Model = None,
     rank: op.Rank = None,
     memory: op.Memory = None,
-    max_tokens: op.MaxTokens = None,
+    max_length: op.MaxLength = None,
     set: op.Set = None,
     all_cards: Annotated[bool, typer.Option("--all-cards", help="One line for every usual card.")] = False,
     all_models: Annotated[bool, typer.Option("--all-models", help="One line for every known model.")] = False,
 ) -> None:
     """Show the memory plan of a run, item by item, without starting it. Exit code 1 where it does not fit."""
     studio = Studio()
-    config = op.build_config(studio, rank, memory, {"model.base": model, "data.max_tokens": max_tokens}, set)
+    config = op.build_config(studio, rank, memory, {"model.base": model, "data.max_length": max_length}, set)
     if all_cards or all_models:
         show_table(studio.plan_all_cards(config) if all_cards else studio.plan_all_models(config), by_card=all_cards)
         return

@@ -23,7 +23,7 @@ def train(
     memory: op.Memory = None,
     format: op.Format = None,
     column: op.Column = None,
-    max_tokens: op.MaxTokens = None,
+    max_length: op.MaxLength = None,
     epochs: op.Epochs = None,
     seed: op.Seed = None,
     name: op.Name = None,
@@ -36,7 +36,7 @@ def train(
     """Tune a model on your rows. Ctrl-C stops after the current step with the adapter saved."""
     studio, console = Studio(), Console()
     changes = {
-        "model.base": model, "data.max_tokens": max_tokens, "optim.epochs": epochs, "optim.seed": seed,
+        "model.base": model, "data.max_length": max_length, "optim.epochs": epochs, "optim.seed": seed,
         "saving.name": name,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip

@@ -14,6 +14,14 @@ DEMO_BASE = "smollm2-135m-instruct"
 """The embedded model: fetched once, kept under the home folder, needs no account."""
 
 
+RENAMED = {
+    "data.max_tokens": "data.max_length",
+    "memory.checkpointing": "memory.gradient_checkpointing",
+    "model.compute": "model.compute_dtype",
+}
+"""Fields that had another name in runs and presets that people have on disk."""
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
@@ -23,10 +31,11 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """What is tuned."""
 
-    base: str = Field(DEMO_BASE, description="Model to tune: a local folder or a hub id.")
+    base: str = Field(DEMO_BASE, description="Base model: path of a folder, or Hub ID.")
     revision: str | None = Field(None, description="Hub commit, tag or branch; empty takes the newest and pins it.")
-    compute: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="Number format of the arithmetic; auto takes the fastest that is safe on this hardware."
+    compute_dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="Number format that 4-bit weights are dequantised to for computing; auto takes the fastest safe one.",
     )
     template: str | None = Field(
         None, description="Chat template by name, for a base that brings none; it is saved with the adapter."
@@ -44,14 +53,18 @@ class DataConfig(Section):
     """What is learned from, and how a row becomes tokens."""
 
     sources: tuple[DataSource, ...] = Field((), description="Imported data sets, with their weights.")
-    mix_by: Literal["rows", "tokens"] = Field("rows", description="Whether weights count rows or tokens.")
+    mix_by: Literal["rows", "tokens"] = Field(
+        "rows", description="Whether the weights of a mixture count rows or tokens."
+    )
     format: str = Field("auto", description="How rows become conversations; auto looks at the rows.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="Your column for each part, where the names differ: instruction=question."
+        default_factory=dict, description="Column mapping, where your names differ: instruction=question."
     )
-    max_tokens: int = Field(1024, ge=8, le=1_048_576, description="Longest row in tokens.")
+    max_length: int = Field(
+        1024, ge=8, le=1_048_576, description="Max sequence length: the longest training example in tokens."
+    )
     too_long: Literal["drop", "cut_oldest", "cut_answer"] = Field(
-        "drop", description="What happens to longer rows: leave out, drop the oldest turns, or cut the answer."
+        "drop", description="Examples longer than that: drop them, drop their oldest turns, or truncate the answer."
     )
     train_on: Literal["answers", "last_answer", "everything"] = Field(
         "answers", description="Which tokens are learned: every answer, only the last one, or prompts too."
@@ -59,17 +72,21 @@ class DataConfig(Section):
     control_tokens: Literal["refuse", "escape", "keep"] = Field(
         "refuse", description="What to do with control tokens typed inside the text, such as <|im_end|>."
     )
-    eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of prompts held out to measure the result.")
+    eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of prompts held out as evaluation set.")
     accepted: tuple[str, ...] = Field((), description="Findings you accept by name although they are errors.")
 
 
 class LoraSettings(Section):
     """How much the adapter can learn."""
 
-    rank: int = Field(16, ge=1, le=1024, description="Size of the adapter: more learns more and needs more memory.")
-    alpha: int = Field(32, ge=1, le=4096, description="Strength of the adapter; twice the rank is a good start.")
+    rank: int = Field(
+        16, ge=1, le=1024, description="Rank of the adapter: a higher one can learn more and needs more memory."
+    )
+    alpha: int = Field(
+        32, ge=1, le=4096, description="Scales the adapter by alpha / rank; twice the rank is a good start."
+    )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of adapter inputs left out at random, against overfitting."
+        0.0, ge=0, lt=1, description="Share of adapter inputs dropped at random, against overfitting."
     )
     use_rslora: bool = Field(False, description="Scale by the root of the rank (rsLoRA); steadier at high ranks.")
 
@@ -81,16 +98,18 @@ class OptimConfig(Section):
         "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
     )
     learning_rate: float = Field(
-        2e-4, gt=0, le=1, description="Size of a step; too high forgets, too low learns nothing."
+        2e-4, gt=0, le=1, description="Size of an update; too high forgets, too low learns little."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
-    warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate warms up.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the adapter towards zero.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Longest gradient; a longer one is scaled down to it.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradient clipping: a gradient with a larger norm is scaled down to it."
+    )
     epochs: float = Field(3.0, gt=0, le=1000, description="How often each row is seen.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; empty trains all epochs.")
     batch_tokens: int = Field(
-        4096, ge=1, le=16_777_216, description="Tokens that one update averages over: the effective batch."
+        4096, ge=1, le=16_777_216, description="Effective batch: tokens that one update averages over."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Same seed, same data, same settings: the same curve.")
 
@@ -101,16 +120,19 @@ class MemoryConfig(Section):
     budget_gib: float | None = Field(None, gt=0, description="Memory the run may use in GiB; empty takes what is free.")
     keep_free_gib: float = Field(0.0, ge=0, description="Memory to leave to the desktop in GiB.")
     micro_batch_tokens: int | None = Field(
-        None, ge=1, description="Tokens computed at once; empty lets the plan choose. The result does not change."
+        None,
+        ge=1,
+        description="Tokens in one forward and backward pass; empty lets the plan choose. The result does not change.",
     )
-    checkpointing: Literal["auto", "none", "half", "full"] = Field(
-        "auto", description="How many layers are computed twice to save memory: none is fastest, full is smallest."
+    gradient_checkpointing: Literal["auto", "none", "half", "full"] = Field(
+        "auto",
+        description="Layers whose activations are recomputed in the backward pass: none is fastest, full is smallest.",
     )
     adapter_precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Number format of the adapter's own weights; fp32 is safer, bf16 smaller."
     )
     offload: Literal["auto", "none", "boundaries", "embeddings", "both"] = Field(
-        "auto", description="What may wait in the computer's memory instead of the card's."
+        "auto", description="What is offloaded from the card to the computer's memory."
     )
 
 
@@ -146,7 +168,7 @@ class TrainConfig(Section):
     def parse(cls, values: Mapping[str, Any], where: str = "") -> TrainConfig:
         """A config from plain values. Raises one StudioError that names every wrong field."""
         try:
-            config = cls.model_validate(values)
+            config = cls.model_validate(_with_new_names(values))
         except ValidationError as error:
             raise StudioError.of(_problem(item, where) for item in error.errors()) from None
         if problems := config.find_problems(where):
@@ -157,7 +179,7 @@ class TrainConfig(Section):
         """A copy with dotted fields changed, `{"lora.rank": 8}`, validated like any other."""
         values = self.model_dump(mode="json")
         for dotted, value in changes.items():
-            section, _, name = dotted.partition(".")
+            section, _, name = RENAMED.get(dotted, dotted).partition(".")
             if section not in values or name not in values[section]:
                 raise StudioError(f"There is no setting '{dotted}'.", "Run `qlora-studio train --help` for the list.")
             values[section][name] = value
@@ -169,11 +191,11 @@ class TrainConfig(Section):
         if not self.model.base.strip():
             problems.append(Problem("The base model is empty.", "Give a folder or a hub id.", where, "model.base"))
         micro = self.memory.micro_batch_tokens
-        if micro is not None and micro < self.data.max_tokens:
+        if micro is not None and micro < self.data.max_length:
             problems.append(
                 Problem(
-                    f"A micro-batch of {micro} tokens cannot hold a row of {self.data.max_tokens}.",
-                    f"Raise it to {self.data.max_tokens} or lower data.max_tokens.",
+                    f"A micro-batch of {micro} tokens cannot hold a row of {self.data.max_length}.",
+                    f"Raise it to {self.data.max_length} or lower data.max_length.",
                     where,
                     "memory.micro_batch_tokens",
                 )
@@ -189,6 +211,17 @@ class TrainConfig(Section):
                 )
             )
         return problems
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with fields of an earlier version under the names they have now."""
+    renewed = {name: dict(fields) if isinstance(fields, Mapping) else fields for name, fields in values.items()}
+    for before, now in RENAMED.items():
+        section, _, old = before.partition(".")
+        fields = renewed.get(section)
+        if isinstance(fields, dict) and old in fields:
+            fields.setdefault(now.partition(".")[2], fields.pop(old))
+    return renewed
 
 
 def _problem(item: Mapping[str, Any], where: str) -> Problem:

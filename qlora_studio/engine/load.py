@@ -50,7 +50,7 @@ def choose_device(compute: str = "auto") -> Device:
             raise StudioError(
                 "This machine has no card, and fp16 is not for processors.",
                 "Choose bf16, fp32 or auto.",
-                field="model.compute",
+                field="model.compute_dtype",
             )
         return Device(kind, DTYPES[compute])
     if kind == "cuda":

@@ -287,7 +287,7 @@ class _Training:
             raise StudioError(
                 f"One row of {longest} tokens does not fit: "
                 f"{memory.peak_bytes() / GIB:.2f} GiB were in use when memory ran out.",
-                "Lower data.max_tokens or lora.rank, or choose a smaller base. A checkpoint is saved.",
+                "Lower data.max_length or lora.rank, or choose a smaller base. A checkpoint is saved.",
             )
         self.limits, lever = pulled
         checkpoint_layers(self.setup.model, self.limits.checkpointed_layers, offload=self.offload)

@@ -33,8 +33,8 @@ def find_budget(config: TrainConfig, gpu: GpuInfo | None) -> tuple[int, str]:
 
 def choose_compute(config: TrainConfig, gpu: GpuInfo | None) -> Literal["bf16", "fp16", "fp32"]:
     """The number format of the arithmetic: bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
-    if config.model.compute != "auto":
-        return config.model.compute
+    if config.model.compute_dtype != "auto":
+        return config.model.compute_dtype
     if gpu is not None:
         return "fp16" if (gpu.compute_capability or (8, 0)) < (8, 0) else "bf16"
     return "bf16" if _cpu_has_bf16() else "fp32"

@@ -45,8 +45,8 @@ def _candidates(situation: Situation) -> Iterator[tuple[str, dict[str, Any]]]:
     """What could be changed, in words and as fields: first what costs nothing but time, then what costs quality."""
     config = situation.config
     memory = config.memory
-    if memory.checkpointing != "auto":
-        yield f"checkpointing {memory.checkpointing} -> auto", {"memory.checkpointing": "auto"}
+    if memory.gradient_checkpointing != "auto":
+        yield f"checkpointing {memory.gradient_checkpointing} -> auto", {"memory.gradient_checkpointing": "auto"}
     micro = memory.micro_batch_tokens
     if micro is not None and micro > situation.longest_row:
         yield f"micro-batch {micro} -> {situation.longest_row} tokens", {"memory.micro_batch_tokens": None}
@@ -59,12 +59,12 @@ def _candidates(situation: Situation) -> Iterator[tuple[str, dict[str, Any]]]:
     if (rank := _best_rank(situation)) is not None:
         yield f"rank {config.lora.rank} -> {rank}", {"lora.rank": rank}
     if (tokens := _best_length(situation)) is not None:
-        yield f"longest row {situation.longest_row} -> {tokens} tokens", {"data.max_tokens": tokens}
+        yield f"longest row {situation.longest_row} -> {tokens} tokens", {"data.max_length": tokens}
 
 
 def _changed(situation: Situation, change: dict[str, Any]) -> Situation:
     """The situation with these fields of the config changed."""
-    row = change.get("data.max_tokens", situation.longest_row)
+    row = change.get("data.max_length", situation.longest_row)
     return replace(situation, config=situation.config.replace(change), longest_row=min(row, situation.longest_row))
 
 

@@ -39,7 +39,7 @@ def make_plan(
     effective batch is never touched. Where nothing fits, the plan has the smallest settings and says what to change.
     """
     budget, why_budget = find_budget(config, gpu)
-    longest = min(max(lengths), config.data.max_tokens) if lengths else config.data.max_tokens
+    longest = min(max(lengths), config.data.max_length) if lengths else config.data.max_length
     situation = Situation(
         shape=shape,
         config=config,
@@ -104,7 +104,7 @@ def _why_micro_batch(situation: Situation, settings: PlanSettings, row: str) -> 
 
 def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
     layers, twice = situation.shape.layers, settings.checkpointed_layers
-    if situation.config.memory.checkpointing != "auto":
+    if situation.config.memory.gradient_checkpointing != "auto":
         return f"{twice} of {layers} layers computed twice: your setting."
     if twice == 0:
         return "No layer is computed twice: everything fits, which is fastest."

@@ -90,7 +90,7 @@ def checkpoint_choices(situation: Situation) -> Iterable[int]:
     """How many layers may be computed twice, fewest first."""
     layers = situation.shape.layers
     fixed = {"none": 0, "half": -(-layers // 2), "full": layers}
-    choice = situation.config.memory.checkpointing
+    choice = situation.config.memory.gradient_checkpointing
     return range(layers + 1) if choice == "auto" else (fixed[choice],)
 
 

@@ -74,7 +74,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
         probes = _answer(live, arguments["prompts"])
         chatted = answer_log_probabilities(live.model, probes)
     options = live.options if live else RenderOptions()
-    compute = live.device.dtype if live else load.choose_device(config.model.compute).dtype
+    compute = live.device.dtype if live else load.choose_device(config.model.compute_dtype).dtype
     del live
     memory.release()
     context.phase("merging")
@@ -90,7 +90,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     if not probes:
         return
     context.phase("checking the merged model")
-    model = load_merged(context, stage, load.choose_device(config.model.compute))
+    model = load_merged(context, stage, load.choose_device(config.model.compute_dtype))
     same, kl = agreement(chatted, answer_log_probabilities(model, probes))
     tokenizer = load_tokenizer(stage)
     identical = 0

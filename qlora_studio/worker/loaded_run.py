@@ -65,7 +65,7 @@ def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) 
         raise StudioError(f"The run '{folder.name}' has saved no adapter yet.", "Wait for it, or choose another run.")
     template_folder = folder.adapter if (folder.adapter / "tokenizer_config.json").exists() else base.folder
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(config.model.compute)
+    device = load.choose_device(config.model.compute_dtype)
     model: Any = load.load_base(base.folder, device)
     if with_adapter:
         model = load.load_adapter(model, folder.adapter)

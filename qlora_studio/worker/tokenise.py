@@ -33,7 +33,7 @@ def run(context: Context) -> ev.Event:
         result={
             **counts(prepared),
             "held_out_rows": len(held_out.examples),
-            "limit": config.data.max_tokens,
+            "limit": config.data.max_length,
             "histogram": histogram(prepared.lengths),
             "padding_share": padding_share([len(example.input_ids) for example in prepared.examples]),
             "findings": [finding.model_dump(mode="json") for finding in prepared.findings],

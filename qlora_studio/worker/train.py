@@ -54,7 +54,7 @@ def run(context: Context) -> ev.Event:
     if context.asked() == "stop":
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(config.model.compute)
+    device = load.choose_device(config.model.compute_dtype)
     # The context is not the allocator's: what is left of the budget is what tensors may take.
     memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
     model = load.load_base(base.folder, device)
@@ -138,7 +138,7 @@ def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer
         context.emit(
             ev.Noted(
                 text=f"{rows.train.dropped} rows left out and {rows.train.cut} cut: "
-                f"longer than {config.data.max_tokens} tokens."
+                f"longer than {config.data.max_length} tokens."
             )
         )
     return rows

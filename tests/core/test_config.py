@@ -49,3 +49,11 @@ def test_all_problems_are_named_at_once():
 def test_problems_that_no_field_shows_alone(changes, message):
     with pytest.raises(StudioError, match=message):
         TrainConfig().replace(changes)
+
+
+def test_a_config_of_an_earlier_version_is_read_under_its_old_names():
+    old = {"data": {"max_tokens": 512}, "memory": {"checkpointing": "full"}, "model": {"compute": "fp32"}}
+    config = TrainConfig.parse(old)
+    read = (config.data.max_length, config.memory.gradient_checkpointing, config.model.compute_dtype)
+    assert read == (512, "full", "fp32")
+    assert config.replace({"data.max_tokens": 256}).data.max_length == 256

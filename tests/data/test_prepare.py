@@ -62,7 +62,7 @@ def test_a_row_says_itself_what_is_trained(letters):
 
 
 def test_too_long_rows_are_dropped_and_counted(letters):
-    made = prepare([row("hi", "ho"), row("hi", "o" * 90, line=7)], letters, DataConfig(max_tokens=64))
+    made = prepare([row("hi", "ho"), row("hi", "o" * 90, line=7)], letters, DataConfig(max_length=64))
     assert whole(made, letters) == [USER + "hi" + END + ANSWER + "ho" + END]
     assert (made.too_long, made.dropped, made.cut, made.lengths) == (1, 1, 0, (24, 112))
     (finding,) = made.findings
@@ -71,14 +71,14 @@ def test_too_long_rows_are_dropped_and_counted(letters):
 
 
 def test_a_cut_answer_has_no_end_token(letters):
-    made = prepare([row("hi", "o" * 90)], letters, DataConfig(max_tokens=64, too_long="cut_answer"))
+    made = prepare([row("hi", "o" * 90)], letters, DataConfig(max_length=64, too_long="cut_answer"))
     assert whole(made, letters) == [USER + "hi" + END + ANSWER + "o" * 43]
     assert trained(made, letters) == [["o" * 43]]
     assert (made.too_long, made.dropped, made.cut) == (1, 0, 1)
 
 
 def test_a_prompt_is_never_cut(letters):
-    config = DataConfig(max_tokens=64, too_long="cut_answer")
+    config = DataConfig(max_length=64, too_long="cut_answer")
     made = prepare([row("i" * 90, "ho")], letters, config)
     assert (made.examples, made.too_long, made.dropped, made.cut) == ((), 1, 1, 0)
     second = prepare([row("a", "b", "i" * 90, "ho")], letters, config)
@@ -87,7 +87,7 @@ def test_a_prompt_is_never_cut(letters):
 
 def test_the_oldest_turns_are_cut_and_the_system_prompt_stays(letters):
     turns = (Turn("system", "s"), *row("a" * 30, "b", "c", "d", "e", "f").turns)
-    config = DataConfig(max_tokens=64, too_long="cut_oldest")
+    config = DataConfig(max_length=64, too_long="cut_oldest")
     made = prepare([Conversation(turns=turns)], letters, config)
     assert whole(made, letters) == [
         f"<|im_start|>system\ns{END}\n{USER}c{END}{ANSWER}d{END}\n{USER}e{END}{ANSWER}f{END}"
@@ -121,7 +121,7 @@ def test_a_bad_row_stands_in_the_findings_and_stops_the_run_unless_accepted(lett
 
 def test_nothing_left_to_train_is_refused(letters):
     with pytest.raises(StudioError, match="No row is left to train"):
-        prepare([row("hi", "o" * 90)], letters, DataConfig(max_tokens=64)).check()
+        prepare([row("hi", "o" * 90)], letters, DataConfig(max_length=64)).check()
 
 
 def test_bad_examples_are_left_out_and_counted(letters):

@@ -40,7 +40,7 @@ def test_a_real_set_imports_and_renders_whole(tmp_path, letters, file):
 
     inner = letters.inner.__class__(tokenizer_object=letters.inner.backend_tokenizer, eos_token="<|im_end|>")
     inner.chat_template = TEMPLATES["chatml-tools"].source
-    made = prepare(conversations, ChatTokenizer(inner), DataConfig(max_tokens=100_000))
+    made = prepare(conversations, ChatTokenizer(inner), DataConfig(max_length=100_000))
     assert (len(made.examples), made.refused, made.too_long, made.findings) == (rows, 0, 0, ())
 
 

@@ -44,9 +44,9 @@ def test_one_layer_less_would_not_fit():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"memory__checkpointing": "full"}, ("checkpointed_layers", 36)),
-        ({"memory__checkpointing": "half"}, ("checkpointed_layers", 18)),
-        ({"memory__checkpointing": "none"}, ("checkpointed_layers", 0)),
+        ({"memory__gradient_checkpointing": "full"}, ("checkpointed_layers", 36)),
+        ({"memory__gradient_checkpointing": "half"}, ("checkpointed_layers", 18)),
+        ({"memory__gradient_checkpointing": "none"}, ("checkpointed_layers", 0)),
         ({"memory__micro_batch_tokens": 1500}, ("micro_batch_tokens", 1500)),
         ({"memory__adapter_precision": "bf16"}, ("adapter_precision", "bf16")),
         ({"optim__optimizer": "adamw"}, ("optimizer", "adamw")),
@@ -60,7 +60,7 @@ def test_what_a_person_set_stays_set(changes, expected):
 
 def test_real_lengths_make_room_for_speed():
     long, short = (
-        make_plan(config(data__max_tokens=8192), EIGHT, imagine_card(12), lengths) for lengths in (None, [300, 700])
+        make_plan(config(data__max_length=8192), EIGHT, imagine_card(12), lengths) for lengths in (None, [300, 700])
     )
     assert long.micro_batch_tokens == 8192
     assert short.micro_batch_tokens < 8192 and short.checkpointed_layers < long.checkpointed_layers
@@ -85,7 +85,7 @@ def test_a_budget_above_what_is_free_is_cut_to_it():
 
 
 def test_where_nothing_fits_it_says_what_to_change_and_what_that_saves():
-    wish = config(lora__rank=64, data__max_tokens=4096, optim__optimizer="adamw", memory__checkpointing="none")
+    wish = config(lora__rank=64, data__max_length=4096, optim__optimizer="adamw", memory__gradient_checkpointing="none")
     plan = make_plan(wish, EIGHT, imagine_card(8))
     assert not plan.fits
     starts = [sentence.split(" saves ")[0] for sentence in plan.changes]
@@ -94,7 +94,7 @@ def test_where_nothing_fits_it_says_what_to_change_and_what_that_saves():
 
 
 def test_a_change_that_is_said_to_fit_does_fit():
-    wish = config(lora__rank=128, data__max_tokens=1024, memory__offload="none")
+    wish = config(lora__rank=128, data__max_length=1024, memory__offload="none")
     plan = make_plan(wish, EIGHT, imagine_card(8))
     (sentence,) = [sentence for sentence in plan.changes if sentence.startswith("rank 128 -> ")]
     rank = int(sentence.split()[3])
@@ -106,7 +106,7 @@ def test_longest_context_and_largest_rank_are_the_last_that_fit():
     card = imagine_card(8)
     plan = make_plan(TrainConfig(), FOUR, card)
     for field, value, edge in (
-        ("data.max_tokens", plan.longest_context, 1),
+        ("data.max_length", plan.longest_context, 1),
         ("lora.rank", plan.largest_rank, 1),
     ):
         assert make_plan(TrainConfig().replace({field: value}), FOUR, card).fits
@@ -131,14 +131,14 @@ def test_tables_have_a_row_for_every_card_and_every_model():
     ],
 )
 def test_what_may_wait_outside_is_used_only_where_nothing_fits_without(rank, offload, words):
-    plan = make_plan(config(lora__rank=rank, data__max_tokens=1024), EIGHT, imagine_card(8))
+    plan = make_plan(config(lora__rank=rank, data__max_length=1024), EIGHT, imagine_card(8))
     assert plan.fits and (plan.offload, plan.adapter_precision) == (offload, "fp32")
     assert [reason for reason in plan.reasons if "computer's memory" in reason] == ([words] if words else [])
 
 
 def test_tied_embeddings_are_never_moved_and_a_cpu_has_nowhere_to_move_to():
     choices = {
-        make_plan(config(data__max_tokens=rows), FOUR, imagine_card(6)).offload for rows in (512, 6000, 9000, 14000)
+        make_plan(config(data__max_length=rows), FOUR, imagine_card(6)).offload for rows in (512, 6000, 9000, 14000)
     }
     assert choices == {"none", "boundaries"}
     assert make_plan(config(memory__offload="both"), FOUR, None).offload == "none"

@@ -34,8 +34,8 @@ def test_a_card_preset_fits_its_card_for_every_model_it_promises(preset, name, t
     config = apply_presets(TrainConfig(), [find_preset("memory", preset, Home(tmp_path))])
     plan = make_plan(config, REFERENCE_SHAPES[name], imagine_card(int(preset.removesuffix("gb"))))
     assert (plan.fits, plan.changes) == (True, ())
-    assert plan.micro_batch_tokens >= config.data.max_tokens
-    assert plan.longest_context >= config.data.max_tokens
+    assert plan.micro_batch_tokens >= config.data.max_length
+    assert plan.longest_context >= config.data.max_length
     assert plan.largest_rank >= 16
 
 

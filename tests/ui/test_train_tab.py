@@ -120,7 +120,7 @@ def test_a_tick_sends_only_what_changed(desk):
     ("draft", "flags"),
     [
         ({}, []),
-        ({"lora.rank": 64, "data.max_tokens": 2048}, ["lora.rank=64", "data.max_tokens=2048"]),
+        ({"lora.rank": 64, "data.max_length": 2048}, ["lora.rank=64", "data.max_length=2048"]),
         ({"memory.budget_gib": 0.5}, ["memory.budget_gib=0.5"]),
     ],
     ids=["as it opens", "more rank and rows", "too little"],

@@ -90,13 +90,13 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     "too-long": (
         "warning",
         "{rows} longer than the limit {are} left out, with {lost} trained tokens.",
-        "Raise data.max_tokens, or cut them.",
+        "Raise data.max_length, or cut them.",
         None,
     ),
     "cut": (
         "warning",
         "{rows} longer than the limit {are} cut by {lost} trained tokens.",
-        "Raise data.max_tokens to train them whole.",
+        "Raise data.max_length to train them whole.",
         None,
     ),
 }

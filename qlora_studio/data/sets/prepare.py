@@ -58,7 +58,7 @@ class Prepared:
         check_findings(self.findings, accepted)
         if not self.examples:
             raise StudioError(
-                "No row is left to train.", "Look at the findings of the data set, or raise data.max_tokens."
+                "No row is left to train.", "Look at the findings of the data set, or raise data.max_length."
             )
 
 
@@ -192,7 +192,7 @@ class _Work:
             self.refused += 1
             return
         self.found.look(example, conversation)
-        if len(example.input_ids) > self.config.max_tokens:
+        if len(example.input_ids) > self.config.max_length:
             self.too_long += 1
             shorter = self._shorten(conversation, example)
             if shorter is None:
@@ -205,7 +205,7 @@ class _Work:
 
     def _shorten(self, conversation: Conversation, example: Example) -> Example | None:
         """The row made to fit as the run wants it, or None where it is left out."""
-        where, limit = str(conversation.source), self.config.max_tokens
+        where, limit = str(conversation.source), self.config.max_length
         if self.config.too_long == "cut_oldest":
             shorter = self._without_oldest(conversation, example)
         elif self.config.too_long == "cut_answer":
@@ -228,7 +228,7 @@ class _Work:
             except (RowRefused, ControlTokenTyped):
                 return None
             same = [one for one in made if _last_trained(one) == _last_trained(example)]
-            if same and len(same[-1].input_ids) <= self.config.max_tokens:
+            if same and len(same[-1].input_ids) <= self.config.max_length:
                 return same[-1]
         return None
 

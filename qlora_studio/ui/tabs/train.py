@@ -231,7 +231,7 @@ def _cards(desk: Desk, family: str) -> gr.Radio:
 
 def _facts(changes: dict[str, Any]) -> str:
     """What a preset sets, in a few characters."""
-    rank, tokens = changes.get("lora.rank"), changes.get("data.max_tokens")
+    rank, tokens = changes.get("lora.rank"), changes.get("data.max_length")
     facts = [f"rank {rank}" if rank else "", f"{tokens} tok" if tokens else ""]
     return " · ".join(fact for fact in facts if fact)
 
