@@ -49,3 +49,12 @@ class StudioError(Exception):
     @property
     def hint(self) -> str:
         return self.problems[0].hint
+
+
+class LawBroken(StudioError):
+    """An account that the program keeps of itself does not add up: the fault is the program's, not the data's."""
+
+    def __init__(self, message: str, *, where: str = "") -> None:
+        super().__init__(
+            message, "This is a fault of QLoRA Studio; nothing was changed. Please report it.", where=where
+        )
