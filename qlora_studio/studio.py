@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from qlora_studio import presets
 from qlora_studio.bases import HUB_ID, Base, find_base
+from qlora_studio.core.bases import BaseFacts, BaseRef, FailedBase, ResolvedBase
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import DEMO_BASE, TrainConfig
 from qlora_studio.core.conversation import Conversation
@@ -20,6 +21,7 @@ from qlora_studio.core.dataset import DatasetReport, Finding
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
+from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.core.progress import Progress
 from qlora_studio.data.cleaning import clean, remedies
@@ -28,7 +30,8 @@ from qlora_studio.data.formats import registry as formats
 from qlora_studio.data.sets import importer
 from qlora_studio.data.sets import store as sets
 from qlora_studio.home import Home, bundled
-from qlora_studio.planner import corrections, doctor, dry_runs, fit, gpu, tables
+from qlora_studio.planner import bases, doctor, fit, tables
+from qlora_studio.planner.machine import read_machine
 from qlora_studio.presets import Preset
 from qlora_studio.runs import folder, store, supervisor
 from qlora_studio.runs.chat import ChatPipe
@@ -158,35 +161,39 @@ class Studio:
         return find_base(name, self.home.models)
 
     def gpus(self) -> list[GpuInfo]:
-        return gpu.read_gpus()
+        return list(self.machine().cards)
+
+    def machine(self) -> Machine:
+        """This computer at this moment."""
+        return read_machine(self.home)
+
+    def base_facts(self, config: TrainConfig) -> BaseFacts:
+        """What is known of a config's base; files only, in milliseconds."""
+        return bases.find_resolved(BaseRef(config.model.base, config.model.revision), self.home)
 
     def plan(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
-        """What a run would take, for the first card of this machine or its CPU, as earlier runs have corrected it."""
-        card = self._card()
-        return fit.make_plan(
-            config, self._shape(config), card, lengths, corrections.read_correction(self.home.cache, card)
-        )
+        """What a run would take of this machine, as earlier runs have corrected it."""
+        return fit.make_plan(config, self._shape(config), self.machine(), lengths)
 
     def plan_all_cards(self, config: TrainConfig) -> list[tables.Row]:
         """The plan of one model for every usual card, and for a CPU."""
-        return tables.plan_all_cards(config, self._shape(config))
+        return tables.plan_all_cards(config, self._shape(config), self.machine())
 
     def plan_all_models(self, config: TrainConfig) -> list[tables.Row]:
         """The plan of every known model for this machine."""
-        card = self._card()
-        return tables.plan_all_models(config, card, corrections.read_correction(self.home.cache, card))
-
-    def _card(self) -> GpuInfo | None:
-        return next(iter(gpu.read_gpus()), None)
+        return tables.plan_all_models(config, self.machine())
 
     def _shape(self, config: TrainConfig) -> ModelShape:
-        base = self.find_base(config.model.base)
-        found = dry_runs.read_measured_shape(str(base.folder or base.name), self.home.models, self.home.cache)
-        return found.model_copy(update={"name": base.name})
+        facts = self.base_facts(config)
+        if isinstance(facts, ResolvedBase):
+            return facts.shape
+        if isinstance(facts, FailedBase):
+            raise StudioError.of([facts.problem])
+        raise StudioError(facts.needs, "Look the model up first.", field="model.base")
 
     def check_machine(self, config: TrainConfig | None = None) -> list[Check]:
         """What can be told of this machine at once: card, driver, memory, disk."""
-        return doctor.check_machine(self.home.root, self._shape(config) if config else None)
+        return doctor.check_machine(self.home.root, self.machine(), self._shape(config) if config else None)
 
     def check_engine(self) -> JobFolder:
         """Starts looking at what only torch can tell; the checks are the job's result."""
