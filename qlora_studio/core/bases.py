@@ -31,6 +31,7 @@ class _Facts(BaseModel):
 class ResolvedBase(_Facts):
     """Everything a plan needs of a base, and what a person wants to know before choosing it."""
 
+    state: Literal["resolved"] = "resolved"
     shape: ModelShape
     weights: Literal["on_disk", "to_download", "missing"]
     """Where its weights are; `missing` for a folder that holds none that may be loaded."""
@@ -49,6 +50,7 @@ class ResolvedBase(_Facts):
 class UnresolvedBase(_Facts):
     """Nobody has looked yet: a `resolve` job finds out."""
 
+    state: Literal["unresolved"] = "unresolved"
     needs: str
     """What is still to be done, as a sentence."""
 
@@ -56,10 +58,14 @@ class UnresolvedBase(_Facts):
 class FailedBase(_Facts):
     """It was looked at, and it cannot be used as it is. Kept until someone asks again or something changes."""
 
+    state: Literal["failed"] = "failed"
+    stage: Literal["files", "hub", "dry_run"]
+    """What failed: its name or files, which nobody else can mend; the hub's answer; or its measurement. The last two
+    are kept, and asking again may end otherwise."""
     message: str
     hint: str = ""
     where: str = ""
-    field: str = ""
+    field: str = "model.base"
 
     @property
     def problem(self) -> Problem:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -56,7 +57,7 @@ def find_resolved(base: BaseRef, home: Home) -> BaseFacts:
             return _demo()
         return _from_hub_record(base, home)
     except StudioError as error:
-        return _failed(base, error)
+        return _failed(base, error, "files")
 
 
 def resolve(base: BaseRef, home: Home, measure: Measure, say: Say, *, again: bool = False) -> ResolvedBase | FailedBase:
@@ -77,7 +78,7 @@ def resolve(base: BaseRef, home: Home, measure: Measure, say: Say, *, again: boo
         _run_dry(base, home, measure)
         facts = find_resolved(base, home)
     if isinstance(facts, UnresolvedBase):
-        return FailedBase(name=base.name, message=facts.needs, hint="Look it up again.", field="model.base")
+        return FailedBase(name=base.name, stage="files", message=facts.needs, hint="Look it up again.")
     return facts
 
 
@@ -176,7 +177,7 @@ def _ask_hub(base: BaseRef, home: Home) -> None:
         said = look_up_model(base.name, base.revision)
         config = fetch_model_file(base.name, said.commit, "config.json")
     except StudioError as error:
-        kept = _Kept(failed=_failed(base, error), circumstances=circumstances())
+        kept = _Kept(failed=_failed(base, error, "hub"), circumstances=circumstances())
         write_whole(folder / "failure.json", kept.model_dump_json().encode())
         return
     write_whole(folder / "hub.json", _HubFile(**asdict(said)).model_dump_json().encode())
@@ -214,7 +215,7 @@ def _run_dry(base: BaseRef, home: Home, measure: Measure) -> None:
     try:
         kept = _Kept(measured=measure(folder))
     except StudioError as error:
-        kept = _Kept(failed=_failed(base, error))
+        kept = _Kept(failed=_failed(base, error, "dry_run"))
     write_whole(measurement_file(shape, home), kept.model_dump_json().encode())
 
 
@@ -228,10 +229,15 @@ def _forget(base: BaseRef, home: Home) -> None:
     shutil.rmtree(_hub_folder(base, home), ignore_errors=True)
 
 
-def _failed(base: BaseRef, error: StudioError) -> FailedBase:
+def _failed(base: BaseRef, error: StudioError, stage: Literal["files", "hub", "dry_run"]) -> FailedBase:
     first = error.problems[0]
     return FailedBase(
-        name=base.name, message=first.message, hint=first.hint, where=first.where, field=first.field or "model.base"
+        name=base.name,
+        stage=stage,
+        message=first.message,
+        hint=first.hint,
+        where=first.where,
+        field=first.field or "model.base",
     )
 
 

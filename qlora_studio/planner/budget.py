@@ -18,7 +18,7 @@ CPU_SHARE = 0.7
 def find_budget(config: TrainConfig, machine: Machine) -> tuple[int, str]:
     """Bytes the run may take of the card, or of the computer's memory where there is none, and why so many.
 
-    Raises a StudioError where that is less than a process needs before it has any tensor: no plan could ever fit.
+    Raises a StudioError where a card's budget is less than CUDA takes before there is any tensor: no plan could fit.
     """
     wanted, keep = config.memory.budget_gib, round(config.memory.keep_free_gib * GIB)
     card = machine.card
@@ -35,17 +35,17 @@ def find_budget(config: TrainConfig, machine: Machine) -> tuple[int, str]:
     if keep:
         budget = max(0, budget - keep)
         reason = f"{reason[:-1]}, less {gib(keep)} kept free: {gib(budget)}."
-    _refuse_less_than_a_process(budget, machine)
+    _refuse_less_than_a_context(budget, machine)
     return budget, reason
 
 
-def _refuse_less_than_a_process(budget: int, machine: Machine) -> None:
-    needed = CONTEXT_BYTES["cpu" if machine.card is None else "cuda"]
-    if budget > needed:
+def _refuse_less_than_a_context(budget: int, machine: Machine) -> None:
+    """What CUDA takes for itself is outside the allocator's cap, so a budget below it leaves a cap below zero."""
+    if machine.card is None or budget > CONTEXT_BYTES["cuda"]:
         return
-    what = "the process and its libraries take" if machine.card is None else "CUDA's own context takes"
     raise StudioError(
-        f"The budget is {gib(budget)}, and {what} {gib(needed)} before there is any model.",
+        f"The budget is {gib(budget)}, and CUDA's own context takes {gib(CONTEXT_BYTES['cuda'])} before there is "
+        "any model.",
         "Raise the budget, keep less free, or close other programs.",
         field="memory.budget_gib",
     )

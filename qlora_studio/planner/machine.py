@@ -27,7 +27,7 @@ def read_machine(home: Home) -> Machine:
     """This computer at this moment, with what earlier runs of this home measured on it. Milliseconds; never raises."""
     import psutil
 
-    cards = visible_cards(read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    cards = read_cards()
     card = cards[0] if cards else None
     memory = psutil.virtual_memory()
     return Machine(
@@ -42,6 +42,11 @@ def read_machine(home: Home) -> Machine:
         correction=read_correction(home.cache, card),
         speeds=read_speeds(home.cache, card),
     )
+
+
+def read_cards() -> list[GpuInfo]:
+    """The cards that a run may use, at this moment; none where no driver answers."""
+    return visible_cards(read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def visible_cards(cards: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:

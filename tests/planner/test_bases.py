@@ -94,6 +94,7 @@ def test_a_name_that_means_nothing_has_failed(home, name):
     facts = find_resolved(BaseRef(name), home)
     assert facts == FailedBase(
         name=name,
+        stage="files",
         message=f"There is no model folder '{name}'.",
         hint="Give a folder with config.json and safetensors weights, a hub id such as org/name, or "
         "'smollm2-135m-instruct'.",
@@ -123,6 +124,7 @@ def test_a_dry_run_that_failed_is_kept_and_made_again_only_when_asked(tmp_path, 
     failed = resolve(base, home, run, nothing)
     assert failed == FailedBase(
         name=base.name,
+        stage="dry_run",
         message="This architecture cannot be measured: odd.",
         hint="Choose another model.",
         where=str(tmp_path / "odd"),
@@ -200,7 +202,7 @@ def test_a_config_of_the_hub_that_asks_for_foreign_code_has_failed(home, running
 def test_a_refusal_is_kept_until_a_token_comes_or_someone_asks_again(home, running, monkeypatch):
     base = BaseRef("org/mine")
     failed = resolve(base, home, DryRun(), nothing)
-    assert failed.message == "The hub has no such model, or it is private."
+    assert (failed.stage, failed.message) == ("hub", "The hub has no such model, or it is private.")
     count = len(running.asked)
     assert find_resolved(base, home) == resolve(base, home, DryRun(), nothing) == failed
     assert len(running.asked) == count
