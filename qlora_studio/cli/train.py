@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from qlora_studio.cli import options as op
+from qlora_studio.cli.bases import look_up
 from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan
 from qlora_studio.core.errors import StudioError
@@ -42,6 +43,7 @@ def train(
     }  # fmt: skip
     config = op.build_config(studio, rank, memory, changes, set)
     studio.bases.find(config.model.base)
+    look_up(studio, console, config.model)
     plan = studio.plans.make(config)
     if file in {report.name for report in studio.data.sets()} and not Path(file).exists():
         dataset = file

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,37 @@ def test_a_base_that_does_not_exist_is_refused(cli, tmp_path, name):
 def test_a_hub_id_without_a_hub_is_one_sentence(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", "org/none")
-    assert code == 2 and errors.count("\n") == 1 and "'org/none' is not on this" in errors
+    assert code == 2 and errors == (
+        "Error: org/none: field 'model.base': The hub is switched off (HF_HUB_OFFLINE). "
+        "Switch it on, or give the folder of a model.\n"
+    )
 
 
-def test_a_folder_with_pickle_weights_only_is_refused(cli, tmp_path):
+def test_a_folder_with_pickle_weights_only_is_planned_for_and_refused_for_training(cli, tmp_path):
     folder = model(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    code, _, errors = cli("plan", "--model", str(folder))
+    code, out, _ = cli("plan", "--model", str(folder))
+    assert code == 0 and "It could not be trained as it is" in out and "pickle weights only" in " ".join(out.split())
+    code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", str(folder))
     assert code == 2 and errors.startswith(f"Error: {folder}: This model has pickle weights only")
+
+
+def test_a_config_json_alone_is_enough_for_a_plan(cli, tmp_path):
+    folder = model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    code, out, _ = cli("plan", "--model", str(folder))
+    assert code == 0 and "It fits" in out and "no safetensors weights" in " ".join(out.split())
+
+
+def test_a_dry_run_that_fails_never_ends_in_it_fits(cli, home, tmp_path):
+    folder = model(tmp_path)
+    values = json.loads((folder / "config.json").read_text()) | {"model_type": "not_a_family"}
+    (folder / "config.json").write_text(json.dumps(values))
+    code, out, errors = cli("plan", "--model", str(folder))
+    assert code == 2 and "fits" not in out and "This architecture cannot be measured" in errors
+    begun = time.monotonic()
+    assert cli("plan", "--model", str(folder))[2] == errors
+    assert time.monotonic() - begun < 1 and len(list((home / "cache" / "resolved").iterdir())) == 1
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
