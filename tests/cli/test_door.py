@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -198,3 +200,37 @@ def test_help_is_quick():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert "demo" in done.stdout and spent < 2, f"{spent:.2f} s of processor time"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "it may not be written. Set QLORA_STUDIO_HOME to a folder that can be written"),
+        (errno.EROFS, "it lies on a disk that can only be read. Set QLORA_STUDIO_HOME"),
+        (errno.ENOSPC, "the disk is full. Free some space"),
+    ],
+    ids=["no rights", "read-only disk", "full disk"],
+)
+def test_a_home_that_cannot_be_written_is_a_sentence(cli, home, monkeypatch, number, said):
+    def refuse(path, *_, **__):
+        if path != home:
+            raise OSError(number, os.strerror(number), str(path))
+
+    home.mkdir()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, _, errors = cli("doctor")
+    assert code == 2 and f"This cannot be written: {said}" in errors and str(home) in errors
+    assert "Traceback" not in errors and len(errors.splitlines()) == 1
+
+
+def test_help_comes_in_a_background_job_too():
+    """There SIGINT arrives ignored, as under nohup."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qlora_studio", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert "Usage:" in done.stdout and done.stderr == ""
