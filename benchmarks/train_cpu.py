@@ -48,8 +48,8 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
     import torch
 
     from qlora_studio.core.config import LoraSettings, TrainConfig
+    from qlora_studio.core.steps import Step
     from qlora_studio.engine import load, memory
-    from qlora_studio.engine.batches import Step
     from qlora_studio.engine.train import Setup, _Training
     from qlora_studio.home import Home
     from qlora_studio.planner.fit import make_plan

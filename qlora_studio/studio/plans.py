@@ -1,4 +1,4 @@
-"""Memory plans: what a run would take."""
+"""Plans: what a run would take, and whether it can start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from qlora_studio.core.bases import FailedBase, ResolvedBase
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MemoryPlan, ModelShape
+from qlora_studio.core.readiness import DataFacts, Readiness
 from qlora_studio.home import Home
-from qlora_studio.planner import fit, tables
+from qlora_studio.planner import fit, readiness, tables
 from qlora_studio.planner.machine import read_machine
 from qlora_studio.studio.bases import Bases
 
@@ -31,6 +32,11 @@ class Plans:
     def for_all_models(self, config: TrainConfig) -> list[tables.Row]:
         """The plan of every known model for this machine."""
         return tables.plan_all_models(config, read_machine(self.home))
+
+    def readiness(self, config: TrainConfig, data: DataFacts) -> Readiness:
+        """Everything a person wants to know before a start; what stands against it is listed and never raised."""
+        base = self.bases.facts(config.model.base, config.model.revision)
+        return readiness.assess(config, base, data, read_machine(self.home))
 
     def shape(self, config: TrainConfig) -> ModelShape:
         """The shape of a config's base. Raises a StudioError where nobody has looked it up yet, or where that failed."""

@@ -24,6 +24,8 @@ from qlora_studio.planner.corrections import learn_correction, step_settings
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.machine import read_machine
+from qlora_studio.planner.speeds import learn_speed
+from qlora_studio.planner.time import measured_speed
 from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
 from qlora_studio.worker.resolve import resolve_base
@@ -75,12 +77,18 @@ def run(context: Context) -> ev.Event:
         resume=find_checkpoint(context),
     )
 
+    steps: list[ev.StepLogged] = []
+
     def emit(event: ev.Event) -> None:
         context.emit(event)
         if isinstance(event, ev.ProbeMeasured):
             learn_from_probe(context, planned, event)
+        elif isinstance(event, ev.StepLogged):
+            steps.append(event)
 
     outcome = train(setup, emit, context.asked)
+    if (speed := measured_speed(planned.shape, plan, steps)) is not None:
+        learn_speed(context.home.cache, planned.gpu, speed)
     if config.model.template:
         tokenizer.inner.save_pretrained(context.folder.adapter)
     if outcome.stopped:
@@ -157,7 +165,7 @@ def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_row
     """The plan for the real token lengths, with what earlier runs measured here; said and kept."""
     machine = read_machine(context.home)
     lengths = [len(example.input_ids) for example in train_rows.examples]
-    shape = resolve_base(context, BaseRef(str(base.folder))).shape
+    shape = resolve_base(context, BaseRef(str(base.folder))).shape.model_copy(update={"name": base.label})
     plan = make_plan(config, shape, machine, lengths)
     planned = Planned(shrink_plan(context, plan, max(lengths)), shape, machine.card)
     keep_plan(context, planned.plan)
