@@ -35,6 +35,10 @@ class GpuInfo(_Value):
     temperature_c: int | None = None
     power_watts: float | None = None
     utilisation_percent: int | None = None
+    peak_flops: float | None = None
+    """Multiplications and additions a second in 16 bit with fp32 sums, as calculated from cores and clocks."""
+    bandwidth: float | None = None
+    """Bytes a second of its memory, as calculated from width and clock."""
     processes: tuple[GpuProcess, ...] = ()
 
 

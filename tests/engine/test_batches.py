@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from qlora_studio.core.example import IGNORED, Example
-from qlora_studio.engine.batches import collate, micro_batches, plan_steps
+from qlora_studio.core.steps import plan_steps
+from qlora_studio.engine.batches import collate, micro_batches
 from tests.engine.conftest import make_config, make_examples
 
 

@@ -186,7 +186,10 @@ def test_the_hub_that_is_switched_off_is_one_sentence(home, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(StudioError) as caught:
         import_hub(HubSet("someone/something"), home)
-    assert str(caught.value) == "someone/something: The hub is switched off (HF_HUB_OFFLINE). Give a file instead."
+    assert (
+        str(caught.value)
+        == "someone/something: The hub is switched off (HF_HUB_OFFLINE). Switch it on, or give a file."
+    )
     with pytest.raises(StudioError, match="is not the id of a hub data set"):
         import_hub(HubSet("../etc/passwd"), home)
 
