@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.memory import release
@@ -24,7 +24,7 @@ def held_out_loss(
 
     Out of memory, the set is cut smaller and the rows that failed are computed again; the training state is untouched.
     """
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = token_lengths(examples)
     tokens = sum(example.trained_tokens for example in examples)
     total, done, device = 0.0, 0, loss_function.head.device
     waiting = micro_batches(range(len(examples)), lengths, micro_batch_tokens)

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.core.plan import GIB, MemoryPlan
 from qlora_studio.engine import memory
 from qlora_studio.engine.batches import Step, collate, micro_batches, plan_steps
@@ -109,7 +109,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         config, plan, model = self.setup.config, self.setup.plan, self.setup.model
-        self.lengths = [len(example.input_ids) for example in self.setup.train]
+        self.lengths = token_lengths(self.setup.train)
         self.steps = plan_steps(self.lengths, config.optim)
         self.limits = Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

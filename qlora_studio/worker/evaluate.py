@@ -5,14 +5,16 @@ from __future__ import annotations
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Side
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import token_lengths
 from qlora_studio.core.jobs import EvaluateReport, EvaluateRequest
-from qlora_studio.data.sets.prepare import prepare_sources
+from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.load import keep_layout
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
+from qlora_studio.worker.rows import held_out as find_held_out
 
 MICRO_BATCH_TOKENS = 4096
 SIDES: tuple[Side, ...] = ("base", "tuned")
@@ -23,7 +25,10 @@ def run(context: Context) -> ev.Event:
     folder, prompts = JobFolder(request.run), request.prompts
     config = context.config(folder)
     live = open_run(context, folder)
-    held_out = prepare_sources(context.home.datasets, live.tokenizer, config.data, split="eval")
+    try:
+        held_out = find_held_out(context, config, live.tokenizer)
+    except Stopped:
+        return ev.Stopped()
     if not held_out.examples and not prompts:
         raise StudioError(
             "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
@@ -32,7 +37,7 @@ def run(context: Context) -> ev.Event:
     if held_out.examples:
         context.phase("measuring the held-out loss")
         loss_function = LossFunction(live.model)
-        micro = max(MICRO_BATCH_TOKENS, max(len(example.input_ids) for example in held_out.examples))
+        micro = max(MICRO_BATCH_TOKENS, max(token_lengths(held_out.examples)))
         for adapter in (False, True):
             if adapter:
                 loss, tokens = held_out_loss(loss_function, held_out.examples, micro)
