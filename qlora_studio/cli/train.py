@@ -22,7 +22,9 @@ from qlora_studio.studio import Studio
 
 
 def train(
-    files: Annotated[list[str], typer.Argument(help="Data files, or names of imported data sets; several are mixed.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Data files, or names of imported data sets; several are mixed.")
+    ],
     weight: Annotated[
         list[str] | None,
         typer.Option("--weight", help="Weight of one set in a mixture, by name: --weight general=0.3. Others have 1."),
