@@ -80,8 +80,6 @@ def test_a_card_is_read_whole(driver):
             power_watts=23.5,
             utilisation_percent=7,
             peak_flops=2e6 * 3072 * 3105 * HELD_CLOCK * 2,
-                30.2e12, rel=0.04
-            ),  # NVIDIA, Ada whitepaper: 30.2 with fp32 sums, without sparsity
             bandwidth=128 / 8 * 2e6 * 8501,
             processes=(
                 GpuProcess(pid=999_999_001, name="process 999999001", used_bytes=300),
