@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "assets" / "demo" / "pip.json"
 FAST = ["--set", "optim.learning_rate=2e-3", "--set", "optim.warmup_share=0"]

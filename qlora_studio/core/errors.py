@@ -72,3 +72,12 @@ def explain_unwritable(error: OSError) -> StudioError | None:
     )
     path = error.filename2 or error.filename or ""
     return StudioError(f"This cannot be written: {UNWRITABLE[error.errno]}.", hint, where=str(path))
+
+
+class LawBroken(StudioError):
+    """An account that the program keeps of itself does not add up: the fault is the program's, not the data's."""
+
+    def __init__(self, message: str, *, where: str = "") -> None:
+        super().__init__(
+            message, "This is a fault of QLoRA Studio; nothing was changed. Please report it.", where=where
+        )

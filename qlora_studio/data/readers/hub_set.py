@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.readers.parquet_file import plain_value
-from qlora_studio.data.readers.rows import Row, RowOrProblem
+from qlora_studio.data.readers.rows import Row, RowOrProblem, Tally
+from qlora_studio.data.readers.table_child import plain_value
 from qlora_studio.hub import find_token, pin_dataset
 
 
@@ -32,7 +32,7 @@ def pin(wanted: HubSet) -> HubSet:
     return HubSet(wanted.id, wanted.subset, wanted.split, pin_dataset(wanted.id, wanted.revision))
 
 
-def read_hub(pinned: HubSet) -> Iterator[RowOrProblem]:
+def read_hub(pinned: HubSet, tally: Tally) -> Iterator[RowOrProblem]:
     """Rows of a pinned set, streamed; the line of a row is its number, from 1."""
     from datasets import load_dataset
 
@@ -46,6 +46,7 @@ def read_hub(pinned: HubSet) -> Iterator[RowOrProblem]:
             token=find_token() or False,
         )
         for number, values in enumerate(rows, 1):
+            tally.rows += 1
             yield Row(str(pinned), number, {name: plain_value(value) for name, value in values.items()})
     except Exception as error:  # the library raises from bare Exception to those of every file format it reads
         said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -10,7 +10,7 @@ import pytest
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.readers.hub_set import HubSet, read_hub
-from qlora_studio.data.readers.rows import Row
+from qlora_studio.data.readers.rows import Row, Tally
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ANSWERS = {
@@ -95,6 +95,6 @@ def test_a_hub_that_is_not_there_is_one_sentence():
 def test_rows_are_streamed_with_their_numbers(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"a": "007"}\n{"a": "x"}\n')
     wanted = HubSet(str(tmp_path))
-    assert list(read_hub(wanted)) == [Row(str(wanted), 1, {"a": "007"}), Row(str(wanted), 2, {"a": "x"})]
+    assert list(read_hub(wanted, Tally())) == [Row(str(wanted), 1, {"a": "007"}), Row(str(wanted), 2, {"a": "x"})]
     with pytest.raises(StudioError, match=r"The data set cannot be read: .*Check subset and split on its page"):
-        list(read_hub(HubSet(str(tmp_path), split="nope")))
+        list(read_hub(HubSet(str(tmp_path), split="nope"), Tally()))
