@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qlora_studio.core.plan import GpuInfo, GpuProcess
-from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.gpu import HELD_CLOCK, read_gpus
 
 
 class Nvml:
