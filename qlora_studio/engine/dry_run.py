@@ -81,7 +81,7 @@ class StorageCount(TorchDispatchMode):
 
 
 class FourBitProduct(torch.autograd.Function):
-    """x·Wᵀ with W taken out of its four bits for the moment, in both directions; nothing of x is saved."""
+    """x·Wᵀ with W dequantised for the moment, in both directions; nothing of x is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: AdaptedLinear) -> torch.Tensor:
