@@ -40,7 +40,7 @@ class Runs:
         title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
         job = create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
         try:
-            supervisor.start(job)
+            supervisor.start(job, card=self.jobs.card_of(config.memory.card))
         except supervisor.TrainingBusy:
             shutil.rmtree(job.path, ignore_errors=True)
             raise
@@ -54,7 +54,7 @@ class Runs:
         self.refuse_second()
         job = JobFolder(view.folder)
         supervisor.clear_requests(job)
-        supervisor.start(job)
+        supervisor.start(job, card=self.jobs.card_of(view.config.memory.card))
 
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""
@@ -83,9 +83,9 @@ class Runs:
 
     def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling) -> JobRef:
         """Starts evaluating a run: held-out loss and answers of base and adapter."""
-        run = self.with_adapter(name).folder
-        request = EvaluateRequest(run=run, prompts=tuple(prompts), sampling=sampling)
-        return self.jobs.start(run / "evaluations", request)
+        run = self.with_adapter(name)
+        request = EvaluateRequest(run=run.folder, prompts=tuple(prompts), sampling=sampling)
+        return self.jobs.start(run.folder / "evaluations", request, card=run.config.memory.card)
 
     def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
         """What was started for a run, the newest first."""
