@@ -39,7 +39,7 @@ from qlora_studio.engine import load, memory
 from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
-from qlora_studio.engine.train import Setup, make_optimizer, train
+from qlora_studio.engine.loop import Setup, make_optimizer, train
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus

@@ -50,7 +50,7 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
     from qlora_studio.core.config import LoraSettings, TrainConfig
     from qlora_studio.engine import load, memory
     from qlora_studio.engine.batches import Step
-    from qlora_studio.engine.train import Setup, _Training
+    from qlora_studio.engine.loop import Setup, _Training
     from qlora_studio.planner.fit import make_plan
     from qlora_studio.planner.shape import read_shape
 

@@ -13,7 +13,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine import load, memory
-from qlora_studio.engine.checkpoint import find_damage
+from qlora_studio.engine.checkpoints import find_damage
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
 from qlora_studio.engine.generate import generate
 from qlora_studio.engine.merge import MergeKind, merge

@@ -14,10 +14,10 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.data.sets.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
-from qlora_studio.engine.checkpoint import newest_checkpoint
+from qlora_studio.engine.checkpoints import newest_checkpoint
+from qlora_studio.engine.loop import Setup, train
 from qlora_studio.engine.oom import Limits, next_lever
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
-from qlora_studio.engine.train import Setup, train
 from qlora_studio.planner.corrections import learn_correction, read_correction
 from qlora_studio.planner.dry_runs import read_measured_shape
 from qlora_studio.planner.estimate import estimate

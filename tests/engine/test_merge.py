@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.checkpoint import save_adapter, write_folder
+from qlora_studio.engine.checkpoints import save_adapter, write_folder
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
 from qlora_studio.engine.load import Device, load_base
 from qlora_studio.engine.merge import merge

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_studio.core import events as ev
 from qlora_studio.engine.batches import plan_steps
-from qlora_studio.engine.train import Setup, train
+from qlora_studio.engine.loop import Setup, train
 from tests.engine.conftest import make_config, make_examples, make_plan
 
 ROWS, LENGTH, BATCH, STEPS = 24, 20, 4, 12

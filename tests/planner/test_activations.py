@@ -11,7 +11,7 @@ from qlora_studio.engine.copies import config_for, write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.loss import CHUNK
-from qlora_studio.engine.train import make_optimizer
+from qlora_studio.engine.loop import make_optimizer
 from qlora_studio.planner.activations import LOSS_CHUNK, step_peak
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.shape import shape_from_config, shape_from_file

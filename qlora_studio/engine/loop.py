@@ -23,7 +23,7 @@ from qlora_studio.core.example import Example
 from qlora_studio.core.plan import GIB, MemoryPlan
 from qlora_studio.engine import memory
 from qlora_studio.engine.batches import Step, collate, micro_batches, plan_steps
-from qlora_studio.engine.checkpoint import load_state, save_adapter, save_state, write_folder
+from qlora_studio.engine.checkpoints import load_state, save_adapter, save_state, write_folder
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction, without_dropout
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers

@@ -16,9 +16,9 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
-from qlora_studio.engine import train as loop
+from qlora_studio.engine import loop
 from qlora_studio.engine.batches import collate, micro_batches
-from qlora_studio.engine.checkpoint import find_damage, newest_checkpoint
+from qlora_studio.engine.checkpoints import find_damage, newest_checkpoint
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
