@@ -99,6 +99,31 @@ def test_imports_point_down_the_floors(path):
             assert target in {"core", "data"} | FOUNDATION, f"engine imports {name}"
 
 
+def defined(path: Path) -> set[str]:
+    """The names that a file itself makes, as opposed to those it imports."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) in ("cli", "ui")], ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_a_face_takes_nothing_of_a_deeper_room_by_re_export(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("qlora_studio.studio"):
+            continue
+        file = PACKAGE.parent.joinpath(*str(node.module).split("."))
+        source = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        for alias in node.names:
+            assert alias.name in defined(source), f"{alias.name} of {node.module} comes from elsewhere"
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -37,7 +37,7 @@ def chat(
     console = Console()
     first = (ChatTurn(role="system", content=system),) if system else ()
     histories = dict.fromkeys(sides[side], first)
-    with closing(Studio().chat(run)) as pipe:
+    with closing(Studio().chats.open(run)) as pipe:
         while True:
             text = message if message is not None else _read(console)
             if text is None:

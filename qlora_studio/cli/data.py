@@ -16,7 +16,9 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import HubChoice, Studio
+from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.studio import Studio
+from qlora_studio.studio.data import HubChoice
 
 app = typer.Typer(help="Look at data, import it, list what is there.", no_args_is_help=True)
 SHOWN_PROBLEMS = 10
@@ -41,7 +43,7 @@ def inspect(
     """
     studio, console = Studio(), Console()
     columns = op.parse_columns(column)
-    looked = studio.inspect(file, format=format or "auto", columns=columns, rows=rows)
+    looked = studio.data.inspect(file, format=format or "auto", columns=columns, rows=rows)
     if looked.guess.format:
         console.print(
             f"Format: [bold]{looked.guess.format}[/], {looked.guess.confidence:.0%} sure: {looked.guess.reason}"
@@ -79,41 +81,41 @@ def show_conversation(console: Console, conversation: Conversation) -> None:
 
 def show_tokens(console: Console, studio: Studio, file: str, config: TrainConfig, rows: int) -> None:
     """The token view: trained text is underlined and in brackets, so that it shows without colour as well."""
-    job = studio.tokenise_file(file, config, rows)
-    state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
-    result = state.result
-    for preview in result["previews"]:
-        console.rule(
-            f"[dim]{escape(preview['source'])}, {preview['tokens']} tokens, {preview['trained']} trained[/]",
-            align="left",
-        )
+    job = studio.data.tokenise_file(file, config, rows)
+    state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
+    if isinstance(state.report, TokeniseReport):
+        show_report(console, state.report)
+
+
+def show_report(console: Console, report: TokeniseReport) -> None:
+    """Examples with their trained tokens, then counts, lengths and findings."""
+    for preview in report.previews:
+        title = f"[dim]{escape(preview.source)}, {preview.tokens} tokens, {preview.trained} trained[/]"
+        console.rule(title, align="left")
         text = Text()
-        for piece in preview["pieces"]:
-            text.append(
-                f"⟦{piece['text']}⟧" if piece["trained"] else piece["text"],
-                style="underline green" if piece["trained"] else "dim",
-            )
+        for piece in preview.pieces:
+            style = "underline green" if piece.trained else "dim"
+            text.append(f"⟦{piece.text}⟧" if piece.trained else piece.text, style=style)
         console.print(text)
-    share = result["trained_tokens"] / max(1, result["tokens"])
+    share = report.trained_tokens / max(1, report.tokens)
     console.rule(align="left")
     console.print(
-        f"{result['rows']} rows to train and {result['held_out_rows']} held out; "
-        f"{result['tokens']} tokens, {share:.0%} of them trained; "
-        f"median {result['median']}, longest {result['longest']}."
+        f"{report.rows} rows to train and {report.held_out_rows} held out; "
+        f"{report.tokens} tokens, {share:.0%} of them trained; "
+        f"median {report.median}, longest {report.longest}."
     )
     console.print(
-        f"Limit {result['limit']}: {result['too_long']} rows are longer, {result['dropped']} left out, "
-        f"{result['cut']} cut; {result['refused']} rows cannot be trained. "
-        f"Batches of eight as they come would be {result['padding_share']:.0%} padding."
+        f"Max sequence length {report.limit}: {report.too_long} rows are longer, {report.dropped} dropped, "
+        f"{report.cut} truncated; {report.refused} rows cannot be trained. "
+        f"Batches of eight as they come would be {report.padding_share:.0%} padding."
     )
-    most = max((entry["rows"] for entry in result["histogram"]), default=1)
-    for entry in result["histogram"]:
-        mark = " ← limit" if entry["from"] <= result["limit"] <= entry["to"] else ""
-        console.print(
-            f"{entry['from']:>7} {'█' * round(40 * entry['rows'] / most)} {entry['rows']}{mark}", highlight=False
-        )
-    for finding in result["findings"]:
-        show_finding(console, Finding.model_validate(finding))
+    most = max((column.rows for column in report.histogram), default=1)
+    for column in report.histogram:
+        mark = " ← limit" if column.first <= report.limit <= column.last else ""
+        bar = "█" * round(40 * column.rows / most)
+        console.print(f"{column.first:>7} {bar} {column.rows}{mark}", highlight=False)
+    for finding in report.findings:
+        show_finding(console, finding)
 
 
 def show_finding(console: Console, finding: Finding) -> None:
@@ -128,7 +130,7 @@ def show_finding(console: Console, finding: Finding) -> None:
 @app.command("lint")
 def lint(name: Annotated[str, typer.Argument(help="Name of an imported data set.")]) -> None:
     """Show what is wrong with the rows of a set, with examples and remedies. Exit code 1 where a run would not start."""
-    findings, console = Studio().findings(name), Console()
+    findings, console = Studio().data.findings(name), Console()
     for finding in findings:
         show_finding(console, finding)
     if not findings:
@@ -143,7 +145,7 @@ def mend(
     remedies: Annotated[list[str], typer.Argument(help="Remedies by name, as `data lint` names them.")],
 ) -> None:
     """Change a set by remedies, whole or not at all; what was done is kept in its report."""
-    report = Studio().mend(name, remedies)
+    report = Studio().data.clean(name, remedies)
     print(f"{report.name}: {report.rows} rows after {', '.join(remedies)}.")
 
 
@@ -166,7 +168,7 @@ def import_(
     choices: dict[str, Any] = {"name": name, "format": format or "auto", "columns": op.parse_columns(column)}
     if eval_file or drop_overlap:
         choices |= {"eval_file": eval_file, "drop_overlap": drop_overlap}
-    report = Studio().import_data(source, hub=HubChoice(subset, split, revision), skip_bad=skip_bad, **choices)
+    report = Studio().data.import_rows(source, hub=HubChoice(subset, split, revision), skip_bad=skip_bad, **choices)
     print(f"{report.name}: {report.rows} rows as {report.format}" + (", already there" if report.unchanged else ""))
     if report.skipped:
         print(f"{report.skipped} rows were left out:")
@@ -179,7 +181,7 @@ def import_(
 @app.command("list")
 def list_sets() -> None:
     """All imported data sets."""
-    reports = Studio().datasets()
+    reports = Studio().data.sets()
     if not reports:
         print("There are no data sets yet. `qlora-studio data import FILE` makes one.")
         return

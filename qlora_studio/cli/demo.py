@@ -9,39 +9,41 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qlora_studio.cli.evaluate import show_losses
 from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.words import clock
-from qlora_studio.studio import Demo, Studio
+from qlora_studio.studio import Studio
+from qlora_studio.studio.data import Demo
 
 
 def demo() -> None:
     """Tune a small model on 120 rows, compare it with its base, merge it, and check the merged model."""
     begun = time.monotonic()
     studio, console = Studio(), Console()
-    demo = studio.demo()
+    demo = studio.data.demo()
     console.rule("1  Rows")
-    report = studio.import_data(str(demo.rows), name="demo")
+    report = studio.data.import_rows(str(demo.rows), name="demo")
     console.print(f"{report.rows} rows as {report.format}, in {studio.home.datasets / 'demo'}")
     console.rule("2  Training, 4-bit QLoRA")
-    config = studio.with_presets(TrainConfig(), {} if studio.gpus() else {"memory": "cpu"})
+    config = studio.presets.apply(TrainConfig(), {} if studio.machine.gpus() else {"memory": "cpu"})
     config = config.replace({**demo.settings, "data.sources": [{"name": "demo"}], "saving.name": "demo"})
-    run = studio.start_training(config)
-    state = follow(console, lambda: studio.watch(run), lambda: studio.stop(run))
-    console.print(f"{state.step} steps, adapter in {studio.run(run).folder / 'adapter'}")
+    run = studio.runs.start(config)
+    state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
+    console.print(f"{state.step} steps, adapter in {studio.runs.open(run).folder / 'adapter'}")
     if state.state == "stopped":
         console.print("Stopped; the adapter is saved.")
         return
     console.rule("3  Before and after, same prompts, same seed")
-    job = studio.evaluate(run, demo.prompts, Sampling(max_new_tokens=64))
-    measured = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    job = studio.runs.evaluate(run, demo.prompts, Sampling(max_new_tokens=64))
+    measured = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_answers(console, measured, demo)
     console.rule("4  Merged weights")
-    job = studio.export(run, "merged", str(studio.home.exports / run), "as_chatted", demo.prompts)
-    exported = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    job = studio.exports.start(run, "merged", str(studio.home.exports / run), "as_chatted", demo.prompts)
+    exported = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_export(console, exported)
     kept = count_kept(exported, demo, "merged")
     console.print(f"Answers of the merged model in the taught form: {kept} of {len(demo.prompts)}.")
@@ -59,10 +61,7 @@ def show_answers(console: Console, state: Progress, demo: Demo) -> None:
     console.print(table)
     base, tuned, asked = count_kept(state, demo, "base"), count_kept(state, demo, "tuned"), len(demo.prompts)
     console.print(f"Answers in the taught form: base {base} of {asked}, tuned {tuned} of {asked}.")
-    result = state.result
-    console.print(
-        f"Held-out loss: base {result['base_loss']:.4f}, tuned {result['tuned_loss']:.4f}, over {result['rows']} rows."
-    )
+    show_losses(console, state)
 
 
 def count_kept(state: Progress, demo: Demo, side: str) -> int:

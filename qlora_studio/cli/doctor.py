@@ -13,6 +13,7 @@ from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.doctor import Check, diagnostics
+from qlora_studio.core.jobs import DoctorReport
 from qlora_studio.studio import Studio
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
@@ -25,12 +26,12 @@ def doctor(
     """Check card, driver, torch, 4-bit kernels, memory and disk. Exit code 1 where something is broken."""
     studio, console = Studio(), Console()
     config = TrainConfig().replace({"model.base": model}) if model else None
-    checks = studio.check_machine(config)
+    checks = studio.machine.check(config)
     if not plain:
         show(console, checks)
-    job = studio.check_engine()
-    state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
-    engine = [Check.model_validate(values) for values in state.result["checks"]]
+    job = studio.machine.check_engine()
+    state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
+    engine = list(state.report.checks) if isinstance(state.report, DoctorReport) else []
     if plain:
         print(diagnostics([*checks, *engine], str(studio.home.root), str(Path.home())))
     else:

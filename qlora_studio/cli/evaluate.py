@@ -12,6 +12,8 @@ from rich.markup import escape
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import EvaluateReport
+from qlora_studio.core.progress import Progress
 from qlora_studio.studio import Studio
 
 
@@ -25,14 +27,20 @@ def evaluate(
     """Held-out loss and answers of base and tuned model, on the same rows with the same seed."""
     studio, console = Studio(), Console()
     lines = read_prompts(prompts)
-    job = studio.evaluate(run, lines, Sampling(max_new_tokens=max_new_tokens))
-    state = follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job))
+    job = studio.runs.evaluate(run, lines, Sampling(max_new_tokens=max_new_tokens))
+    state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     for sample in state.samples:
         console.print(f"[bold]{sample.side}[/] · {escape(sample.prompt)}\n{escape(sample.answer)}\n")
-    base, tuned = state.result.get("base_loss"), state.result.get("tuned_loss")
-    if base is not None and tuned is not None:
+    show_losses(console, state)
+
+
+def show_losses(console: Console, state: Progress) -> None:
+    """Held-out loss of base and adapter, where the run holds rows out."""
+    report = state.report
+    if isinstance(report, EvaluateReport) and report.base_loss is not None and report.tuned_loss is not None:
+        base, tuned = report.base_loss, report.tuned_loss
         console.print(
-            f"Held-out loss: base {base:.4f}, tuned {tuned:.4f} ({tuned - base:+.4f}) over {state.result['rows']} rows."
+            f"Held-out loss: base {base:.4f}, tuned {tuned:.4f} ({tuned - base:+.4f}) over {report.rows} rows."
         )
 
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ExportKind, MergeInto
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.words import gib
-from qlora_studio.studio import ExportWhat, MergeKind, Studio
+from qlora_studio.studio import Studio
 
 CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")
 
@@ -38,16 +39,16 @@ def export(
     ] = True,
 ) -> None:
     """Write the adapter or the merged model, checked against what you chatted with."""
-    whats: dict[str, ExportWhat] = {"adapter": "adapter", "merged": "merged"}
-    kinds: dict[str, MergeKind] = {"original": "original", "as-chatted": "as_chatted"}
+    whats: dict[str, ExportKind] = {"adapter": "adapter", "merged": "merged"}
+    kinds: dict[str, MergeInto] = {"original": "original", "as-chatted": "as_chatted"}
     if what not in whats:
         raise StudioError(f"'{what}' cannot be exported.", "Choose merged or adapter.", field="--what")
     if merge not in kinds:
         raise StudioError(f"There is no merge '{merge}'.", "Choose original or as-chatted.", field="--merge")
     studio, console = Studio(), Console()
     asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and what == "merged" else []
-    job = studio.export(run, whats[what], to, kinds[merge], asked)
-    show_export(console, follow(console, lambda: studio.watch_job(job), lambda: studio.stop_job(job)))
+    job = studio.exports.start(run, whats[what], to, kinds[merge], asked)
+    show_export(console, follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job)))
 
 
 def show_export(console: Console, state: Progress) -> None:

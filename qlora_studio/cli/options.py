@@ -41,13 +41,13 @@ def build_config(
         else:
             names["rank"] = rank
     if memory is None:
-        memory = None if studio.gpus() else "cpu"
+        memory = None if studio.machine.gpus() else "cpu"
     if memory is not None:
         if memory.replace(".", "", 1).isdigit():
             extra["memory.budget_gib"] = float(memory)
         else:
             names["memory"] = memory
-    config = studio.with_presets(config, names)
+    config = studio.presets.apply(config, names)
     extra |= {field: value for field, value in changes.items() if value is not None}
     extra |= dict(parse_setting(text) for text in settings or [])
     return config.replace(extra)

@@ -28,9 +28,11 @@ def plan(
     studio = Studio()
     config = op.build_config(studio, rank, memory, {"model.base": model, "data.max_length": max_length}, set)
     if all_cards or all_models:
-        show_table(studio.plan_all_cards(config) if all_cards else studio.plan_all_models(config), by_card=all_cards)
+        show_table(
+            studio.plans.for_all_cards(config) if all_cards else studio.plans.for_all_models(config), by_card=all_cards
+        )
         return
-    made = studio.plan(config)
+    made = studio.plans.make(config)
     show_plan(Console(), made)
     if not made.fits:
         raise typer.Exit(1)

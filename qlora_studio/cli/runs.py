@@ -19,7 +19,7 @@ app = typer.Typer(help="List past and present runs, and look at one.", no_args_i
 @app.command("list")
 def list_runs() -> None:
     """All runs, newest first."""
-    runs = Studio().runs()
+    runs = Studio().runs.all()
     if not runs:
         print("There are no runs yet. `qlora-studio demo` makes one.")
         return
@@ -27,25 +27,27 @@ def list_runs() -> None:
         "Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", box=None, pad_edge=False
     )
     for run in runs:
-        progress = run.progress
         table.add_row(
             run.name,
-            run.config.model.base.rpartition("/")[2],
-            str(run.config.lora.rank),
-            run.state,
-            f"{progress.step}/{progress.total_steps}",
-            f"{progress.last.loss:.3f}" if progress.last else "–",
-            f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–",
+            run.base or "–",
+            str(run.rank or "–"),
+            "unreadable" if run.unreadable else run.state,
+            f"{run.step}/{run.total_steps}",
+            f"{run.loss:.3f}" if run.loss is not None else "–",
+            f"{run.held_out:.3f}" if run.held_out is not None else "–",
             clock(run.seconds),
             when(run.created),
         )
     Console().print(table)
+    for run in runs:
+        if run.unreadable:
+            print(f"{run.name} cannot be opened: {run.unreadable}")
 
 
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """One run: settings, plan beside measurement, losses, what happened."""
-    console, run = Console(), Studio().run(name)
+    console, run = Console(), Studio().runs.open(name)
     progress = run.progress
     console.print(f"[bold]{run.name}[/]  {run.state}  begun {when(run.created)}, {clock(run.seconds)}")
     for section, fields in run.config.model_dump(mode="json").items():
@@ -64,7 +66,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     for step, loss in progress.evaluations:
         console.print(f"Held-out loss at step {step}: {loss:.4f}")
     for retry in progress.retries:
-        console.print(f"Step {retry.step} ran out of memory and was computed again with {retry.lever}.")
+        console.print(f"Step {retry.step} ran out of memory and was computed again with {retry.change}.")
     if progress.message:
         console.print(f"[red]{progress.message}[/] {progress.hint}")
     if run.has_adapter:
@@ -75,13 +77,13 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
 def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """Go on with a run that was stopped, failed or interrupted, from its newest checkpoint."""
     studio, console = Studio(), Console()
-    studio.resume(name)
-    state = follow(console, lambda: studio.watch(name), lambda: studio.stop(name))
+    studio.runs.resume(name)
+    state = follow(console, lambda: studio.runs.watch(name), lambda: studio.runs.stop(name))
     console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}.")
 
 
 @app.command("stop")
 def stop(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
-    Studio().stop(name)
+    Studio().runs.stop(name)
     print(f"{name} stops after this step.")

@@ -82,7 +82,7 @@ class Watcher:
                 who = "with the adapter" if event.adapter else "of the base"
                 say(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")
             case ev.StepRetriedSmaller():
-                say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.lever}.[/]")
+                say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.change}.[/]")
             case ev.UpdateSkipped():
                 say(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
             case ev.StepLogged() if not self.console.is_terminal:

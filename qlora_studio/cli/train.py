@@ -41,12 +41,12 @@ def train(
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
     config = op.build_config(studio, rank, memory, changes, set)
-    studio.find_base(config.model.base)
-    plan = studio.plan(config)
-    if file in {report.name for report in studio.datasets()} and not Path(file).exists():
+    studio.bases.find(config.model.base)
+    plan = studio.plans.make(config)
+    if file in {report.name for report in studio.data.sets()} and not Path(file).exists():
         dataset = file
     else:
-        report = studio.import_data(file, format=config.data.format, columns=config.data.columns)
+        report = studio.data.import_rows(file, format=config.data.format, columns=config.data.columns)
         dataset = report.name
         console.print(f"{report.rows} rows as {report.format} ({report.reason})")
     show_plan(console, plan)
@@ -54,11 +54,11 @@ def train(
         raise StudioError("The plan does not fit, so nothing was started.", "Change what it names, or add --anyway.")
     accepted = [*config.data.accepted, *(accept or [])]
     config = config.replace({"data.sources": [{"name": dataset}], "data.accepted": accepted})
-    studio.check_data(config)
-    run = studio.start_training(config)
+    studio.data.check(config)
+    run = studio.runs.start(config)
     console.print(f"Run [bold]{run}[/]")
-    state = follow(console, lambda: studio.watch(run), lambda: studio.stop(run))
-    view = studio.run(run)
+    state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
+    view = studio.runs.open(run)
     loss = f", loss {state.last.loss:.3f}" if state.last else ""
     console.print(f"[green]{state.state.capitalize()}[/] after {state.step} steps and {clock(view.seconds)}{loss}.")
     if view.has_adapter:

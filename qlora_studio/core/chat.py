@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 Side = Literal["base", "tuned"]
 
@@ -40,9 +41,23 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["ask"] = "ask"
     turns: tuple[ChatTurn, ...]
     side: Side = "tuned"
     sampling: Sampling = Sampling()
+
+
+class StopAnswer(BaseModel):
+    """Ends the answer that is being written; what is there stays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["stop"] = "stop"
+
+
+ChatMessage = Annotated[ChatRequest | StopAnswer, Field(discriminator="kind")]
+"""What goes to a chat worker, one a line."""
+CHAT_MESSAGES: TypeAdapter[ChatMessage] = TypeAdapter(ChatMessage)
 
 
 class ChatPiece(BaseModel):
@@ -58,3 +73,20 @@ class ChatPiece(BaseModel):
     """On the last piece: the exact text the model was given."""
     error: str = ""
     hint: str = ""
+
+
+class Chat(Protocol):
+    """An open chat with a model in memory. Closing it gives the memory back."""
+
+    @property
+    def lives(self) -> bool: ...
+
+    def ask(self, request: ChatRequest) -> Iterator[ChatPiece]:
+        """The answer as it grows; the last piece is `done`. Raises a StudioError for what went wrong."""
+        ...
+
+    def stop(self) -> None:
+        """Ends the answer that is being written; what is there stays."""
+        ...
+
+    def close(self) -> None: ...

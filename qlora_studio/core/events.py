@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from qlora_studio.core.jobs import Report
 from qlora_studio.core.plan import MemoryPlan
 
 
@@ -123,11 +124,11 @@ class CheckpointSaved(Event):
 
 
 class StepRetriedSmaller(Event):
-    """Memory ran out; the same step is computed again with less at once. Its result stays what it was."""
+    """Memory ran out; the same step is computed again in smaller parts. Its result stays what it was."""
 
     tag = "retried"
     step: int
-    lever: str
+    change: str = Field("", validation_alias=AliasChoices("change", "lever"))
     """What was made smaller, in words."""
     micro_batch_tokens: int
     checkpointed_layers: int
@@ -165,7 +166,8 @@ class Checked(Event):
 class Finished(Event):
     tag = "finished"
     ends = True
-    result: dict[str, Any] = {}
+    report: Report | None = None
+    """None in the journal of a version that wrote no report."""
 
 
 class Stopped(Event):
@@ -193,4 +195,5 @@ def parse_event(values: Mapping[str, Any]) -> Event | None:
     try:
         return kind.model_validate(values)
     except ValidationError:
-        return None
+        # A report of another version must not make a finished job look like one that vanished.
+        return Finished() if kind is Finished else None

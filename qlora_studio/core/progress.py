@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Literal
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.jobs import Report
 from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.series import Series
+
+State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+"""States that a job's own last event says."""
+AT_WORK: tuple[State, ...] = ("starting", "running", "stopping")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a job stands."""
 
-    state: str = "waiting"
-    """`waiting`, `running`, `finished`, `stopped` or `failed`; the folder adds `interrupted`."""
+    state: Literal["starting", "running", "finished", "stopped", "failed"] = "starting"
+    """As far as the events tell; `find_state` adds what only locks and requests show."""
     job: str = ""
     phase: str = ""
     done: int = 0
@@ -24,8 +31,8 @@ class Progress:
     unit: str = ""
     step: int = 0
     total_steps: int = 0
-    losses: tuple[tuple[int, float], ...] = ()
-    evaluations: tuple[tuple[int, float], ...] = ()
+    losses: Series = field(default_factory=Series)
+    evaluations: Series = field(default_factory=Series)
     base_loss: float | None = None
     """Held-out loss of the base alone."""
     last: ev.StepLogged | None = None
@@ -41,11 +48,11 @@ class Progress:
     checkpoint: ev.CheckpointSaved | None = None
     message: str = ""
     hint: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
+    report: Report | None = None
 
     @property
     def ended(self) -> bool:
-        return self.state in ("finished", "stopped", "failed")
+        return self.state in ENDED
 
     @property
     def share(self) -> float:
@@ -76,8 +83,8 @@ def advance(state: Progress, event: ev.Event) -> Progress:
             return replace(
                 state,
                 step=event.step,
-                losses=tuple(point for point in state.losses if point[0] <= event.step),
-                evaluations=tuple(point for point in state.evaluations if point[0] <= event.step),
+                losses=state.losses.up_to(event.step),
+                evaluations=state.evaluations.up_to(event.step),
             )
         case ev.StepLogged():
             return replace(
@@ -86,13 +93,12 @@ def advance(state: Progress, event: ev.Event) -> Progress:
                 total_steps=event.total_steps,
                 last=event,
                 peak_bytes=max(state.peak_bytes, event.peak_bytes),
-                losses=(*before(state.losses, event.step), (event.step, event.loss)),
+                losses=state.losses.add(event.step, event.loss),
             )
         case ev.EvaluationLogged() if not event.adapter:
             return replace(state, base_loss=event.loss)
         case ev.EvaluationLogged():
-            kept = before(state.evaluations, event.step)
-            return replace(state, evaluations=(*kept, (event.step, event.loss)))
+            return replace(state, evaluations=state.evaluations.add(event.step, event.loss))
         case ev.SampleWritten():
             return replace(state, samples=(*state.samples, event))
         case ev.CheckpointSaved():
@@ -106,7 +112,7 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Checked():
             return replace(state, checks=(*state.checks, event))
         case ev.Finished():
-            return replace(state, state="finished", result=event.result)
+            return replace(state, state="finished", report=event.report)
         case ev.Stopped():
             return replace(state, state="stopped", step=max(state.step, event.step))
         case ev.Failed():
@@ -114,11 +120,33 @@ def advance(state: Progress, event: ev.Event) -> Progress:
     return state
 
 
-def before(points: tuple[tuple[int, float], ...], step: int) -> tuple[tuple[int, float], ...]:
-    """The points before a step: a run that began again, for want of a checkpoint, computes the later ones anew."""
-    return points if not points or points[-1][0] < step else tuple(point for point in points if point[0] < step)
-
-
 def fold(events: Iterable[ev.Event], state: Progress | None = None) -> Progress:
     """The state after all of these events."""
     return reduce(advance, events, state or Progress())
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as a person means it: its state, how far it is, how long it has taken."""
+
+    state: State
+    progress: Progress
+    seconds: float | None = None
+    """From its first to its newest event."""
+
+    @property
+    def at_work(self) -> bool:
+        return self.state in AT_WORK
+
+
+def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool) -> State:
+    """The state of a job.
+
+    `alive`: a process holds the folder's lock. `seen`: one has held it, or the job is too old for one still to come;
+    so a job whose process has not appeared yet is starting, never interrupted. `stop_asked`: a stop waits in `control`.
+    """
+    if progress.state != "starting" and progress.state != "running":
+        return progress.state
+    if alive:
+        return "stopping" if stop_asked else progress.state
+    return "interrupted" if seen else "starting"

@@ -294,7 +294,7 @@ class _Training:
         self.emit(
             ev.StepRetriedSmaller(
                 step=self.step + 1,
-                lever=lever,
+                change=lever,
                 micro_batch_tokens=self.limits.micro_batch_tokens,
                 checkpointed_layers=self.limits.checkpointed_layers,
                 reason=reason,

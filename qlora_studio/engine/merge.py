@@ -14,15 +14,15 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import MergeInto
 from qlora_studio.engine.safetensors_stream import DTYPES, Entry, SafetensorsFile, tensor_bytes, write_safetensors
 
-MergeKind = Literal["original", "as_chatted"]
 INDEX = "model.safetensors.index.json"
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -105,7 +105,7 @@ def merge(
     base: Path,
     adapter: Path,
     out: Path,
-    kind: MergeKind,
+    kind: MergeInto,
     compute: torch.dtype,
     advanced: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -146,7 +146,7 @@ def merge(
                 shutil.copyfile(folder / name, out / name)
 
 
-def _entry(shard: SafetensorsFile, name: str, pairs: AdapterFile, kind: MergeKind, compute: torch.dtype) -> Entry:
+def _entry(shard: SafetensorsFile, name: str, pairs: AdapterFile, kind: MergeInto, compute: torch.dtype) -> Entry:
     """How one tensor of the merged model is written: copied, or computed when its turn comes."""
     if name not in pairs.pairs:
         return Entry(name, shard.dtype(name), shard.shape(name), partial(shard.copy, name))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 from collections.abc import Iterator
 
-from qlora_studio.core.chat import ChatPiece, ChatRequest
+from qlora_studio.core.chat import ChatPiece, ChatRequest, StopAnswer
 from qlora_studio.core.errors import StudioError
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.supervisor import detached, last_line, worker_command, worker_environment
@@ -37,10 +36,10 @@ class ChatPipe:
     def ask(self, request: ChatRequest) -> Iterator[ChatPiece]:
         """The answer as it grows; the last piece is `done`. Raises a StudioError for what went wrong in the worker."""
         with self.busy:
-            self._write(request.model_dump_json())
+            self._write(request)
             assert self.process.stdout is not None
             for line in self.process.stdout:
-                piece = ChatPiece.model_validate(json.loads(line))
+                piece = ChatPiece.model_validate_json(line)
                 if piece.error:
                     raise StudioError(piece.error, piece.hint)
                 yield piece
@@ -53,7 +52,7 @@ class ChatPipe:
     def stop(self) -> None:
         """Ends the answer that is being written; what is there stays."""
         if self.lives and self.busy.locked():
-            self._write('{"stop": true}')
+            self._write(StopAnswer())
 
     def close(self) -> None:
         if self.process.stdin is not None:
@@ -63,10 +62,10 @@ class ChatPipe:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def _write(self, line: str) -> None:
+    def _write(self, message: ChatRequest | StopAnswer) -> None:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.write(message.model_dump_json().encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
             raise StudioError(

@@ -11,13 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import Request, parse_request
+from qlora_studio.runs.lock import is_held
 
-SCHEMA = 1
+SCHEMA = 2
+STARTING_SECONDS = 60
+"""How long a job without any sign of a process counts as one that is starting."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,90}")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a job file says."""
+
+    title: str
+    created: float
+    """Seconds since the epoch."""
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +70,34 @@ class JobFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
-    def read_job(self) -> dict[str, Any]:
+    def read_job(self) -> Job:
         """What the job is asked to do. Raises a StudioError where the file is missing or of another version."""
         values = read_json(self.job_file)
-        if values.get("schema") != SCHEMA:
-            raise StudioError("This job was written by another version.", "Start it anew.", where=str(self.job_file))
-        return values
+        if values.get("schema") == 1:  # before requests had types: kind and arguments side by side
+            values |= {"request": {"job": values.get("job")}, "schema": SCHEMA}
+        try:
+            if values.get("schema") != SCHEMA:
+                raise ValueError(f"schema {values.get('schema')}")
+            return Job(str(values["title"]), float(values["created"]), parse_request(values["request"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StudioError(
+                f"This job was written by another version ({error}).", "Start it anew.", where=str(self.job_file)
+            ) from None
 
     def worker_lives(self) -> bool:
         """Whether a worker holds the lock: the only sign of life that cannot be stale."""
-        if not self.lock_file.exists():
-            return False
-        lock = FileLock(self.lock_file)
+        return is_held(self.lock_file)
+
+    def was_seen(self) -> bool:
+        """Whether a worker has ever held the lock, or none will come any more."""
         try:
-            with lock.acquire(timeout=0):
-                return False
-        except Timeout:
+            return self.lock_file.exists() or time.time() - self.job_file.stat().st_mtime > STARTING_SECONDS
+        except OSError:
             return True
+
+    def is_asked(self, request: str) -> bool:
+        """Whether this request waits for the worker."""
+        return (self.control / request).exists()
 
     def ask(self, request: str) -> None:
         """Leaves a request for the worker: `stop` or `save`."""
@@ -82,9 +105,7 @@ class JobFolder:
         (self.control / request).touch()
 
 
-def create_job(
-    parent: Path, job: str, title: str, arguments: dict[str, Any], files: dict[str, Any] | None = None
-) -> JobFolder:
+def create_job(parent: Path, title: str, request: Request, files: dict[str, Any] | None = None) -> JobFolder:
     """A new folder under `parent`, named after the title and never one that exists, with its job file and JSON files.
 
     The folder appears whole: it is filled under a hidden name and renamed.
@@ -92,7 +113,12 @@ def create_job(
     parent.mkdir(parents=True, exist_ok=True)
     stage = parent / f".new-{os.getpid()}-{time.monotonic_ns()}"
     stage.mkdir(mode=0o700)
-    values = {"schema": SCHEMA, "job": job, "title": title, "created": time.time(), "arguments": arguments}
+    values = {
+        "schema": SCHEMA,
+        "title": title,
+        "created": time.time(),
+        "request": request.model_dump(mode="json"),
+    }
     for name, content in {"job.json": values, **(files or {})}.items():
         write_json(stage / name, content)
     stem, number = slug(title), 1

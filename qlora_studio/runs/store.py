@@ -1,89 +1,179 @@
-"""The runs that lie in a home: list them, open one, say where it stands."""
+"""The runs that lie in a home: list them, open one, say where it stands. What was read is kept until a file changes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.progress import Progress
-from qlora_studio.runs.folder import JobFolder, find_job, read_json
+from qlora_studio.core.progress import JobView, Progress, find_state
+from qlora_studio.core.runs import RunSummary, RunView
+from qlora_studio.runs.folder import JobFolder, find_job, read_json, write_json
 from qlora_studio.runs.journal import Follower
 
+CACHE = "run-summaries.json"
+CACHE_VERSION = 1
+"""Raised whenever summaries of before mean something else."""
+Mark = list[int]
+"""Time and size of the files that a summary was made from."""
 
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """A run as a face sees it."""
 
-    name: str
-    title: str
-    created: float
-    config: TrainConfig
-    progress: Progress
-    state: str
-    """`running`, `finished`, `stopped`, `failed` or `interrupted`."""
-    seconds: float | None
-    folder: Path
+@dataclass(slots=True)
+class _Kept:
+    """A summary, and what its files were like."""
 
-    @property
-    def has_adapter(self) -> bool:
-        return (self.folder / "adapter" / "MANIFEST.json").is_file()
+    mark: Mark
+    summary: RunSummary
 
 
 class RunStore:
-    """Reads run folders; keeps how far each journal has been read, so that looking again costs only what is new."""
+    """Reads run folders. Safe to ask from several threads; looking again costs only what is new.
 
-    def __init__(self, runs: Path) -> None:
+    Summaries of runs that have ended are also kept in a file, so that a fresh process need not read their journals.
+    """
+
+    def __init__(self, runs: Path, cache: Path | None = None) -> None:
         self.runs = runs
+        self.cache = cache / CACHE if cache else None
         self.followers: dict[Path, Follower] = {}
+        self.lock = threading.RLock()
+        self.kept: dict[str, _Kept] | None = None
 
     def names(self) -> list[str]:
         """Names of all runs, newest first."""
-        if not self.runs.is_dir():
-            return []
-        files = [path for path in self.runs.glob("*/job.json") if not path.parent.name.startswith(".")]
-        return [path.parent.name for path in sorted(files, key=lambda path: (-_created(path), path.parent.name))]
+        return [summary.name for summary in self.summaries()]
+
+    def summaries(self) -> list[RunSummary]:
+        """All runs, newest first; one that cannot be read is listed with that fact."""
+        with self.lock:
+            if self.kept is None:
+                self.kept = self._read_cache()
+            found, fresh = {}, False
+            for folder in self._folders():
+                mark = _mark(folder)
+                kept = self.kept.get(folder.name)
+                if kept is None or kept.mark != mark or kept.summary.at_work:
+                    kept = _Kept(mark, self._summarise(folder))
+                    fresh = fresh or not kept.summary.at_work
+                found[folder.name] = kept
+            gone = self.kept.keys() - found.keys()
+            self.kept = found
+            if fresh or gone:
+                self._write_cache(found)
+            summaries = [kept.summary for kept in found.values()]
+        return sorted(summaries, key=lambda summary: (-summary.created, summary.name))
 
     def open(self, name: str) -> RunView:
-        """One run. Raises a StudioError for a name that is none."""
+        """One run. Raises a StudioError for a name that is none, and for a run whose files cannot be read."""
         folder = find_job(self.runs, name, "run")
         job = folder.read_job()
         config = TrainConfig.parse(read_json(folder.config_file), str(folder.config_file))
-        progress, state, seconds = self.look(folder)
         return RunView(
-            folder.name, str(job["title"]), float(job["created"]), config, progress, state, seconds, folder.path
+            folder.name, job.title, job.created, config, self.look(folder), folder.path, _has_adapter(folder)
         )
 
-    def list(self) -> list[RunView]:
-        """All runs that can be read, newest first."""
-        views = []
-        for name in self.names():
-            try:
-                views.append(self.open(name))
-            except StudioError:  # a folder that is not ours or of another version is left alone
-                continue
-        return views
-
-    def look(self, folder: JobFolder) -> tuple[Progress, str, float | None]:
+    def look(self, folder: JobFolder) -> JobView:
         """Progress, state and duration of any job folder. The state is derived, never stored."""
-        follower = self.followers.setdefault(folder.path, Follower(folder.events))
-        lives = folder.worker_lives()  # before reading, so that a last event cannot fall in between
-        follower.read()
-        progress = follower.progress
-        seconds = None
-        if follower.started_at is not None and follower.last_at is not None:
-            seconds = follower.last_at - follower.started_at
-        if progress.ended:
-            return progress, progress.state, seconds
-        state = "running" if lives else "interrupted"
-        return replace(progress, state=state), state, seconds
+        with self.lock:
+            follower = self.followers.setdefault(folder.path, Follower(folder.events))
+            alive = folder.worker_lives()  # before reading, so that a last event cannot fall in between
+            follower.read()
+            progress = follower.progress
+            seconds = None
+            if follower.started_at is not None and follower.last_at is not None:
+                seconds = max(0.0, follower.last_at - follower.started_at)  # a clock may be set back in between
+        state = find_state(
+            progress, alive=alive, seen=bool(progress.job) or folder.was_seen(), stop_asked=folder.is_asked("stop")
+        )
+        return JobView(state, progress, seconds)
+
+    def forget(self, folder: JobFolder) -> None:
+        """Drops what was read of a job, to give its memory back."""
+        with self.lock:
+            self.followers.pop(folder.path, None)
+
+    def _folders(self) -> list[JobFolder]:
+        try:
+            places = sorted(self.runs.iterdir())
+        except OSError:
+            return []
+        folders = [JobFolder(path) for path in places if not path.name.startswith(".")]
+        return [folder for folder in folders if folder.job_file.is_file()]
+
+    def _summarise(self, folder: JobFolder) -> RunSummary:
+        watched = folder.path in self.followers
+        view = self.look(folder)
+        values: dict[str, Any] = {"name": folder.name, "title": folder.name, "created": 0.0, "state": view.state}
+        try:
+            job = folder.read_job()
+            values |= {"title": job.title, "created": job.created}
+            config = TrainConfig.parse(read_json(folder.config_file), str(folder.config_file))
+            values |= {"base": config.model.base.rstrip("/").rpartition("/")[2], "rank": config.lora.rank}
+        except StudioError as error:
+            values["unreadable"] = str(error)
+            values["created"] = values["created"] or folder.job_file.stat().st_mtime
+        if not watched and not view.at_work:
+            self.forget(folder)  # hundreds of ended runs need not stay in memory
+        return RunSummary(**values, **_figures(view.progress), seconds=view.seconds, has_adapter=_has_adapter(folder))
+
+    def _read_cache(self) -> dict[str, _Kept]:
+        """What an earlier process knew; nothing where the file is missing, broken or of another version."""
+        try:
+            values = json.loads(self.cache.read_text(encoding="utf-8")) if self.cache else {}
+            if values.get("version") != CACHE_VERSION:
+                return {}
+            return {
+                name: _Kept(kept["mark"], RunSummary.model_validate(kept["summary"]))
+                for name, kept in values["runs"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+            return {}
+
+    def _write_cache(self, found: dict[str, _Kept]) -> None:
+        """Keeps the summaries of runs that are over. A cache that cannot be written costs time, nothing else."""
+        if self.cache is None:
+            return
+        over = {
+            name: {"mark": kept.mark, "summary": kept.summary.model_dump(mode="json")}
+            for name, kept in found.items()
+            if not kept.summary.at_work
+        }
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.cache, {"version": CACHE_VERSION, "runs": over})
+        except OSError:
+            return
 
 
-def _created(job_file: Path) -> float:
-    try:
-        values: dict[str, Any] = read_json(job_file)
-        return float(values.get("created", 0))
-    except (StudioError, TypeError, ValueError):
-        return 0.0
+def _figures(progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "total_steps": progress.total_steps,
+        "loss": progress.last.loss if progress.last else None,
+        "held_out": progress.evaluations[-1][1] if progress.evaluations else None,
+        "peak_bytes": progress.peak_bytes,
+        "has_curve": bool(progress.losses),
+    }
+
+
+def _mark(folder: JobFolder) -> Mark:
+    """Changes whenever the run's summary would: its own time, and time and size of journal, config and job file."""
+    mark = []
+    for path in (folder.job_file, folder.config_file, folder.events, folder.adapter / "MANIFEST.json"):
+        try:
+            facts = path.stat()
+        except OSError:
+            mark += [0, 0]
+        else:
+            mark += [facts.st_mtime_ns, facts.st_size]
+    return mark
+
+
+def _has_adapter(folder: JobFolder) -> bool:
+    return (folder.adapter / "MANIFEST.json").is_file()

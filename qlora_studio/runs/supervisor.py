@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-import signal
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event, Failed
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Follower
+from qlora_studio.runs.lock import is_held, read_words
 
 START_SECONDS = 30
 """How long a worker may take from its start to its first event: only Python itself stands in between."""
 LEAVE_SECONDS = 20
 """How long a worker may take to give its memory back after its last event."""
 POLL_SECONDS = 0.15
-REMOVED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PYTORCH_CUDA_ALLOC_CONF")
+REMOVED = ("PYTORCH_CUDA_ALLOC_CONF",)
+"""The old name of PYTORCH_ALLOC_CONF, which would contradict what is set here."""
+BUSY = 3
+"""Exit code of a guard that found another training at work."""
+
+
+class TrainingBusy(StudioError):
+    """Another training is at work in this home."""
+
+
+def training_lock(folder: JobFolder) -> Path:
+    """The lock that every training of a home must hold: one card, one training."""
+    return folder.path.parent / ".training.lock"
 
 
 def worker_environment() -> dict[str, str]:
@@ -42,9 +53,14 @@ def worker_environment() -> dict[str, str]:
     # `python app.py` in a checkout works without an installation: the worker must find the same package.
     places = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not runs_under_wsl():
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return environment
+
+
+def runs_under_wsl() -> bool:
+    """Whether this Linux runs inside Windows, where expandable segments fail (pytorch issue 192330)."""
+    return "microsoft" in platform.release().lower()
 
 
 def worker_command(folder: JobFolder) -> list[str]:
@@ -59,7 +75,10 @@ def detached() -> dict[str, object]:
 
 
 def start(folder: JobFolder) -> None:
-    """Starts the worker of a job folder and returns once it has said so. Raises a StudioError where it does not."""
+    """Starts the worker of a job folder and returns once it has said so.
+
+    Raises a StudioError where it does not, and `TrainingBusy` where another training is at work in this home.
+    """
     said = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.log.open("ab") as log:
         process = subprocess.Popen(
@@ -78,6 +97,12 @@ def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], said: int
     """Returns once the journal has grown past the `said` bytes: the worker holds its lock and has begun."""
     until = time.monotonic() + START_SECONDS
     while not (folder.events.exists() and folder.events.stat().st_size > said):
+        if process.poll() == BUSY:
+            holder = read_words(training_lock(folder))
+            raise TrainingBusy(
+                f"The run '{holder}' is still at work, and two trainings would not fit the plan of either.",
+                "Wait for it, or stop it first.",
+            )
         if process.poll() is not None:
             raise StudioError("The worker did not start.", f"Its log is {folder.log}: {last_line(folder.log)}")
         if time.monotonic() > until:
@@ -87,14 +112,14 @@ def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], said: int
 
 
 def watch(folder: JobFolder) -> Iterator[Event]:
-    """Events of a job until it is over, the past ones first. A worker that died without a word ends in `Failed`."""
+    """Events of a job until it is over, the past ones first. A worker that vanished ends in `Failed`."""
     follower = Follower(folder.events)
     while True:
         lives = folder.worker_lives()
         yield from follower.read()
         if follower.progress.ended:
             return
-        if not lives:
+        if not lives and (follower.progress.job or folder.was_seen()):
             yield Failed(**dict(zip(("message", "hint"), explain_death(folder), strict=True)))
             return
         time.sleep(POLL_SECONDS)
@@ -113,46 +138,24 @@ def stop(folder: JobFolder) -> None:
     folder.ask("stop")
 
 
-def is_at_work(folder: JobFolder) -> bool:
-    """Whether a worker lives and has not said its last word; one that has is given a moment to leave."""
-    if not folder.worker_lives():
-        return False
-    follower = Follower(folder.events)
-    follower.read()
+def find_training(runs: Path) -> str | None:
+    """The name of the run that is training in this folder of runs; one that has said its last word may still leave."""
+    lock = runs / ".training.lock"
     until = time.monotonic() + LEAVE_SECONDS
-    while follower.progress.ended and folder.worker_lives() and time.monotonic() < until:
+    while is_held(lock):
+        name = read_words(lock)
+        follower = Follower(JobFolder(runs / name).events)
+        follower.read()
+        if not follower.progress.ended or time.monotonic() > until:
+            return name or "of another window"
         time.sleep(POLL_SECONDS)
-    return folder.worker_lives()
+    return None
 
 
 def clear_requests(folder: JobFolder) -> None:
     """Forgets what was asked of an earlier worker."""
     for request in folder.control.glob("*"):
         request.unlink(missing_ok=True)
-
-
-def end(folder: JobFolder, patience_seconds: float = 30) -> None:
-    """Ends a worker that does not answer: asks, then terminates, then kills its process and children."""
-    stop(folder)
-    until = time.monotonic() + patience_seconds
-    while folder.worker_lives() and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if not folder.worker_lives():
-            return
-        for process in worker_processes(folder):
-            process.send_signal(number)
-        time.sleep(2)
-
-
-def worker_processes(folder: JobFolder) -> list[psutil.Process]:
-    """The guard and worker processes of this folder, by command line: safe against a process number used again."""
-    command = worker_command(folder)[1:]
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [])[1 : len(command) + 1] == command:
-            found.append(process)
-    return found
 
 
 def last_line(log: Path) -> str:

@@ -82,7 +82,7 @@ def _sidebar(desk: Desk) -> list[Slot]:
     @speaking
     def stop_run() -> None:
         if (name := desk.running()) is not None:
-            desk.studio.stop(name)
+            desk.studio.runs.stop(name)
 
     stop.click(stop_run, None, None, **QUIET)
     theme.click(None, None, None, js="() => window.studioSwitchTheme()", api_visibility="private")

@@ -10,43 +10,62 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Journal
+from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.runs.supervisor import BUSY, training_lock
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.guard import guard, inner_command
 
-JOBS = ("train", "evaluate", "export", "chat", "tokenise", "doctor")
 LOCK_SECONDS = 10
+LEAVE_LOCK_SECONDS = 2
+"""How long a training waits for one that is leaving."""
 ORPHAN_SECONDS = 300
 """How long a worker waits for one whose guard was killed: that one ends after the step it is in."""
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when the job finished or was stopped, 1 when it failed, 2 when it could not begin.
+    """Exit code 0 when the job finished or was stopped, 1 when it failed, 2 when it could not begin, 3 when busy.
 
-    The process that is started holds the lock and guards; with `--inner` it is the one that works.
+    The process that is started holds the locks and guards; with `--inner GUARD` it is the one that works, for as long
+    as the process of that number is its parent.
     """
     os.umask(0o077)
     folder = JobFolder(Path(arguments[1]).resolve())
-    if arguments[2:] == ["--inner"]:
-        with FileLock(folder.path / "inner.lock").acquire(timeout=ORPHAN_SECONDS):
-            return do(folder)
+    if arguments[2:3] == ["--inner"]:
+        return work_alone(folder, int(arguments[3]))
     try:
-        with FileLock(folder.lock_file).acquire(timeout=LOCK_SECONDS):
-            return guard(folder, inner_command(folder))
-    except Timeout:
+        trains = isinstance(folder.read_job().request, TrainRequest)
+    except StudioError as error:
+        print(error, file=sys.stderr)  # noqa: T201 (the log, not a screen)
+        return 2
+    training = ProcessLock(training_lock(folder), folder.name)
+    if trains and not training.acquire(LEAVE_LOCK_SECONDS):
+        return BUSY
+    if not ProcessLock(folder.lock_file).acquire(LOCK_SECONDS):
         print(f"Another worker holds {folder.lock_file}.", file=sys.stderr)  # noqa: T201 (the log, not a screen)
         return 2
+    return guard(folder, inner_command(folder, os.getpid()))
 
 
-def do(folder: JobFolder) -> int:
+def work_alone(folder: JobFolder, guard_process: int) -> int:
+    """Does the job once no worker whose guard was killed is left: of this folder, or, for a training, of this home."""
+    trains = isinstance(folder.read_job().request, TrainRequest)
+    place = folder.path.parent / ".inner.lock" if trains else folder.path / "inner.lock"
+    if not ProcessLock(place).acquire(ORPHAN_SECONDS):
+        return 2
+    if os.getppid() != guard_process:
+        return 2  # the guard was killed before this process could look: nobody would watch it
+    return do(folder, guard_process)
+
+
+def do(folder: JobFolder, guard_process: int) -> int:
     """Does the folder's job in this process, with its journal open and its signals heard."""
     journal = Journal(folder.events)
-    context = Context(folder, journal.append)
+    context = Context(folder, journal.append, guard_process)
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         context.stopped = True
@@ -63,9 +82,7 @@ def do(folder: JobFolder) -> int:
 def work(context: Context) -> ev.Event:
     """Does the job and returns its last event, already written. The only place where any exception is caught."""
     try:
-        job = str(context.folder.read_job()["job"])
-        if job not in JOBS:
-            raise StudioError(f"There is no job '{job}'.", where=str(context.folder.job_file))
+        job = context.folder.read_job().request.job
         context.emit(ev.JobStarted(job=job, pid=os.getpid()))
         module = importlib.import_module(f"qlora_studio.worker.{job}")
         last: ev.Event = module.run(context)

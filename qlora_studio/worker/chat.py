@@ -7,13 +7,13 @@ import queue
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import IO
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.chat import ChatPiece, ChatRequest
+from qlora_studio.core.chat import CHAT_MESSAGES, ChatPiece, ChatRequest, StopAnswer
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ChatJobRequest, ChatReport
 from qlora_studio.engine import memory
 from qlora_studio.engine.load import keep_layout
 from qlora_studio.engine.oom import is_out_of_memory
@@ -25,7 +25,7 @@ from qlora_studio.worker.loaded_run import LiveRun, open_run
 def run(context: Context) -> ev.Event:
     out = _take_stdout()
     try:
-        live = open_run(context, JobFolder(Path(context.arguments()["run"])))
+        live = open_run(context, JobFolder(context.request(ChatJobRequest).run))
     except StudioError as error:
         _send(out, ChatPiece(error=error.message, hint=error.hint))
         raise
@@ -40,7 +40,7 @@ def run(context: Context) -> ev.Event:
             if not _tried(live, request, stop, out):
                 hint = "Start a new chat, shorten it, or allow fewer new tokens."
                 _send(out, ChatPiece(error="There is not enough memory for this answer.", hint=hint))
-    return ev.Finished()
+    return ev.Finished(report=ChatReport())
 
 
 def _tried(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> bool:
@@ -70,11 +70,14 @@ def _answer(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[
 def _listen(requests: queue.Queue[ChatRequest | None], stop: threading.Event) -> None:
     """Reads standard input for as long as the parent lives; its end is the end of the chat."""
     for line in sys.stdin:
-        if line.strip() == '{"stop": true}':
+        if not line.strip():
+            continue
+        message = CHAT_MESSAGES.validate_json(line)
+        if isinstance(message, StopAnswer):
             stop.set()
-        elif line.strip():
+        else:
             stop.clear()  # here and not when the answer begins: a stop that follows at once must not be lost
-            requests.put(ChatRequest.model_validate_json(line))
+            requests.put(message)
     requests.put(None)
 
 

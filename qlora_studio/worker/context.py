@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel
 
 from qlora_studio.bases import find_base
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, read_json
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,8 @@ class Context:
     """One job at work."""
 
     folder: JobFolder
-    write: Any
-    guard: int = field(default_factory=os.getppid)
+    write: Callable[[ev.Event], None]
+    guard: int
     """The process that holds the folder's lock; without it nobody may go on here."""
     stopped: bool = False
     """A signal asked for a stop."""
@@ -40,9 +45,11 @@ class Context:
     def emit(self, event: ev.Event) -> None:
         self.write(event)
 
-    def arguments(self) -> dict[str, Any]:
-        values: dict[str, Any] = self.folder.read_job()["arguments"]
-        return values
+    def request(self, kind: type[Asked]) -> Asked:
+        """What the job is asked, which must be of this kind."""
+        asked = self.folder.read_job().request
+        assert isinstance(asked, kind), f"{type(asked).__name__} is not {kind.__name__}"
+        return asked
 
     def config(self, folder: JobFolder | None = None) -> TrainConfig:
         file = (folder or self.folder).config_file
@@ -50,7 +57,7 @@ class Context:
 
     def asked(self) -> Literal["", "stop", "save"]:
         """The request that waits, if any. A `save` is answered once, a `stop` stands; so does the end of the guard."""
-        if os.getppid() != self.guard or self.stopped or (self.folder.control / "stop").exists():
+        if os.getppid() != self.guard or self.stopped or self.folder.is_asked("stop"):
             return "stop"
         save = self.folder.control / "save"
         if save.exists():

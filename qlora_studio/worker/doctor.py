@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.jobs import DoctorReport
 from qlora_studio.engine.doctor import check_engine
 from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.worker.context import Context
@@ -10,5 +11,4 @@ from qlora_studio.worker.context import Context
 
 def run(context: Context) -> ev.Event:
     context.phase("looking at torch and its kernels")
-    checks = check_engine(len(read_gpus()))
-    return ev.Finished(result={"checks": [check.model_dump(mode="json") for check in checks]})
+    return ev.Finished(report=DoctorReport(checks=tuple(check_engine(len(read_gpus())))))

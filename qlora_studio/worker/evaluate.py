@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qlora_studio.core import events as ev
-from qlora_studio.core.chat import Sampling
+from qlora_studio.core.chat import Side
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import EvaluateReport, EvaluateRequest
 from qlora_studio.data.sets.prepare import prepare_sources
 from qlora_studio.engine.evaluate import held_out_loss
 from qlora_studio.engine.forward import LossFunction
@@ -16,13 +15,12 @@ from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
 
 MICRO_BATCH_TOKENS = 4096
+SIDES: tuple[Side, ...] = ("base", "tuned")
 
 
 def run(context: Context) -> ev.Event:
-    arguments = context.arguments()
-    folder = JobFolder(Path(arguments["run"]))
-    prompts: list[str] = arguments["prompts"]
-    sampling = Sampling.model_validate(arguments["sampling"])
+    request = context.request(EvaluateRequest)
+    folder, prompts = JobFolder(request.run), request.prompts
     config = context.config(folder)
     live = open_run(context, folder)
     held_out = prepare_sources(context.home.datasets, live.tokenizer, config.data, split="eval")
@@ -30,7 +28,7 @@ def run(context: Context) -> ev.Event:
         raise StudioError(
             "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
         )
-    result: dict[str, object] = {"rows": len(held_out.examples)}
+    losses: dict[str, float] = {}
     if held_out.examples:
         context.phase("measuring the held-out loss")
         loss_function = LossFunction(live.model)
@@ -43,14 +41,14 @@ def run(context: Context) -> ev.Event:
                     loss, tokens = held_out_loss(loss_function, held_out.examples, micro)
             event = ev.EvaluationLogged(step=0, loss=loss, tokens=tokens, rows=len(held_out.examples), adapter=adapter)
             context.emit(event)
-            result["tuned_loss" if adapter else "base_loss"] = loss
+            losses["tuned_loss" if adapter else "base_loss"] = loss
     keep_layout(live.model, canonical=False)  # nothing is trained or dequantised after this
     context.phase("answering")
     for number, prompt in enumerate(prompts, 1):
-        for side in ("base", "tuned"):
+        for side in SIDES:
             if context.asked() == "stop":
                 return ev.Stopped()
-            answer = live.whole_answer(prompt, "base" if side == "base" else "tuned", sampling)
+            answer = live.whole_answer(prompt, side, request.sampling)
             context.emit(ev.SampleWritten(step=0, prompt=prompt, answer=answer, side=side))
         context.emit(ev.Advanced(done=number, total=len(prompts), unit="prompts"))
-    return ev.Finished(result=result)
+    return ev.Finished(report=EvaluateReport(rows=len(held_out.examples), **losses))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoints import find_damage
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
 from qlora_studio.engine.generate import generate
-from qlora_studio.engine.merge import MergeKind, merge
+from qlora_studio.engine.merge import merge
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.runs.folder import JobFolder
@@ -28,20 +30,20 @@ CHECK = Sampling(temperature=0.0, max_new_tokens=64)
 
 
 def run(context: Context) -> ev.Event:
-    arguments = context.arguments()
-    folder, target = JobFolder(Path(arguments["run"])), Path(arguments["to"])
+    request = context.request(ExportRequest)
+    folder, target = JobFolder(request.run), request.to
     if damage := find_damage(folder.adapter):
         raise StudioError(damage, "Train again, or choose another run.")
     stage = target.with_name(f".{target.name}.part")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
-        if arguments["what"] == "adapter":
+        if request.kind == "adapter":
             context.phase("copying the adapter")
             for path in folder.adapter.iterdir():
                 shutil.copyfile(path, stage / path.name)
         else:
-            _merge(context, folder, stage, arguments)
+            _merge(context, folder, stage, request)
         if context.asked() == "stop":
             return ev.Stopped()
         if target.exists():  # empty: the studio refuses any other before the job starts
@@ -50,11 +52,11 @@ def run(context: Context) -> ev.Event:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    context.emit(ev.Exported(what=arguments["what"], path=str(target), bytes=size))
-    return ev.Finished(result={"path": str(target)})
+    context.emit(ev.Exported(what=request.kind, path=str(target), bytes=size))
+    return ev.Finished(report=ExportReport(path=target, bytes=size))
 
 
-def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str, Any]) -> None:
+def _merge(context: Context, folder: JobFolder, stage: Path, request: ExportRequest) -> None:
     """Merges into `stage`, then compares the merged model, read back from there, with the live one."""
     config = context.config(folder)
     base = context.fetch_base(config)
@@ -68,17 +70,17 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
         )
     probes: list[Probe] = []
     live = None
-    if arguments["prompts"]:
+    if request.prompts:
         live = open_run(context, folder)
         context.phase("answering with the adapter")
-        probes = _answer(live, arguments["prompts"])
+        probes = _answer(live, request.prompts)
         chatted = answer_log_probabilities(live.model, probes)
     options = live.options if live else RenderOptions()
     compute = live.device.dtype if live else load.choose_device(config.model.compute_dtype).dtype
     del live
     memory.release()
     context.phase("merging")
-    kind: MergeKind = arguments["kind"]
+    kind = request.merge_into
     merge(
         base.folder,
         folder.adapter,
@@ -94,7 +96,7 @@ def _merge(context: Context, folder: JobFolder, stage: Path, arguments: dict[str
     same, kl = agreement(chatted, answer_log_probabilities(model, probes))
     tokenizer = load_tokenizer(stage)
     identical = 0
-    for prompt, probe in zip(arguments["prompts"], probes, strict=True):
+    for prompt, probe in zip(request.prompts, probes, strict=True):
         ids = prompt_ids([Turn("user", prompt)], tokenizer, options=options)
         if tuple(ids) != probe.prompt:
             raise StudioError(
@@ -131,7 +133,7 @@ def load_merged(context: Context, folder: Path, device: load.Device) -> Any:
     return model
 
 
-def _answer(live: LiveRun, prompts: list[str]) -> list[Probe]:
+def _answer(live: LiveRun, prompts: Sequence[str]) -> list[Probe]:
     probes = []
     for prompt in prompts:
         ids = live.prompt([Turn("user", prompt)])

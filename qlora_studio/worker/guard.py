@@ -1,4 +1,4 @@
-"""The light process around a worker: holds the folder's lock, and answers for a child that died without a word.
+"""The light process around a worker: holds the folder's lock, and answers for a child that exits unexpectedly.
 
 A child that the kernel ended because memory ran out is started again with smaller limits; it goes on from its newest
 checkpoint and computes what is missing as it would have been. Any other death is written down as what it was.
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.runs.folder import JobFolder, read_json, write_json
 from qlora_studio.runs.journal import Follower, Journal
 
@@ -37,7 +38,7 @@ def guard(folder: JobFolder, command: list[str], kills: Callable[[], int] | None
         if follower.progress.ended or code == 2:
             return code
         ran_out = code == KILLED and count() > before
-        can_shrink = ran_out and restarts < MOST_RESTARTS and folder.read_job()["job"] == "train"
+        can_shrink = ran_out and restarts < MOST_RESTARTS and isinstance(folder.read_job().request, TrainRequest)
         if not can_shrink:
             append(folder, explain(folder, code, ran_out))
             return 1
@@ -78,7 +79,7 @@ def shrink(folder: JobFolder, step: int) -> None:
         folder,
         ev.Noted(
             text=f"The system ended the worker in step {step} because memory ran out. "
-            "It goes on from its last checkpoint with less at once."
+            "It resumes from its last checkpoint with a smaller micro-batch or more gradient checkpointing."
         ),
     )
 
@@ -92,7 +93,7 @@ def explain(folder: JobFolder, code: int, ran_out: bool) -> ev.Failed:
         )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     hint = f"Its log is {folder.log}. A training can go on: `qlora-studio runs resume {folder.name}`."
-    return ev.Failed(message=f"The worker ended without a word ({how}).", hint=hint)
+    return ev.Failed(message=f"The worker exited unexpectedly ({how}).", hint=hint)
 
 
 def append(folder: JobFolder, event: ev.Event) -> None:
@@ -101,5 +102,6 @@ def append(folder: JobFolder, event: ev.Event) -> None:
     journal.close()
 
 
-def inner_command(folder: JobFolder) -> list[str]:
-    return [sys.executable, "-m", "qlora_studio.worker", str(folder.path), "--inner"]
+def inner_command(folder: JobFolder, guard_process: int) -> list[str]:
+    """The command of the process that works: it is told who guards it, and ends when that is no longer its parent."""
+    return [sys.executable, "-m", "qlora_studio.worker", str(folder.path), "--inner", str(guard_process)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.example import Example
+from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, TokeniseReport, TokeniseRequest
 from qlora_studio.data.sets.prepare import Prepared, prepare, prepare_sources
 from qlora_studio.data.sets.store import load_conversations
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
@@ -18,57 +18,60 @@ from qlora_studio.worker.templates import vet_once
 
 BINS = 24
 """Columns of the length histogram."""
+MOST_LENGTHS = 20_000
+"""Lengths that travel in the report; of more rows only their summary does."""
 
 
 def run(context: Context) -> ev.Event:
-    arguments, config = context.arguments(), context.config()
+    request, config = context.request(TokeniseRequest), context.config()
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
-    context.phase("turning rows into tokens")
+    context.phase("tokenising the rows")
     tokenizer = load_tokenizer(base.folder, config.model.template)
-    folder, seed = Path(arguments["folder"]), config.optim.seed
-    prepared = prepare_sources(folder, tokenizer, config.data, seed=seed)
+    folder, seed = request.datasets, config.optim.seed
+    train = prepare_sources(folder, tokenizer, config.data, seed=seed)
     held_out = prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed)
-    return ev.Finished(
-        result={
-            **counts(prepared),
-            "held_out_rows": len(held_out.examples),
-            "limit": config.data.max_length,
-            "histogram": histogram(prepared.lengths),
-            "padding_share": padding_share([len(example.input_ids) for example in prepared.examples]),
-            "findings": [finding.model_dump(mode="json") for finding in prepared.findings],
-            "previews": [preview(example) for example in first_examples(folder, config, tokenizer, arguments["rows"])],
-        }
+    previews = [preview(example) for example in first_examples(folder, config, tokenizer, request.previews)]
+    return ev.Finished(report=make_report(train, len(held_out.examples), config.data.max_length, previews))
+
+
+def make_report(train: Prepared, held_out_rows: int, limit: int, previews: Sequence[ExamplePreview]) -> TokeniseReport:
+    """How many rows and tokens there are, how long they are, and what does not stay whole."""
+    ordered = sorted(train.lengths)
+    kept = [len(example.input_ids) for example in train.examples]
+    return TokeniseReport(
+        rows=train.rows,
+        examples=len(train.examples),
+        held_out_rows=held_out_rows,
+        tokens=train.tokens,
+        trained_tokens=train.trained_tokens,
+        limit=limit,
+        too_long=train.too_long,
+        dropped=train.dropped,
+        cut=train.cut,
+        refused=train.refused,
+        median=ordered[len(ordered) // 2] if ordered else 0,
+        p95=ordered[len(ordered) * 95 // 100] if ordered else 0,
+        longest=ordered[-1] if ordered else 0,
+        padding_share=padding_share(kept),
+        histogram=histogram(train.lengths),
+        lengths=tuple(kept) if len(kept) <= MOST_LENGTHS else (),
+        findings=tuple(train.findings),
+        previews=tuple(previews),
     )
 
 
-def counts(prepared: Prepared) -> dict[str, Any]:
-    """How many rows and tokens there are, and what does not stay whole."""
-    ordered = sorted(prepared.lengths)
-    return {
-        "rows": prepared.rows,
-        "examples": len(prepared.examples),
-        "tokens": prepared.tokens,
-        "trained_tokens": prepared.trained_tokens,
-        "too_long": prepared.too_long,
-        "dropped": prepared.dropped,
-        "cut": prepared.cut,
-        "refused": prepared.refused,
-        "median": ordered[len(ordered) // 2] if ordered else 0,
-        "p95": ordered[len(ordered) * 95 // 100] if ordered else 0,
-        "longest": ordered[-1] if ordered else 0,
-    }
-
-
-def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
+def histogram(lengths: Sequence[int]) -> tuple[LengthBin, ...]:
     """Rows by length in tokens: equal bins from 0 to the longest row."""
     if not lengths:
-        return []
+        return ()
     width = max(1, -(-(max(lengths) + 1) // BINS))
     rows = [0] * (max(lengths) // width + 1)
     for length in lengths:
         rows[length // width] += 1
-    return [{"from": index * width, "to": (index + 1) * width - 1, "rows": count} for index, count in enumerate(rows)]
+    return tuple(
+        LengthBin(first=index * width, last=(index + 1) * width - 1, rows=count) for index, count in enumerate(rows)
+    )
 
 
 def padding_share(lengths: Sequence[int]) -> float:
@@ -86,16 +89,16 @@ def first_examples(folder: Path, config: TrainConfig, tokenizer: ChatTokenizer, 
     return prepare(first, tokenizer, config.data, keep_text=True).examples
 
 
-def preview(example: Example) -> dict[str, Any]:
+def preview(example: Example) -> ExamplePreview:
     """A row's exact text in stretches that are trained or not; together they are all of it."""
     text, pieces, position = example.text, [], 0
     for start, end in example.text_spans:
         pieces += [(text[position:start], False), (text[start:end], True)]
         position = end
     pieces.append((text[position:], False))
-    return {
-        "source": str(example.source),
-        "tokens": len(example.input_ids),
-        "trained": example.trained_tokens,
-        "pieces": [{"text": part, "trained": trained} for part, trained in pieces if part],
-    }
+    return ExamplePreview(
+        source=str(example.source),
+        tokens=len(example.input_ids),
+        trained=example.trained_tokens,
+        pieces=tuple(TextPiece(text=part, trained=trained) for part, trained in pieces if part),
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.data.sets.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
@@ -84,12 +85,12 @@ def run(context: Context) -> ev.Event:
     if outcome.stopped:
         return ev.Stopped(step=outcome.step, saved="adapter")
     return ev.Finished(
-        result={
-            "loss": outcome.loss,
-            "held_out_before": outcome.held_out_before,
-            "held_out_after": outcome.held_out_after,
-            "steps": outcome.step,
-        }
+        report=TrainReport(
+            steps=outcome.step,
+            loss=outcome.loss,
+            held_out_before=outcome.held_out_before,
+            held_out_after=outcome.held_out_after,
+        )
     )
 
 
@@ -106,9 +107,7 @@ def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
     file = context.folder.path / "fingerprint.json"
     if file.exists():
         kept = read_json(file)
-        changed = [
-            name for name in ("base", "revision", "tokens_sha256", "template_sha256") if kept.get(name) != made[name]
-        ]
+        changed = [name for name in MUST_STAY if kept.get(name) != made[name]]
         if changed:
             raise StudioError(
                 f"This run cannot go on: since it began, {', '.join(changed)} changed.",

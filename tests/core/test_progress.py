@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.events import KINDS, parse_event
+from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.progress import fold
 
 
@@ -21,8 +22,8 @@ STORY = [
     step(1),
     step(2),
     ev.EvaluationLogged(step=2, loss=2.0, tokens=9, rows=2),
-    ev.StepRetriedSmaller(step=3, lever="half", micro_batch_tokens=8, checkpointed_layers=0, reason="out of memory"),
-    ev.Finished(result={"loss": 1.0}),
+    ev.StepRetriedSmaller(step=3, change="half", micro_batch_tokens=8, checkpointed_layers=0, reason="out of memory"),
+    ev.Finished(report=TrainReport(steps=2, loss=1.0)),
 ]
 
 
@@ -36,7 +37,12 @@ def test_a_story_amounts_to_its_state():
         4,
     )
     assert state.losses == ((1, 2.0), (2, 1.0)) and state.evaluations == ((2, 2.0),) and state.base_loss == 4.0
-    assert state.peak_bytes == 2000 and len(state.retries) == 1 and state.result == {"loss": 1.0} and state.share == 1.0
+    assert (
+        state.peak_bytes == 2000
+        and len(state.retries) == 1
+        and state.report == TrainReport(steps=2, loss=1.0)
+        and state.share == 1.0
+    )
 
 
 def test_a_run_that_begins_again_shows_each_step_once():

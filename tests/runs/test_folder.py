@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from filelock import FileLock
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.runs.folder import NAME, create_job, find_job, slug
 from qlora_studio.runs.journal import Follower, Journal
 from qlora_studio.runs.store import RunStore
@@ -44,7 +44,7 @@ def test_a_name_that_is_no_run_is_said_to_be_none(tmp_path, name):
 
 
 def test_a_second_job_of_the_same_title_gets_a_number(tmp_path):
-    names = [create_job(tmp_path, "train", "Same", {}).name for _ in range(3)]
+    names = [create_job(tmp_path, "Same", TrainRequest()).name for _ in range(3)]
     assert names == ["same", "same-2", "same-3"]
     assert json.loads((tmp_path / "same-3" / "job.json").read_text())["title"] == "Same"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -77,24 +77,13 @@ def test_unknown_events_are_skipped(tmp_path):
     assert Follower(path).read() == [ev.Noted(text="hi")]
 
 
-def test_the_state_follows_lock_and_last_event(tmp_path):
-    config = {"config.json": {}}
-    job = create_job(tmp_path, "train", "one", {}, config)
-    store = RunStore(tmp_path)
-    assert store.open("one").state == "interrupted"
-    with FileLock(job.lock_file):
-        assert store.open("one").state == "running"
-        journal = Journal(job.events)
-        journal.append(ev.Stopped(step=3))
-    assert store.open("one").state == "stopped"
-    journal.close()
-
-
-def test_runs_are_listed_newest_first_and_foreign_folders_are_left_alone(tmp_path):
+def test_runs_are_listed_newest_first_and_one_that_cannot_be_read_is_listed_as_such(tmp_path):
     for number, title in enumerate(("old", "new")):
-        job = create_job(tmp_path, "train", title, {}, {"config.json": {}})
+        job = create_job(tmp_path, title, TrainRequest(), {"config.json": {}})
         values = json.loads(job.job_file.read_text()) | {"created": number}
         job.job_file.write_text(json.dumps(values))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "job.json").write_text('{"schema": 99}')
-    assert [view.name for view in RunStore(tmp_path).list()] == ["new", "old"]
+    foreign = RunStore(tmp_path).summaries()[0]
+    assert [run.name for run in RunStore(tmp_path).summaries()][1:] == ["new", "old"]
+    assert foreign.name == "foreign" and "written by another version" in foreign.unreadable

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from qlora_studio.core.chat import ChatPiece, ChatRequest
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.progress import Progress
-from qlora_studio.studio import RunView, Studio
+from qlora_studio.core.progress import JobView, Progress, State
+from qlora_studio.core.runs import RunView
+from qlora_studio.home import Home
+from qlora_studio.studio import Studio
 
 
 class FakePipe:
@@ -44,16 +47,21 @@ class FakePipe:
         self.lives = False
 
 
+def make_view(name: str, folder: Path, progress: Progress, state: State, *, created: float = 0.0) -> RunView:
+    """A run as a face sees it, without a folder behind it."""
+    return RunView(name, name, created, TrainConfig(), JobView(state, progress, 62.0), folder, has_adapter=True)
+
+
 class StudioWithChat(Studio):
     """Runs of any name exist and can be talked to."""
 
-    def __init__(self, home) -> None:
+    def __init__(self, home: Home) -> None:
         super().__init__(home)
         self.pipes: list[FakePipe] = []
+        done = Progress(state="finished")
+        self.runs.open = lambda name: make_view(name, home.root, done, "finished")  # type: ignore[method-assign]
+        self.chats.open = self._open_chat  # type: ignore[method-assign, assignment]
 
-    def run(self, name: str) -> RunView:
-        return RunView(name, name, 0.0, TrainConfig(), Progress(state="finished"), "finished", 1.0, self.home.root)
-
-    def chat(self, name: str) -> FakePipe:  # type: ignore[override]
+    def _open_chat(self, name: str) -> FakePipe:
         self.pipes.append(FakePipe())
         return self.pipes[-1]

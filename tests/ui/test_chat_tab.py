@@ -34,7 +34,7 @@ def test_a_wrong_sampling_is_named():
 def test_an_answer_is_streamed_and_the_box_is_emptied(tmp_path):
     desk = Desk.open(StudioWithChat(Home(tmp_path)))
     desk.talk.choose("first")
-    desk.talk.pipe = pipe = desk.studio.chat("first")
+    desk.talk.pipe = pipe = desk.studio.chats.open("first")
     pipe.may_go.clear()
     updates = chat_tab.answer(desk, " hello ", "first", "both", "", STANDARD)
     first = next(updates)

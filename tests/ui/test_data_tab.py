@@ -33,7 +33,7 @@ def rows(tmp_path):
 @pytest.fixture
 def quiet(desk, monkeypatch):
     """A desk that does not start counting by itself: no child process in these tests."""
-    monkeypatch.setattr(type(desk.studio), "tokenise", lambda *_: pytest.fail("counting was started"))
+    monkeypatch.setattr(type(desk.studio.data), "tokenise", lambda *_: pytest.fail("counting was started"))
     monkeypatch.setattr(type(desk), "count_tokens", lambda self: None)
     return desk
 
@@ -47,7 +47,7 @@ def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(quiet, row
     status, shown, *_ = look(quiet, rows)
     assert words(status) == "Read as Alpaca (100% of the rows looked at). The rows have 'instruction' and 'output'."
     assert words(shown).startswith("mine.jsonl:1 User Question 0? Assistant Answer 0. mine.jsonl:2")
-    assert quiet.studio.datasets() == []
+    assert quiet.studio.data.sets() == []
 
 
 def test_importing_makes_it_what_the_next_run_learns_from(quiet, rows):
@@ -64,9 +64,9 @@ def test_a_refused_file_names_file_and_line_and_imports_nothing(quiet, tmp_path)
     intake.import_rows(quiet, *PLAIN)
     status = words(data_tab.render(quiet)[0])
     assert "bad.jsonl cannot be imported like this" in status and "bad.jsonl:2" in status
-    assert quiet.studio.datasets() == [] and quiet.draft["data.sources"] == []
+    assert quiet.studio.data.sets() == [] and quiet.draft["data.sources"] == []
     intake.import_rows(quiet, "", True, *PLAIN[2:])
-    assert [(report.rows, report.skipped) for report in quiet.studio.datasets()] == [(1, 1)]
+    assert [(report.rows, report.skipped) for report in quiet.studio.data.sets()] == [(1, 1)]
 
 
 def test_a_missing_file_is_a_sentence(quiet, tmp_path):
@@ -79,7 +79,7 @@ def test_unknown_columns_are_mapped_by_hand(quiet, tmp_path):
     updates = look(quiet, source)
     assert "ask" in updates[0] and "say" in updates[0] and quiet.looked.guess is None
     look(quiet, source, "alpaca")
-    parts = quiet.studio.format_parts("alpaca")
+    parts = quiet.studio.data.format_parts("alpaca")
     assert parts[:3] == ("instruction", "input", "output")
     _, shown, *updates = look(quiet, source, "alpaca", ("ask", None, "say"))
     assert quiet.looked.columns == {"instruction": "ask", "output": "say"}
@@ -91,7 +91,7 @@ def test_unknown_columns_are_mapped_by_hand(quiet, tmp_path):
     ]
     assert mapped[:3] == [("instruction", "ask"), ("input", ""), ("output", "say")]
     intake.import_rows(quiet, *PLAIN)
-    assert quiet.studio.datasets()[0].columns == {"instruction": "ask", "output": "say"}
+    assert quiet.studio.data.sets()[0].columns == {"instruction": "ask", "output": "say"}
 
 
 def test_a_hub_id_waits_for_the_import_and_asks_nobody(quiet):
@@ -126,6 +126,6 @@ def test_mending_changes_the_chosen_sets(quiet, tmp_path):
     look(quiet, write(tmp_path, "twice.jsonl", values))
     intake.import_rows(quiet, *PLAIN)
     intake.mend_sets(quiet, ["drop-copies"])
-    assert quiet.studio.datasets()[0].rows == 1
+    assert quiet.studio.data.sets()[0].rows == 1
     with pytest.raises(StudioError, match="No remedy is ticked"):
         intake.mend_sets(quiet, [])

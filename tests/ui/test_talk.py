@@ -59,7 +59,7 @@ def test_the_next_question_carries_what_was_said_and_the_system_message_once(tal
 
 def test_a_growing_answer_can_be_read_by_anybody_who_looks(talk):
     talk.choose("first")
-    talk.pipe = talk.studio.chat("first")
+    talk.pipe = talk.studio.chats.open("first")
     talk.pipe.may_go.clear()
     ask(talk, "one two three", sides=("tuned",))
     until = time.monotonic() + 5
@@ -75,7 +75,7 @@ def test_a_growing_answer_can_be_read_by_anybody_who_looks(talk):
 
 def test_stopping_the_first_side_leaves_the_second_unasked(talk):
     talk.choose("first")
-    talk.pipe = talk.studio.chat("first")
+    talk.pipe = talk.studio.chats.open("first")
     talk.pipe.may_go.clear()
     ask(talk, "one two three")
     talk.stop()

@@ -3,18 +3,19 @@
 import pytest
 
 from qlora_studio.cli.app import run as run_cli
+from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.words import gib
 from qlora_studio.ui.server.tick import Slot, slot, tick
 from qlora_studio.ui.server.tokens import Tokens, mark_of
 from qlora_studio.ui.tabs import train as train_tab
-from tests.ui.test_views import words
+from tests.ui.test_views import token_report, words
 
 
 @pytest.fixture
 def ready(desk):
     """A desk with the demo rows chosen, nothing counted and nothing started."""
-    report = desk.studio.import_data(str(desk.studio.demo().rows), name="demo")
+    report = desk.studio.data.import_rows(str(desk.studio.data.demo().rows), name="demo")
     desk.change({"data.sources": [{"name": report.name, "weight": 1.0}]})
     return desk
 
@@ -46,7 +47,7 @@ def test_over_budget_start_is_blocked_and_starting_anyway_is_a_control_of_its_ow
     assert (start, anyway) == (False, True) and presets == ["balanced", None]
     with pytest.raises(StudioError, match="The plan does not fit, so nothing was started"):
         train_tab.start(ready, anyway=False)
-    assert ready.studio.runs() == []
+    assert ready.studio.runs.all() == []
 
 
 def test_a_wrong_value_is_said_in_the_place_of_the_plan(ready):
@@ -77,8 +78,9 @@ def test_the_plan_follows_the_fields(ready):
 
 
 def test_an_error_among_the_findings_blocks_until_it_is_accepted_by_name(ready):
-    finding = {"name": "empty-answer", "severity": "error", "count": 2, "message": "2 rows have an empty answer."}
-    ready.tokens = Tokens(ready.studio, result={"findings": [finding], "longest": 90}, mark=mark_of(ready.config()))
+    finding = Finding(name="empty-answer", severity="error", count=2, message="2 rows have an empty answer.")
+    report = token_report(findings=(finding,))
+    ready.tokens = Tokens(ready.studio, result=report, mark=mark_of(ready.config()))
     _, _, blocked, start, _, _ = page(ready)
     assert "empty answer" in blocked and not start
     with pytest.raises(StudioError, match="empty-answer"):
@@ -90,7 +92,7 @@ def test_an_error_among_the_findings_blocks_until_it_is_accepted_by_name(ready):
 def test_counted_lengths_make_the_plan_smaller(ready):
     page(ready)
     before = ready.plan.micro_batch_tokens
-    ready.tokens = Tokens(ready.studio, result={"findings": [], "longest": 90}, mark=mark_of(ready.config()))
+    ready.tokens = Tokens(ready.studio, result=token_report(), mark=mark_of(ready.config()))
     assert ready.tokens.lengths_for(ready.config()) == [90]
     page(ready)
     assert ready.plan.micro_batch_tokens <= before

@@ -5,16 +5,17 @@ import time
 from html import unescape
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding
+from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, TokeniseReport
 from qlora_studio.core.plan import GIB, GpuInfo, MemoryEstimate, MemoryPart, MemoryPlan
 from qlora_studio.core.progress import Progress, fold
+from qlora_studio.core.runs import RunSummary
 from qlora_studio.core.words import clock
-from qlora_studio.studio import RunView
 from qlora_studio.ui.views import data, export, plan, run, runs, side, tokens
 from qlora_studio.ui.views.chart import line, lines, thin
 from qlora_studio.ui.views.html import bar, count, gib, tag, text
+from tests.ui.fakes import make_view
 
 EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
 
@@ -39,7 +40,17 @@ def step(number, loss, total=10):
 
 
 def make_run(tmp_path, progress, state="running", name="first"):
-    return RunView(name, name, time.time(), TrainConfig(), progress, state, 62.0, tmp_path)
+    return make_view(name, tmp_path, progress, state, created=time.time())
+
+
+def token_report(**more):
+    """What a token job found: three rows of up to 18 tokens, where not said otherwise."""
+    values = {
+        "rows": 3, "examples": 3, "held_out_rows": 0, "tokens": 30, "trained_tokens": 12, "limit": 10, "too_long": 0,
+        "dropped": 0, "cut": 0, "refused": 0, "median": 10, "p95": 18, "longest": 90, "padding_share": 0.25,
+        "histogram": (), "findings": (), "previews": (),
+    }  # fmt: skip
+    return TokeniseReport(**(values | more))
 
 
 def test_text_is_escaped_wherever_it_stands(tmp_path):
@@ -53,17 +64,14 @@ def test_text_is_escaped_wherever_it_stands(tmp_path):
         name=EVIL, format=EVIL, confidence=1, reason=EVIL, rows=1, source_file=EVIL, problems=(EVIL,)
     )
     finding = Finding(name=EVIL, severity="error", count=1, message=EVIL, examples=(EVIL,), hint=EVIL)
-    result = {
-        "tokens": 2, "trained_tokens": 1, "median": 1, "longest": 1, "limit": 5, "too_long": 0, "dropped": 0, "cut": 0,
-        "refused": 0, "padding_share": 0.1, "histogram": [{"from": 0, "to": 9, "rows": 1}],
-        "previews": [{"source": EVIL, "tokens": 2, "trained": 1, "pieces": [{"text": EVIL, "trained": True}]}],
-    }  # fmt: skip
+    preview = ExamplePreview(source=EVIL, tokens=2, trained=1, pieces=(TextPiece(text=EVIL, trained=True),))
+    result = token_report(histogram=(LengthBin(first=0, last=9, rows=1),), previews=(preview,))
     gpu = GpuInfo(index=0, name=EVIL, total_bytes=GIB, free_bytes=GIB)
     shown = [
         side.run_card(view), side.device_card([gpu], 1, 2), run.ending(view), run.log(view), runs.run_details(view),
         data.conversations_list([row]), data.sets_table([report], [EVIL]), data.left_over(report),
         data.findings_table([finding]), tokens.token_page(result, current=True), runs.peaks_card([view]),
-        plan.no_plan([EVIL]), export.export_card(progress, "failed", 1.0),
+        plan.no_plan([EVIL]), export.export_card(view.job),
     ]  # fmt: skip
     for html in shown:
         assert "<img" not in html
@@ -145,10 +153,16 @@ def test_a_failed_run_says_what_went_wrong_and_what_to_do(tmp_path):
 
 
 def test_the_runs_table_is_text_only(tmp_path):
-    rows = runs.run_rows([make_run(tmp_path, fold([step(4, 1.5)]), "finished")])
+    told = {"base": "smollm2-135m-instruct", "rank": 16, "step": 4, "total_steps": 10, "loss": 1.5}
+    whole = RunSummary(
+        name="first", title="First", created=0, state="finished", seconds=62.0, peak_bytes=2 * GIB, **told
+    )
+    broken = RunSummary(name="odd", title="odd", created=0, state="interrupted", unreadable="No config.")
+    rows = runs.run_rows([whole, broken])
     assert rows[0][:9] == [
         "first", "finished", "smollm2-135m-instruct", "16", "1.500", "–", "4/10", "1 m 02 s", "2.0 GiB",
     ]  # fmt: skip
+    assert rows[1][:5] == ["odd", "unreadable", "–", "–", "–"]
 
 
 def test_without_a_card_the_sidebar_shows_the_computers_memory():
@@ -162,13 +176,14 @@ def test_without_a_card_the_sidebar_shows_the_computers_memory():
 
 
 def test_trained_text_is_marked_and_the_limit_is_drawn():
-    result = {
-        "tokens": 30, "trained_tokens": 12, "median": 10, "longest": 18, "limit": 10, "too_long": 1, "dropped": 1, "cut": 0,
-        "refused": 0, "padding_share": 0.25, "histogram": [{"from": 0, "to": 9, "rows": 1}, {"from": 10, "to": 19, "rows": 2}],
-        "previews": [
-            {"source": "a.json:1", "tokens": 3, "trained": 1, "pieces": [{"text": "Q", "trained": False}, {"text": "A", "trained": True}]}
-        ],
-    }  # fmt: skip
+    pieces = (TextPiece(text="Q", trained=False), TextPiece(text="A", trained=True))
+    result = token_report(
+        too_long=1,
+        dropped=1,
+        longest=18,
+        histogram=(LengthBin(first=0, last=9, rows=1), LengthBin(first=10, last=19, rows=2)),
+        previews=(ExamplePreview(source="a.json:1", tokens=3, trained=1, pieces=pieces),),
+    )
     html = tokens.token_page(result, current=False)
     assert "<span>Q</span><mark>A</mark>" in html and 'style="left:50.00%"' in html
     assert "limit 10" in words(html) and "40% of them trained" in words(html) and "Settings have changed" in html

@@ -1,4 +1,4 @@
-"""A worker that dies without a word: memory kills are answered by going on smaller, other deaths by saying which."""
+"""A worker that exits unexpectedly: memory kills are answered by going on smaller, other deaths by saying which."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from qlora_studio.core.jobs import DoctorRequest, TrainReport, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Follower
 from qlora_studio.worker.guard import guard
@@ -21,7 +22,7 @@ if count < int(sys.argv[2]):
     os.kill(os.getpid(), int(sys.argv[3]))
 levers = json.loads((folder / "limits.json").read_text())["levers"] if (folder / "limits.json").exists() else 0
 with (folder / "events.jsonl").open("a") as file:
-    file.write(json.dumps({"event": "finished", "result": {"levers": levers}}) + "\\n")
+    file.write(json.dumps({"event": "finished", "report": {"job": "train", "steps": levers}}) + "\\n")
 """
 
 
@@ -40,15 +41,15 @@ def run_guard(folder, deaths: int, number: int, memory: bool) -> tuple[int, Foll
 
 @pytest.mark.parametrize("deaths", [0, 1, 3])
 def test_a_training_that_the_kernel_ended_for_memory_goes_on_smaller(tmp_path, deaths):
-    folder = create_job(tmp_path, "train", "one", {})
+    folder = create_job(tmp_path, "one", TrainRequest())
     code, follower = run_guard(folder, deaths, 9, memory=True)
     assert code == 0 and follower.progress.state == "finished"
-    assert follower.progress.result == {"levers": deaths}
+    assert follower.progress.report == TrainReport(steps=deaths)
     assert len([note for note in follower.progress.notes if "because memory ran out" in note]) == deaths
 
 
 def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
-    folder = create_job(tmp_path, "train", "one", {})
+    folder = create_job(tmp_path, "one", TrainRequest())
     code, follower = run_guard(folder, 99, 9, memory=True)
     assert code == 1 and follower.progress.state == "failed"
     assert follower.progress.message == "The system ended the worker because the computer's memory ran out."
@@ -57,13 +58,13 @@ def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
 
 @pytest.mark.parametrize(("number", "how"), [(9, "signal 9"), (11, "signal 11")])
 def test_a_death_that_was_not_for_memory_is_not_repeated(tmp_path, number, how):
-    folder = create_job(tmp_path, "train", "one", {})
+    folder = create_job(tmp_path, "one", TrainRequest())
     code, follower = run_guard(folder, 99, number, memory=False)
-    assert code == 1 and follower.progress.message == f"The worker ended without a word ({how})."
+    assert code == 1 and follower.progress.message == f"The worker exited unexpectedly ({how})."
     assert "runs resume one" in follower.progress.hint and len((folder.path / "deaths").read_text()) == 1
 
 
 def test_other_jobs_are_not_started_again(tmp_path):
-    folder = create_job(tmp_path, "export", "one", {})
+    folder = create_job(tmp_path, "one", DoctorRequest())
     code, follower = run_guard(folder, 99, 9, memory=True)
     assert code == 1 and follower.progress.message.startswith("The system ended the worker because")

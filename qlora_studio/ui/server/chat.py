@@ -9,9 +9,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from qlora_studio.core.chat import ChatPiece, ChatRequest, ChatTurn, Sampling, Side
+from qlora_studio.core.chat import Chat, ChatPiece, ChatRequest, ChatTurn, Sampling, Side
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import ChatPipe, Studio
+from qlora_studio.studio import Studio
 
 IDLE_SECONDS = 600
 """An idle worker is closed after this long: it holds the memory that a run would want."""
@@ -45,7 +45,7 @@ class Talk:
         self.base = ""
         """The name of the run's base."""
         self.halves: dict[Side, Half] = {side: Half() for side in SIDES}
-        self.pipe: ChatPipe | None = None
+        self.pipe: Chat | None = None
         self.error: StudioError | None = None
         self.version = 0
         self.used = time.monotonic()
@@ -64,7 +64,7 @@ class Talk:
                 raise StudioError("An answer is being written.", "Wait for it, or stop it.")
             self._turn_to(run)
             if self.pipe is None or not self.pipe.lives:
-                self.pipe = self.studio.chat(run)
+                self.pipe = self.studio.chats.open(run)
             self.error, self.stopping = None, False
             for side in sides:
                 half = self.halves[side]
@@ -110,7 +110,7 @@ class Talk:
     def _turn_to(self, run: str | None) -> None:
         if run == self.run:
             return
-        self.base = self.studio.run(run).config.model.base.rstrip("/").rsplit("/", 1)[-1] if run else ""
+        self.base = self.studio.runs.open(run).config.model.base.rstrip("/").rsplit("/", 1)[-1] if run else ""
         self._close_pipe()
         self.run, self.halves = run, {side: Half() for side in SIDES}
 

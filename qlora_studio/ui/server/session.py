@@ -14,12 +14,14 @@ from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, FormatGuess
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.jobs import DoctorReport, JobRef, TokeniseReport
 from qlora_studio.core.plan import MemoryPlan
-from qlora_studio.studio import JobFolder, RunView, Studio
+from qlora_studio.core.runs import RunView
+from qlora_studio.studio import Studio
 from qlora_studio.ui import form
 from qlora_studio.ui.server.chat import Talk
 from qlora_studio.ui.server.machine import Machine, read_machine
-from qlora_studio.ui.server.tokens import Tokens, findings_in
+from qlora_studio.ui.server.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Desk:
     machine_checks: tuple[Check, ...] = ()
     engine_checks: tuple[Check, ...] = ()
     """What only torch can tell, once it was asked for."""
-    examining: JobFolder | None = None
+    examining: JobRef | None = None
     """The look at torch that is under way."""
     shown_run: str | None = None
     """The run the Runs page shows whole; the newest where none was picked."""
@@ -86,7 +88,7 @@ class Desk:
         desk = cls(studio, Talk(studio), Tokens(studio))
         desk.choose_preset("memory", desk.fitting_memory_preset())
         desk.choose_preset("rank", "balanced")
-        names = [report.name for report in studio.datasets()]
+        names = [report.name for report in studio.data.sets()]
         if names:
             desk.draft["data.sources"] = [{"name": names[0], "weight": 1.0}]
         desk.make_plan()
@@ -94,17 +96,19 @@ class Desk:
 
     def fitting_memory_preset(self) -> str:
         """The largest memory preset that this machine's first card holds; `cpu` without a card."""
-        cards = self.studio.gpus()
+        cards = self.studio.machine.gpus()
         if not cards:
             return "cpu"
         held = cards[0].total_bytes / 2**30 + 0.5  # a 12 GB card reports a little less than 12 GiB
-        sizes = {preset.name: preset.changes.get("memory.budget_gib", 0) for preset in self.studio.presets("memory")}
+        sizes = {
+            preset.name: preset.changes.get("memory.budget_gib", 0) for preset in self.studio.presets.family("memory")
+        }
         fitting = [name for name, size in sizes.items() if name != "cpu" and size <= held]
         return max(fitting, key=lambda name: sizes[name], default="6gb")
 
     def choose_preset(self, family: str, name: str) -> None:
         """Lays one preset over the draft. Raises a StudioError for a name there is not."""
-        config = self.studio.with_presets(form.build_config(self.draft), {family: name})
+        config = self.studio.presets.apply(form.build_config(self.draft), {family: name})
         with self.lock:
             self.draft.update(form.flatten(config))
             self.presets[family] = name
@@ -128,14 +132,14 @@ class Desk:
 
     def chosen_sets(self) -> list[DatasetReport]:
         """The reports of the sets the next run learns from, in the order chosen."""
-        known = {report.name: report for report in self.studio.datasets()}
+        known = {report.name: report for report in self.studio.data.sets()}
         return [known[source["name"]] for source in self.draft["data.sources"] if source["name"] in known]
 
     def make_plan(self) -> None:
         """Makes the plan of the draft, or keeps the sentences that say why there is none."""
         try:
             config = self.config()
-            self.plan, self.plan_problems = self.studio.plan(config, self.tokens.lengths_for(config)), []
+            self.plan, self.plan_problems = self.studio.plans.make(config, self.tokens.lengths_for(config)), []
         except StudioError as error:
             self.plan, self.plan_problems = None, [str(problem) for problem in error.problems]
         self.version += 1
@@ -147,7 +151,7 @@ class Desk:
         self.tokens.start(self.config())
         self.version += 1
 
-    def tokens_known(self) -> dict[str, Any] | None:
+    def tokens_known(self) -> TokeniseReport | None:
         """What the token job found, where it was made for the draft as it stands."""
         try:
             return self.tokens.known_for(self.config())
@@ -156,8 +160,8 @@ class Desk:
 
     def standing_errors(self) -> list[str]:
         """Findings that keep the next run from starting, by name: errors that nobody accepted."""
-        result = self.tokens_known() or {"findings": []}
-        errors = [finding.name for finding in findings_in(result) if finding.severity == "error"]
+        report = self.tokens_known()
+        errors = [finding.name for finding in report.findings if finding.severity == "error"] if report else []
         return [name for name in errors if name not in self.draft["data.accepted"]]
 
     def settle(self) -> None:
@@ -171,29 +175,31 @@ class Desk:
         """Starts looking at torch and its kernels in a process of its own, unless that is under way."""
         if self.examining is None:
             self.engine_checks = ()
-            self.examining = self.studio.check_engine()
+            self.examining = self.studio.machine.check_engine()
 
     def _settle_examination(self) -> None:
         if self.examining is None:
             return
-        progress, state, _ = self.studio.look(self.examining)
-        if state == "running":
+        job = self.studio.jobs.look(self.examining)
+        if job.at_work:
             return
         self.examining = None
-        if state == "finished":
-            self.engine_checks = tuple(Check.model_validate(values) for values in progress.result["checks"])
+        report = job.progress.report
+        if isinstance(report, DoctorReport):
+            self.engine_checks = report.checks
         else:
-            says = progress.message or "The process that looks at torch ended without a word."
-            self.engine_checks = (Check(name="torch", state="bad", says=says, remedy=progress.hint),)
+            says = job.progress.message or "The process that looks at torch exited unexpectedly."
+            self.engine_checks = (Check(name="torch", state="bad", says=says, remedy=job.progress.hint),)
 
     def current_run(self) -> RunView | None:
         """The run the sidebar shows: the newest, which is the one at work where there is one."""
-        return self.studio.newest_run()
+        newest = self.studio.runs.newest()
+        return self.studio.runs.open(newest.name) if newest and not newest.unreadable else None
 
     def running(self) -> str | None:
         """The name of the run that is at work."""
         run = self.current_run()
-        return run.name if run is not None and run.state == "running" else None
+        return run.name if run is not None and run.at_work else None
 
     def refuse_while_training(self, doing: str) -> None:
         if name := self.running():

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.plan import GpuInfo
-from qlora_studio.studio import RunView
+from qlora_studio.core.runs import RunView
 from qlora_studio.ui.server.machine import Machine
 from qlora_studio.ui.server.session import Desk
 
@@ -29,16 +29,19 @@ class Now:
 
     @classmethod
     def look(cls, desk: Desk) -> Now:
-        return cls(desk, desk.studio.gpus(), desk.machine(), desk.current_run())
+        return cls(desk, desk.studio.machine.gpus(), desk.machine(), desk.current_run())
 
     @property
     def training(self) -> bool:
-        return self.run is not None and self.run.state == "running"
+        return self.run is not None and self.run.at_work
 
     @property
     def runs_mark(self) -> object:
         """Changes whenever a list of runs would."""
-        return self.desk.studio.store.names(), self.run and (self.run.state, self.run.has_adapter)
+        return tuple(run.name for run in self.desk.studio.runs.all()), self.run and (
+            self.run.state,
+            self.run.has_adapter,
+        )
 
 
 @dataclass(frozen=True, slots=True)

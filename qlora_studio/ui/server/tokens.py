@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.dataset import Finding
-from qlora_studio.studio import JobFolder, Studio
+from qlora_studio.core.jobs import JobRef, TokeniseReport
+from qlora_studio.studio import Studio
 
 ROWS = 12
 """Rows that are rendered for looking at."""
@@ -19,7 +18,7 @@ class Counted:
     """A token job: for which settings it was started, and where it lies."""
 
     mark: str
-    job: JobFolder
+    job: JobRef
 
 
 @dataclass(slots=True)
@@ -28,7 +27,7 @@ class Tokens:
 
     studio: Studio
     counted: Counted | None = None
-    result: dict[str, Any] | None = None
+    result: TokeniseReport | None = None
     mark: str = ""
     """For which settings `result` holds."""
     problems: tuple[str, ...] = ()
@@ -36,12 +35,12 @@ class Tokens:
 
     def start(self, config: TrainConfig) -> None:
         """Starts counting, unless just that is being counted. Raises a StudioError where it cannot."""
-        if self.counted is not None and self.studio.look(self.counted.job)[1] == "running":
+        if self.counted is not None and self.studio.jobs.look(self.counted.job).at_work:
             if self.counted.mark == mark_of(config):
                 return
-            self.studio.stop_job(self.counted.job)
+            self.studio.jobs.stop(self.counted.job)
         self.problems = ()
-        self.counted = Counted(mark_of(config), self.studio.tokenise(config, ROWS))
+        self.counted = Counted(mark_of(config), self.studio.data.tokenise(config, ROWS))
 
     def forget(self) -> None:
         """Drops what is known: the rows have changed."""
@@ -51,14 +50,14 @@ class Tokens:
         """Takes the result of a job that has ended. Returns whether something new is known."""
         if self.counted is None:
             return False
-        progress, state, _ = self.studio.look(self.counted.job)
-        if state == "running":
+        job = self.studio.jobs.look(self.counted.job)
+        if job.at_work:
             return False
-        self.problems = tuple(part for part in (progress.message, progress.hint) if part)
-        if state == "finished":
-            self.result, self.mark = progress.result, self.counted.mark
+        self.problems = tuple(part for part in (job.progress.message, job.progress.hint) if part)
+        if isinstance(job.progress.report, TokeniseReport):
+            self.result, self.mark = job.progress.report, self.counted.mark
         elif not self.problems:
-            self.problems = (f"The counting was {state}.", "Count again.")
+            self.problems = (f"The counting was {job.state}.", "Count again.")
         self.counted = None
         return True
 
@@ -66,7 +65,7 @@ class Tokens:
     def counting(self) -> bool:
         return self.counted is not None
 
-    def known_for(self, config: TrainConfig) -> dict[str, Any] | None:
+    def known_for(self, config: TrainConfig) -> TokeniseReport | None:
         """The result, where it was made for these very settings."""
         return self.result if self.result is not None and self.mark == mark_of(config) else None
 
@@ -74,7 +73,7 @@ class Tokens:
         """What the plan needs of the lengths: the longest row, where these sets were counted with this model."""
         if self.result is None or json.loads(self.mark)[:2] != json.loads(mark_of(config))[:2]:
             return None
-        return [self.result["longest"]] if self.result["longest"] else None
+        return [self.result.longest] if self.result.longest else None
 
 
 def mark_of(config: TrainConfig) -> str:
@@ -83,7 +82,3 @@ def mark_of(config: TrainConfig) -> str:
     sources = data.pop("sources")
     data.pop("accepted")
     return json.dumps([[config.model.base, config.model.template], sources, data, config.optim.seed], sort_keys=True)
-
-
-def findings_in(result: dict[str, Any]) -> list[Finding]:
-    return [Finding.model_validate(values) for values in result["findings"]]

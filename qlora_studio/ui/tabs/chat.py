@@ -281,12 +281,12 @@ def _notice(desk: Desk, now: Now | None = None) -> Html:
         )
     if desk.talk.error is not None:
         return says_error([str(problem) for problem in desk.talk.error.problems], "The last answer did not come")
-    if not any(run.has_adapter for run in desk.studio.runs()):
+    if not any(run.has_adapter for run in desk.studio.runs.all()):
         return empty("No adapter yet", "Train a run first; then ask base and adapter the same question here.")
     return Html("")
 
 
 def _choices(now: Now) -> Any:
-    names = [run.name for run in now.desk.studio.runs() if run.has_adapter]
+    names = [run.name for run in now.desk.studio.runs.all() if run.has_adapter]
     chosen = now.desk.talk.run if now.desk.talk.run in names else (names[0] if names else None)
     return gr.update(choices=names, value=chosen)

@@ -13,7 +13,6 @@ from qlora_studio.ui import form
 from qlora_studio.ui.server.messages import speaking, tell
 from qlora_studio.ui.server.session import Desk, Looked
 from qlora_studio.ui.server.tick import Now, Slot, slot
-from qlora_studio.ui.server.tokens import findings_in
 from qlora_studio.ui.tabs import data_form
 from qlora_studio.ui.tabs import import_rows as intake
 from qlora_studio.ui.tabs.data_form import PARTS, SHARES, DataForm
@@ -104,8 +103,8 @@ def wire(desk: Desk, tab: DataTab) -> list[Any]:
 
     @speaking
     def use_demo() -> list[Any]:
-        demo = desk.studio.demo()
-        report = desk.studio.import_data(str(demo.rows), name="demo")
+        demo = desk.studio.data.demo()
+        report = desk.studio.data.import_rows(str(demo.rows), name="demo")
         desk.change(dict(demo.settings))
         intake.take_in(desk, report.name)
         tell("The demo rows are here, with settings that suit them.")
@@ -171,7 +170,7 @@ def slots(tab: DataTab) -> list[Slot]:
 
 def render(desk: Desk) -> list[Any]:
     """Everything the page shows of the desk, in the order of `DataTab.shown`."""
-    reports, looked = desk.studio.datasets(), desk.looked
+    reports, looked = desk.studio.data.sets(), desk.looked
     known = {report.name for report in reports}
     sources = [source for source in desk.draft["data.sources"] if source["name"] in known]
     names = [source["name"] for source in sources]
@@ -199,7 +198,7 @@ def _share(sources: Sequence[dict[str, Any]], index: int, several: bool) -> Any:
 
 def _column_map(desk: Desk, looked: Looked | None) -> list[Any]:
     """The frame and a dropdown for each part of the format in use."""
-    parts = desk.studio.format_parts(looked.format_in_use) if looked and looked.names else ()
+    parts = desk.studio.data.format_parts(looked.format_in_use) if looked and looked.names else ()
     updates = [gr.update(visible=bool(parts))]
     for index in range(PARTS):
         if looked is None or index >= len(parts):
@@ -219,7 +218,7 @@ def _file_views(desk: Desk, looked: Looked) -> tuple[Html, Html]:
         return join((refused, view.hub_waits(looked.source))), Html("")
     if looked.guess is None:
         return join((refused, view.columns_found(looked.names))), Html("")
-    titles = {preset.name: preset.title for preset in desk.studio.presets("format")}
+    titles = {preset.name: preset.title for preset in desk.studio.presets.family("format")}
     said = join((refused, view.guess_line(looked.guess, titles), view.problems_card(looked.problems)))
     return said, view.conversations_list(looked.conversations)
 
@@ -232,14 +231,13 @@ def _set_views(desk: Desk) -> tuple[Html, Html]:
     result = desk.tokens_known()
     tiles = view.report_tiles(chosen, result, desk.draft["data.eval_share"])
     notes = join(view.left_over(report) for report in chosen)
-    return join((tiles, notes)), view.conversations_list(desk.studio.conversations(chosen[0].name, intake.ROWS))
+    return join((tiles, notes)), view.conversations_list(desk.studio.data.conversations(chosen[0].name, intake.ROWS))
 
 
 def _tokens(now: Now) -> Html:
     desk = now.desk
     if desk.tokens.counted is not None:
-        progress, _, _ = desk.studio.look(desk.tokens.counted.job)
-        return token_view.counting(progress)
+        return token_view.counting(desk.studio.jobs.look(desk.tokens.counted.job).progress)
     if desk.tokens.problems:
         return says_error(desk.tokens.problems, "The tokens could not be counted")
     if desk.tokens.result is None:
@@ -252,9 +250,9 @@ def _findings(desk: Desk) -> list[Any]:
     if desk.tokens.result is None:
         hidden = gr.update(visible=False)
         return [token_view.not_counted(bool(desk.draft["data.sources"])), hidden, hidden, hidden]
-    findings = findings_in(desk.tokens.result)
+    findings = desk.tokens.result.findings
     errors = [finding.name for finding in findings if finding.severity == "error"]
-    titles = desk.studio.remedy_titles()
+    titles = desk.studio.data.remedy_titles()
     offered = {finding.remedy: titles[finding.remedy] for finding in findings if finding.remedy in titles}
     accepted = [name for name in desk.draft["data.accepted"] if name in errors]
     return [

@@ -67,7 +67,10 @@ def build_source(desk: Desk) -> Source:
     )
     demo = gr.Button("Use the demo rows", size="sm", elem_id="data-demo")
     with gr.Group():
-        titles = [("Detect it", "auto"), *((preset.title, preset.name) for preset in desk.studio.presets("format"))]
+        titles = [
+            ("Detect it", "auto"),
+            *((preset.title, preset.name) for preset in desk.studio.presets.family("format")),
+        ]
         format = gr.Dropdown(
             titles,
             value="auto",

@@ -54,7 +54,7 @@ def wire(desk: Desk, tab: DoctorTab, page: gr.Tab) -> None:
 
     @speaking
     def enter() -> str:
-        desk.machine_checks = tuple(desk.studio.check_machine(_config(desk)))
+        desk.machine_checks = tuple(desk.studio.machine.check(_config(desk)))
         desk.version += 1
         now = Now.look(desk)
         return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root))
@@ -73,7 +73,7 @@ def slots(tab: DoctorTab) -> list[Slot]:
 
 def _checks(desk: Desk) -> tuple[tuple[Check, ...], tuple[Check, ...], str]:
     """Checks of the machine, checks of torch, and what the examination is doing; empty when none is under way."""
-    phase = desk.studio.look(desk.examining)[0].phase or "starting" if desk.examining else ""
+    phase = desk.studio.jobs.look(desk.examining).progress.phase or "starting" if desk.examining else ""
     return desk.machine_checks, desk.engine_checks, phase
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import ExportWhat, JobFolder, MergeKind
+from qlora_studio.core.jobs import ExportKind, JobRef, MergeInto
 from qlora_studio.ui.server.machine import disk_free
 from qlora_studio.ui.server.messages import speaking, tell
 from qlora_studio.ui.server.session import Desk
@@ -19,7 +19,7 @@ from qlora_studio.ui.views.export import Check
 from qlora_studio.ui.views.html import Html, gib, page_head
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-WHATS: dict[str, tuple[ExportWhat, MergeKind]] = {
+WHATS: dict[str, tuple[ExportKind, MergeInto]] = {
     "adapter": ("adapter", "original"),
     "merged-original": ("merged", "original"),
     "merged-as-chatted": ("merged", "as_chatted"),
@@ -108,7 +108,7 @@ def wire(desk: Desk, tab: ExportTab) -> None:
     @speaking
     def stop() -> None:
         if (job := newest(desk)) is not None:
-            desk.studio.stop_job(job)
+            desk.studio.jobs.stop(job)
 
     for event in (tab.run.change, tab.what.input):
         event(choose, [tab.run, tab.what], tab.shown, **QUIET)
@@ -126,7 +126,7 @@ def slots(tab: ExportTab) -> list[Slot]:
     ]
 
 
-def start(desk: Desk, what: str, folder: str, check: bool) -> JobFolder:
+def start(desk: Desk, what: str, folder: str, check: bool) -> JobRef:
     """Starts the export. Raises a StudioError where something stands against it."""
     if not desk.export_run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
@@ -140,12 +140,12 @@ def start(desk: Desk, what: str, folder: str, check: bool) -> JobFolder:
     if kind == "merged":
         desk.refuse_while_training("Export")
         desk.talk.close()
-    job = desk.studio.export(
+    job = desk.studio.exports.start(
         desk.export_run,
         kind,
         folder.strip(),
         merge,
-        desk.studio.demo().prompts[:3] if check and kind == "merged" else (),
+        desk.studio.data.demo().prompts[:3] if check and kind == "merged" else (),
     )
     tell("The export has begun.")
     return job
@@ -153,7 +153,7 @@ def start(desk: Desk, what: str, folder: str, check: bool) -> JobFolder:
 
 def render(desk: Desk, what: str) -> list[Any]:
     """Cards with sizes, a folder and the checklist, in the order of `ExportTab.shown`."""
-    sizes = desk.studio.export_bytes(desk.export_run) if desk.export_run else (None, None)
+    sizes = desk.studio.exports.sizes(desk.export_run) if desk.export_run else (None, None)
     folder = default_folder(desk, what)
     return [
         gr.update(choices=_cards(*sizes)),
@@ -177,8 +177,8 @@ def find_checks(desk: Desk, what: str, folder: str) -> list[Check]:
     """What to know before this export."""
     if not desk.export_run:
         return []
-    run = desk.studio.run(desk.export_run)
-    adapter, merged = desk.studio.export_bytes(run.name)
+    run = desk.studio.runs.open(desk.export_run)
+    adapter, merged = desk.studio.exports.sizes(run.name)
     need = adapter if what == "adapter" else merged
     place = Path(folder).expanduser()
     checks = [
@@ -221,15 +221,15 @@ def find_checks(desk: Desk, what: str, folder: str) -> list[Check]:
     return checks
 
 
-def newest(desk: Desk) -> JobFolder | None:
+def newest(desk: Desk) -> JobRef | None:
     """The newest export of the run the page is turned to."""
-    jobs = desk.studio.jobs_of(desk.export_run, "exports") if desk.export_run else []
+    jobs = desk.studio.runs.jobs_of(desk.export_run, "exports") if desk.export_run else []
     return jobs[0] if jobs else None
 
 
 def _exporting(desk: Desk) -> bool:
     job = newest(desk)
-    return job is not None and desk.studio.look(job)[1] == "running"
+    return job is not None and desk.studio.jobs.look(job).at_work
 
 
 def _shown_mark(now: Now) -> object:
@@ -239,11 +239,11 @@ def _shown_mark(now: Now) -> object:
 
 def _state(now: Now) -> Html:
     job = newest(now.desk)
-    return view.export_card(*now.desk.studio.look(job)) if job else Html("")
+    return view.export_card(now.desk.studio.jobs.look(job)) if job else Html("")
 
 
 def _choices(now: Now) -> Any:
-    names = [run.name for run in now.desk.studio.runs() if run.has_adapter]
+    names = [run.name for run in now.desk.studio.runs.all() if run.has_adapter]
     if now.desk.export_run not in names:
         now.desk.export_run = names[0] if names else None
     return gr.update(choices=names, value=now.desk.export_run)

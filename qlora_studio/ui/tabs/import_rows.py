@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import HUB_ID, HubChoice
+from qlora_studio.studio.data import HubChoice
 from qlora_studio.ui.server.messages import sentences, tell
 from qlora_studio.ui.server.session import Desk, Looked
 
@@ -18,11 +17,11 @@ ROWS = 12
 
 def look_at(desk: Desk, source: str, format: str, mapped: Sequence[str | None]) -> Looked:
     """A file without importing it; where it cannot be read as a whole, the sentences that say why."""
-    if HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
+    if desk.studio.data.is_hub_id(source):
         return Looked(source, format, hub=True)
     columns = columns_of(desk, source, format, mapped)
     try:
-        seen = desk.studio.inspect(source, format=format, columns=columns, rows=ROWS)
+        seen = desk.studio.data.inspect(source, format=format, columns=columns, rows=ROWS)
     except StudioError as error:
         return Looked(source, format, refused=sentences(error))
     if not seen.guess.format:
@@ -43,7 +42,7 @@ def columns_of(desk: Desk, source: str, format: str, mapped: Sequence[str | None
     """The column map that the controls say; what was said about another file or format is forgotten."""
     if desk.looked is None or (desk.looked.source, desk.looked.format) != (source, format):
         return {}
-    parts = desk.studio.format_parts(desk.looked.format_in_use)
+    parts = desk.studio.data.format_parts(desk.looked.format_in_use)
     return {part: column for part, column in zip(parts, mapped, strict=False) if column}
 
 
@@ -60,7 +59,7 @@ def import_rows(
     elif eval_file.strip():
         choices |= {"eval_file": eval_file.strip(), "drop_overlap": drop_overlap}
     try:
-        report = desk.studio.import_data(looked.source, skip_bad=skip_bad, **choices)
+        report = desk.studio.data.import_rows(looked.source, skip_bad=skip_bad, **choices)
     except StudioError as error:
         desk.look(replace(looked, refused=sentences(error)))
         return
@@ -85,7 +84,7 @@ def mend_sets(desk: Desk, names: Sequence[str]) -> None:
     if (running := desk.running()) is not None:
         raise StudioError(f"The run '{running}' may be reading these rows.", "Mend them when it has ended.")
     before = sum(report.rows for report in desk.chosen_sets())
-    after = sum(desk.studio.mend(report.name, names).rows for report in desk.chosen_sets())
+    after = sum(desk.studio.data.clean(report.name, names).rows for report in desk.chosen_sets())
     tell(f"Mended: {before} rows became {after}." if after != before else f"Mended; all {after} rows are kept.")
     desk.tokens.forget()
     desk.count_tokens()

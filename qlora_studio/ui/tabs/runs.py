@@ -9,7 +9,7 @@ import gradio as gr
 
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
-from qlora_studio.studio import JobFolder
+from qlora_studio.core.jobs import JobRef
 from qlora_studio.ui.server.messages import speaking, tell
 from qlora_studio.ui.server.session import Desk
 from qlora_studio.ui.server.tick import Now, Slot, slot
@@ -100,7 +100,7 @@ def build(desk: Desk) -> RunsTab:
         resume = gr.Button("Go on with this run", size="sm", visible=False, elem_id="run-resume-btn")
     with gr.Accordion("Measure it against its base", open=False, elem_id="run-measure"):
         prompts = gr.Textbox(
-            "\n".join(desk.studio.demo().prompts),
+            "\n".join(desk.studio.data.demo().prompts),
             label="What to ask",
             info="One question a line. Base and adapter answer each, greedily; the held-out loss of both is measured too.",
             lines=4,
@@ -129,7 +129,7 @@ def wire(desk: Desk, tab: RunsTab) -> None:
     def go_on() -> None:
         if (name := shown_run(desk)) is not None:
             desk.talk.close()
-            desk.studio.resume(name)
+            desk.studio.runs.resume(name)
             tell(f"The run '{name}' goes on.")
 
     for event in (tab.compared.change, tab.which.change):
@@ -148,7 +148,7 @@ def slots(tab: RunsTab) -> list[Slot]:
     return [
         slot(
             tab.table,
-            lambda now: gr.update(value=view.run_rows(now.desk.studio.runs()), visible=now.run is not None),
+            lambda now: gr.update(value=view.run_rows(now.desk.studio.runs.all()), visible=now.run is not None),
             _table_mark,
         ),
         slot(tab.empty, lambda now: Html("") if now.run else view.no_runs()),
@@ -164,7 +164,7 @@ def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], 
     runs = []
     for name in names:
         try:
-            runs.append(desk.studio.run(name))
+            runs.append(desk.studio.runs.open(name))
         except StudioError:
             continue
     return (view.compared_lines(runs, of_held_out=which == "held_out") if runs else lines([])), view.peaks_card(runs)
@@ -172,7 +172,7 @@ def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], 
 
 def shown_run(desk: Desk) -> str | None:
     """The run that is shown whole."""
-    names = desk.studio.store.names()
+    names = [run.name for run in desk.studio.runs.all()]
     return desk.shown_run if desk.shown_run in names else (names[0] if names else None)
 
 
@@ -181,13 +181,13 @@ def details(desk: Desk, name: str | None) -> list[Any]:
     if name is None:
         closed = gr.update(interactive=False)
         return [Html(""), closed, closed, gr.update(visible=False)]
-    run = desk.studio.run(name)
+    run = desk.studio.runs.open(name)
     doors = gr.update(interactive=run.has_adapter)
     unfinished = gr.update(visible=run.state in ("interrupted", "stopped", "failed"))
     return [view.run_details(run), doors, doors, unfinished]
 
 
-def start_measuring(desk: Desk, prompts: str) -> JobFolder:
+def start_measuring(desk: Desk, prompts: str) -> JobRef:
     """Has base and adapter of the shown run answer these prompts, a line each. Raises a StudioError."""
     name = shown_run(desk)
     if name is None:
@@ -195,25 +195,25 @@ def start_measuring(desk: Desk, prompts: str) -> JobFolder:
     desk.refuse_while_training("Measure")
     desk.talk.close()
     asked = [line.strip() for line in prompts.splitlines() if line.strip()]
-    return desk.studio.evaluate(name, asked, Sampling(max_new_tokens=LONGEST_ANSWER))
+    return desk.studio.runs.evaluate(name, asked, Sampling(max_new_tokens=LONGEST_ANSWER))
 
 
-def newest_measurement(desk: Desk) -> JobFolder | None:
+def newest_measurement(desk: Desk) -> JobRef | None:
     """The newest evaluation of the shown run."""
     name = shown_run(desk)
-    jobs = desk.studio.jobs_of(name, "evaluations") if name else []
+    jobs = desk.studio.runs.jobs_of(name, "evaluations") if name else []
     return jobs[0] if jobs else None
 
 
 def _measured(desk: Desk) -> Html:
     job = newest_measurement(desk)
-    return view.measured_card(*desk.studio.look(job)) if job else Html("")
+    return view.measured_card(desk.studio.jobs.look(job)) if job else Html("")
 
 
 def _can_measure(now: Now) -> bool:
     job, name = newest_measurement(now.desk), shown_run(now.desk)
-    busy = job is not None and now.desk.studio.look(job)[1] == "running"
-    return name is not None and now.desk.studio.run(name).has_adapter and not now.training and not busy
+    busy = job is not None and now.desk.studio.jobs.look(job).at_work
+    return name is not None and now.desk.studio.runs.open(name).has_adapter and not now.training and not busy
 
 
 def _details_mark(now: Now) -> object:
@@ -227,6 +227,6 @@ def _table_mark(now: Now) -> object:
 
 def _choices(now: Now) -> Any:
     """All runs; at first the newest three that have a curve are compared."""
-    runs = now.desk.studio.runs()
-    curved = [run.name for run in runs if run.progress.losses]
+    runs = now.desk.studio.runs.all()
+    curved = [run.name for run in runs if run.has_curve]
     return gr.update(choices=[run.name for run in runs], value=curved[:3])

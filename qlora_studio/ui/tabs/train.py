@@ -60,7 +60,7 @@ def build(desk: Desk, shared: dict[str, gr.components.Component]) -> TrainTab:
             data = gr.HTML(elem_id="train-data")
             presets = {family: _cards(desk, family) for family in FAMILIES}
             with gr.Group():
-                bases = desk.studio.bases()
+                bases = desk.studio.bases.names()
                 base = form.BY_NAME["model.base"]
                 info = form.field_info(base.dotted).description
                 controls[base.dotted] = gr.Dropdown(
@@ -154,13 +154,13 @@ def start(desk: Desk, *, anyway: bool) -> str:
             f"There are findings that would spoil the run: {', '.join(standing)}.",
             "Mend the rows, or accept them by name on the Data page.",
         )
-    plan = desk.studio.plan(config, desk.tokens.lengths_for(config))
+    plan = desk.studio.plans.make(config, desk.tokens.lengths_for(config))
     if not plan.fits and not anyway:
         raise StudioError(
             "The plan does not fit, so nothing was started.", "Change what it names, or choose to start anyway."
         )
     desk.talk.close()
-    name = desk.studio.start_training(config)
+    name = desk.studio.runs.start(config)
     tell(f"The run '{name}' has begun.")
     return name
 
@@ -207,7 +207,7 @@ def render(desk: Desk, training: bool | None = None) -> list[Any]:
 
 def matching_preset(desk: Desk, family: str) -> str | None:
     """The preset whose every value the draft has; the one last chosen where several do."""
-    presets = {preset.name: preset for preset in desk.studio.presets(family)}
+    presets = {preset.name: preset for preset in desk.studio.presets.family(family)}
     last = desk.presets.get(family)
     ordered = [name for name in (last, *presets) if name in presets]
     return next(
@@ -217,7 +217,9 @@ def matching_preset(desk: Desk, family: str) -> str | None:
 
 
 def _cards(desk: Desk, family: str) -> gr.Radio:
-    choices = [(f"{preset.title}\n{_facts(preset.changes)}", preset.name) for preset in desk.studio.presets(family)]
+    choices = [
+        (f"{preset.title}\n{_facts(preset.changes)}", preset.name) for preset in desk.studio.presets.family(family)
+    ]
     return gr.Radio(
         choices,
         value=matching_preset(desk, family),
@@ -239,7 +241,8 @@ def _facts(changes: dict[str, Any]) -> str:
 def _preset_says(desk: Desk, family: str) -> str:
     name = matching_preset(desk, family)
     return next(
-        (preset.says for preset in desk.studio.presets(family) if preset.name == name), "Your own values, no preset."
+        (preset.says for preset in desk.studio.presets.family(family) if preset.name == name),
+        "Your own values, no preset.",
     )
 
 

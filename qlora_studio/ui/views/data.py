@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding, FormatGuess
 from qlora_studio.core.errors import Problem
+from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.ui.views.html import (
     Html,
     Tile,
@@ -66,34 +66,34 @@ def guess_line(guess: FormatGuess, titles: Mapping[str, str]) -> Html:
     )
 
 
-def report_tiles(reports: Sequence[DatasetReport], result: dict[str, Any] | None, eval_share: float) -> Html:
-    """The chosen sets in figures; `result` is what the token job found, where it is known."""
+def report_tiles(reports: Sequence[DatasetReport], tokens: TokeniseReport | None, eval_share: float) -> Html:
+    """The chosen sets in figures; `tokens` is what the token job found, where it is known."""
     rows = sum(report.rows for report in reports)
     apart = sum(report.eval_rows for report in reports)
     held = f"{count(apart)} in a file of their own" if apart else f"about {count(round(rows * eval_share))} held out"
     name = reports[0].name if len(reports) == 1 else f"{len(reports)} sets mixed"
     first = Tile("Rows", count(rows), held)
     kind = Tile("Set", name, f"read as {reports[0].format}" if len(reports) == 1 else "with shares, below")
-    if result is None:
+    if tokens is None:
         return tiles(
             [first, kind, Tile("Tokens", "–", "not counted yet"), Tile("Findings", "–", "come with the tokens")]
         )
-    severities = [finding["severity"] for finding in result["findings"]]
+    severities = [finding.severity for finding in tokens.findings]
     errors, warnings = severities.count("error"), severities.count("warning")
     found = "bad" if errors else "warn" if warnings else ""
     said = f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
-    fitting = 1 - result["too_long"] / max(1, result["rows"])
-    cost = f"{count(result['too_long'])} longer" if result["too_long"] else "every row is whole"
+    fitting = 1 - tokens.too_long / max(1, tokens.rows)
+    cost = f"{count(tokens.too_long)} longer" if tokens.too_long else "every row is whole"
     return tiles(
         [
             first,
             Tile(
                 "Tokens",
-                short_count(result["tokens"]),
-                f"median {count(result['median'])} · p95 {count(result['p95'])}",
+                short_count(tokens.tokens),
+                f"median {count(tokens.median)} · p95 {count(tokens.p95)}",
             ),
             Tile("Findings", count(len(severities)), said, found),
-            Tile(f"Fits {count(result['limit'])}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),
+            Tile(f"Fits {count(tokens.limit)}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),
         ]
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qlora_studio.core.progress import Progress
+from qlora_studio.core.progress import JobView
 from qlora_studio.core.words import clock
 from qlora_studio.ui.views.html import Html, bar, bullets, card, empty, gib, join, number, says_error, tag
 from qlora_studio.ui.views.side import state_chip
@@ -41,8 +41,9 @@ def checklist(checks: Sequence[Check]) -> Html:
     )
 
 
-def export_card(progress: Progress, state: str, seconds: float | None) -> Html:
+def export_card(job: JobView) -> Html:
     """Where an export stands, and when it is done, where it is and how it compares with the chat."""
+    progress, state, seconds = job.progress, job.state, job.seconds
     if state == "failed":
         return says_error(
             [part for part in (progress.message, progress.hint) if part],
@@ -52,7 +53,7 @@ def export_card(progress: Progress, state: str, seconds: float | None) -> Html:
         return says_error(
             ["Its process is gone. Nothing was left half-written; start it again."], "The export was interrupted"
         )
-    if state == "running" or not progress.ended:
+    if not progress.ended:
         done = f"{gib(progress.done)} of {gib(progress.total)}" if progress.unit == "bytes" and progress.total else ""
         return card(
             "Exporting",

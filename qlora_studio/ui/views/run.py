@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.runs import RunView
 from qlora_studio.core.words import clock
-from qlora_studio.studio import RunView
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
 
@@ -24,7 +24,7 @@ def run_tiles(run: RunView | None) -> Html:
                 Tile("Time left", "–"),
             ]
         )
-    progress, going = run.progress, run.state == "running"
+    progress, going = run.progress, run.at_work
     last = progress.last
     held_out = f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–"
     before = f"before: {progress.base_loss:.3f}" if progress.base_loss is not None else "on rows kept aside"
@@ -83,7 +83,7 @@ def ending(run: RunView | None) -> Html:
 def log_lines(progress: Progress) -> list[str]:
     """Notes first, then what each step brought, the newest last."""
     said = [f"· {note}" for note in progress.notes]
-    said += [f"· step {retry.step} again, smaller: {retry.lever} ({retry.reason})" for retry in progress.retries]
+    said += [f"· step {retry.step} again, smaller: {retry.change} ({retry.reason})" for retry in progress.retries]
     said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
     measured = dict(progress.evaluations)
     if progress.base_loss is not None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.progress import Progress
+from qlora_studio.core.progress import JobView, Progress
+from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
-from qlora_studio.studio import RunView
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import (
     Html,
@@ -34,19 +34,19 @@ from qlora_studio.ui.views.side import state_chip
 HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Held out", "Steps", "Time", "Peak", "Begun")
 
 
-def run_rows(runs: Sequence[RunView]) -> list[list[str]]:
+def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     """The table of all runs, text only."""
     return [
         [
             run.name,
-            run.state,
-            run.config.model.base.rstrip("/").rsplit("/", 1)[-1],
-            str(run.config.lora.rank),
-            f"{run.progress.last.loss:.3f}" if run.progress.last else "–",
-            f"{run.progress.evaluations[-1][1]:.3f}" if run.progress.evaluations else "–",
-            f"{run.progress.step}/{run.progress.total_steps}" if run.progress.total_steps else "–",
+            "unreadable" if run.unreadable else run.state,
+            run.base or "–",
+            str(run.rank or "–"),
+            f"{run.loss:.3f}" if run.loss is not None else "–",
+            f"{run.held_out:.3f}" if run.held_out is not None else "–",
+            f"{run.step}/{run.total_steps}" if run.total_steps else "–",
             clock(run.seconds),
-            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
+            gib(run.peak_bytes) if run.peak_bytes else "–",
             time.strftime("%m-%d %H:%M", time.localtime(run.created)),
         ]
         for run in runs
@@ -105,7 +105,7 @@ def run_details(run: RunView) -> Html:
     )
     notes = [
         *progress.notes,
-        *(f"Step {retry.step} was computed again, smaller: {retry.lever}." for retry in progress.retries),
+        *(f"Step {retry.step} was computed again, smaller: {retry.change}." for retry in progress.retries),
     ]
     return join(
         (
@@ -119,8 +119,9 @@ def run_details(run: RunView) -> Html:
     )
 
 
-def measured_card(progress: Progress, state: str, seconds: float | None) -> Html:
+def measured_card(job: JobView) -> Html:
     """An evaluation as it goes: held-out loss of both, and their answers side by side."""
+    progress, state, seconds = job.progress, job.state, job.seconds
     if state == "failed":
         return says_error([part for part in (progress.message, progress.hint) if part], "The measurement failed")
     if state == "interrupted":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qlora_studio.core.plan import GpuInfo
+from qlora_studio.core.runs import RunView
 from qlora_studio.core.words import clock
-from qlora_studio.studio import RunView
 from qlora_studio.ui.views.html import Html, bar, card, gib, join, number, tag
 
 BRAND = Html(
@@ -16,7 +16,15 @@ BRAND = Html(
     "<div><b>QLoRA Studio</b><small>local fine-tuning</small></div></div>"
 )
 FOOT = Html('<p class="qs-foot">Offline: no telemetry, nothing is uploaded.<br>Alt+1 … 6 switches pages.</p>')
-KINDS = {"running": "good", "finished": "good", "stopped": "warn", "interrupted": "warn", "failed": "bad"}
+KINDS = {
+    "starting": "good",
+    "running": "good",
+    "stopping": "warn",
+    "finished": "good",
+    "stopped": "warn",
+    "interrupted": "warn",
+    "failed": "bad",
+}
 
 
 def state_chip(state: str, **attributes: object) -> Html:
@@ -70,12 +78,12 @@ def run_card(run: RunView | None) -> Html:
     progress = run.progress
     steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else "–"
     loss = f"{progress.last.loss:.3f}" if progress.last else "–"
-    left = clock(progress.last.seconds_left) if progress.last and run.state == "running" else "–"
+    left = clock(progress.last.seconds_left) if progress.last and run.at_work else "–"
     return card(
         run.title,
         bar(progress.share, "Training progress"),
         tag("p", f"{progress.phase} …", class_="qs-small")
-        if run.state == "running" and not progress.total_steps and progress.phase
+        if run.at_work and not progress.total_steps and progress.phase
         else "",
         tag(
             "div",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from qlora_studio.core.jobs import ExamplePreview, LengthBin, TokeniseReport
 from qlora_studio.core.progress import Progress
 from qlora_studio.ui.views.html import (
     Html,
@@ -43,60 +43,60 @@ def counting(progress: Progress) -> Html:
     )
 
 
-def token_page(result: dict[str, Any], *, current: bool) -> Html:
+def token_page(report: TokeniseReport, *, current: bool) -> Html:
     """Figures, histogram and rendered rows of a token job; says so where settings have changed since."""
-    share = result["trained_tokens"] / max(1, result["tokens"])
+    share = report.trained_tokens / max(1, report.tokens)
     stale = tag("p", "Settings have changed since this was counted. Count again to see them.", class_="qs-guess bad")
-    unusable = result["dropped"] + result["refused"]
+    unusable = report.dropped + report.refused
     figures = tiles(
         [
-            Tile("Tokens", short_count(result["tokens"]), f"{share:.0%} of them trained"),
-            Tile("A row", count(result["median"]), f"median; longest {count(result['longest'])}"),
+            Tile("Tokens", short_count(report.tokens), f"{share:.0%} of them trained"),
+            Tile("A row", count(report.median), f"median; longest {count(report.longest)}"),
             Tile(
-                f"Over {count(result['limit'])}",
-                count(result["too_long"]),
-                f"{result['dropped']} left out, {result['cut']} cut",
-                "warn" if result["too_long"] else "",
+                f"Over {count(report.limit)}",
+                count(report.too_long),
+                f"{report.dropped} left out, {report.cut} cut",
+                "warn" if report.too_long else "",
             ),
             Tile("Not trained", count(unusable), "rows left out", "warn" if unusable else ""),
         ]
     )
     padding = (
-        f"Batches of eight as they come would be {result['padding_share']:.0%} padding; sorting by length avoids most."
+        f"Batches of eight as they come would be {report.padding_share:.0%} padding; sorting by length avoids most."
     )
     return join(
         (
             Html("") if current else stale,
             figures,
-            _histogram(result["histogram"], result["limit"]),
+            _histogram(report.histogram, report.limit),
             tag("p", padding, class_="qs-small"),
             tag("h3", "The exact text, trained tokens marked", class_="qs-part"),
-            tag("div", *(_rendered(row) for row in result["previews"]), class_="qs-rows", tabindex=0),
+            tag("div", *(_rendered(row) for row in report.previews), class_="qs-rows", tabindex=0),
         )
     )
 
 
-def _histogram(bins: Sequence[dict[str, int]], limit: int) -> Html:
+def _histogram(bins: Sequence[LengthBin], limit: int) -> Html:
     """Rows by length, with the limit drawn where it falls; nothing to draw without rows."""
     if not bins:
         return Html("")
-    most = max(entry["rows"] for entry in bins)
-    end = bins[-1]["to"] + 1
+    most = max(column.rows for column in bins)
+    end = bins[-1].last + 1
     every = max(1, len(bins) // MARKED)
     columns = [
         tag(
             "div",
-            tag("i", style=f"height:{100 * entry['rows'] / most:.0f}%"),
-            tag("small", entry["to"] + 1 if (index + 1) % every == 0 else ""),
-            class_="over" if entry["from"] > limit else None,
-            title=f"{entry['from']} to {entry['to']} tokens: {plural(entry['rows'], 'row')}",
+            tag("i", style=f"height:{100 * column.rows / most:.0f}%"),
+            tag("small", column.last + 1 if (index + 1) % every == 0 else ""),
+            class_="over" if column.first > limit else None,
+            title=f"{column.first} to {column.last} tokens: {plural(column.rows, 'row')}",
         )
-        for index, entry in enumerate(bins)
+        for index, column in enumerate(bins)
     ]
     drawn = (
         tag("u", tag("span", f"limit {count(limit)}"), style=f"left:{100 * limit / end:.2f}%") if limit < end else ""
     )
-    said = f"Length of the rows in tokens, up to {bins[-1]['to']}; the limit is {limit}"
+    said = f"Length of the rows in tokens, up to {bins[-1].last}; the limit is {limit}"
     aside = number("" if limit < end else f"limit {count(limit)}, beyond every row")
     return card(
         "Length of the rows, tokens",
@@ -105,8 +105,8 @@ def _histogram(bins: Sequence[dict[str, int]], limit: int) -> Html:
     )
 
 
-def _rendered(row: dict[str, Any]) -> Html:
+def _rendered(row: ExamplePreview) -> Html:
     """One row's exact text; trained stretches are underlined and in brackets, so that they show without colour."""
-    pieces = [tag("mark" if piece["trained"] else "span", piece["text"]) for piece in row["pieces"]]
-    head = f"{row['source']} · {plural(row['tokens'], 'token')}, {row['trained']} trained"
+    pieces = [tag("mark" if piece.trained else "span", piece.text) for piece in row.pieces]
+    head = f"{row.source} · {plural(row.tokens, 'token')}, {row.trained} trained"
     return tag("article", tag("small", head, class_="qs-number"), tag("pre", *pieces, class_="qs-exact"))

@@ -1,0 +1,211 @@
+"""What each job is asked and what it answers, as frozen types: all that crosses from one process to another.
+
+A job is a request in `job.json`; its answer is the report in the last event of its journal. A new kind of job is a
+request, a report, their two lines at the end of this file, and a module of its name in `worker/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from qlora_studio.core.chat import Sampling
+from qlora_studio.core.dataset import Finding
+from qlora_studio.core.doctor import Check
+
+ExportKind = Literal["adapter", "merged"]
+"""What is written: the small part on top of the base, or a whole model."""
+MergeInto = Literal["original", "as_chatted"]
+"""Which weights take the adapter: the base's own, or their 4-bit round trip that the chat computed with."""
+
+
+class _Request(BaseModel):
+    """What a job is asked to do; paths are absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Report(BaseModel):
+    """What a job found or made."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TrainRequest(_Request):
+    """Trains what the folder's `config.json` describes."""
+
+    job: Literal["train"] = "train"
+
+
+class TokeniseRequest(_Request):
+    """Turns the data sets of the folder's `config.json` into tokens, for looking at them."""
+
+    job: Literal["tokenise"] = "tokenise"
+    datasets: Path
+    """The folder that holds the imported sets."""
+    previews: int = Field(20, ge=0)
+    """How many examples to render with their text."""
+
+
+class EvaluateRequest(_Request):
+    """Measures a run: held-out loss and answers, of base and adapter."""
+
+    job: Literal["evaluate"] = "evaluate"
+    run: Path
+    prompts: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+
+
+class ExportRequest(_Request):
+    """Writes a run's adapter or merged model into a new or empty folder."""
+
+    job: Literal["export"] = "export"
+    run: Path
+    to: Path
+    kind: ExportKind = "merged"
+    merge_into: MergeInto = "original"
+    prompts: tuple[str, ...] = ()
+    """What chat and artefact are both asked; empty leaves the comparison out."""
+
+
+class ChatJobRequest(_Request):
+    """Loads a run's base and adapter and answers what comes through the pipe."""
+
+    job: Literal["chat"] = "chat"
+    run: Path
+
+
+class DoctorRequest(_Request):
+    """Looks at what only torch can tell about this machine."""
+
+    job: Literal["doctor"] = "doctor"
+
+
+class TrainReport(_Report):
+    """How a training ended. Losses are means over trained tokens in nats."""
+
+    job: Literal["train"] = "train"
+    steps: int
+    loss: float | None = None
+    """Training loss of the last step."""
+    held_out_before: float | None = None
+    held_out_after: float | None = None
+
+
+class LengthBin(_Report):
+    """One column of a histogram of lengths: both ends included, in tokens."""
+
+    first: int
+    last: int
+    rows: int
+
+
+class TextPiece(_Report):
+    """A stretch of an example's exact text that is trained or not."""
+
+    text: str
+    trained: bool
+
+
+class ExamplePreview(_Report):
+    """One example as the model sees it; its pieces together are all of its text."""
+
+    source: str
+    """`file:line`."""
+    tokens: int
+    trained: int
+    """Tokens that carry loss."""
+    pieces: tuple[TextPiece, ...]
+
+
+class TokeniseReport(_Report):
+    """What the model will see of some data sets: counts, lengths in tokens, findings, first examples."""
+
+    job: Literal["tokenise"] = "tokenise"
+    rows: int
+    """Conversations read for training."""
+    examples: int
+    held_out_rows: int
+    tokens: int
+    trained_tokens: int
+    limit: int
+    """The max sequence length these counts hold for."""
+    too_long: int
+    dropped: int
+    cut: int
+    refused: int
+    median: int
+    p95: int
+    longest: int
+    padding_share: float
+    """Share of padding in batches of eight as rows come."""
+    histogram: tuple[LengthBin, ...]
+    lengths: tuple[int, ...] = ()
+    """Tokens of every example that is trained, where few enough to carry along."""
+    findings: tuple[Finding, ...]
+    previews: tuple[ExamplePreview, ...]
+
+
+class EvaluateReport(_Report):
+    """Held-out loss of base and adapter over the same rows; None where the run holds nothing out."""
+
+    job: Literal["evaluate"] = "evaluate"
+    rows: int
+    base_loss: float | None = None
+    tuned_loss: float | None = None
+
+
+class ExportReport(_Report):
+    """Where an export lies."""
+
+    job: Literal["export"] = "export"
+    path: Path
+    bytes: int
+
+
+class ChatReport(_Report):
+    """A chat has nothing to report: its answers went through the pipe."""
+
+    job: Literal["chat"] = "chat"
+
+
+class DoctorReport(_Report):
+    """The checks that need torch."""
+
+    job: Literal["doctor"] = "doctor"
+    checks: tuple[Check, ...]
+
+
+Request = Annotated[
+    TrainRequest | TokeniseRequest | EvaluateRequest | ExportRequest | ChatJobRequest | DoctorRequest,
+    Field(discriminator="job"),
+]
+Report = Annotated[
+    TrainReport | TokeniseReport | EvaluateReport | ExportReport | ChatReport | DoctorReport,
+    Field(discriminator="job"),
+]
+_REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)
+
+
+def parse_request(values: Mapping[str, Any]) -> Request:
+    """The request in a job file. Raises ValueError where it is of a kind or shape that this version does not know."""
+    try:
+        return _REQUESTS.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """Names a job that was started, for looking at it, following it and stopping it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name

@@ -1,0 +1,49 @@
+"""Exports: what a run leaves for use elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ExportKind, ExportRequest, JobRef, MergeInto
+from qlora_studio.home import Home
+from qlora_studio.studio.bases import Bases
+from qlora_studio.studio.jobs import Jobs
+from qlora_studio.studio.runs import Runs
+
+
+class Exports:
+    """The exports of a home's runs."""
+
+    def __init__(self, home: Home, jobs: Jobs, bases: Bases, runs: Runs) -> None:
+        self.home, self.jobs, self.bases, self.runs = home, jobs, bases, runs
+
+    def start(
+        self,
+        name: str,
+        kind: ExportKind,
+        to: str,
+        merge_into: MergeInto = "original",
+        prompts: Sequence[str] = (),
+    ) -> JobRef:
+        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
+        run = self.runs.with_adapter(name).folder
+        target = Path(to).expanduser().absolute()
+        if target.is_dir() and any(target.iterdir()):
+            raise StudioError(
+                "This folder is not empty, and an export never mixes with what is there.",
+                "Name a new folder.",
+                where=str(target),
+            )
+        if target.exists() and not target.is_dir():
+            raise StudioError("This is a file.", "Name a new folder.", where=str(target))
+        request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
+        return self.jobs.start(run / "exports", request)
+
+    def sizes(self, name: str) -> tuple[int, int | None]:
+        """Bytes of a run's adapter, and about those of its merged model; None while its base is not on this machine."""
+        view = self.runs.open(name)
+        base = self.bases.find(view.config.model.base).folder
+        adapter = sum(path.stat().st_size for path in (view.folder / "adapter").glob("*") if path.is_file())
+        return adapter, sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else None

@@ -1,0 +1,100 @@
+"""Runs: started, resumed, stopped, listed, opened, evaluated."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from qlora_studio.core.chat import Sampling
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.events import Event
+from qlora_studio.core.jobs import EvaluateRequest, JobRef, TrainRequest
+from qlora_studio.core.runs import RunSummary, RunView
+from qlora_studio.home import Home
+from qlora_studio.runs import supervisor
+from qlora_studio.runs.folder import JobFolder, create_job, find_job
+from qlora_studio.studio.bases import Bases
+from qlora_studio.studio.data import Data
+from qlora_studio.studio.jobs import Jobs
+
+
+class Runs:
+    """The trainings of a home."""
+
+    def __init__(self, home: Home, jobs: Jobs, bases: Bases, data: Data) -> None:
+        self.home, self.jobs, self.bases, self.data = home, jobs, bases, data
+
+    def start(self, config: TrainConfig) -> str:
+        """Checks what can be checked here, makes the run's folder and starts its worker. Returns the run's name.
+
+        Raises a StudioError where another training is at work; then nothing is left behind.
+        """
+        self.data.check(config)
+        self.bases.find(config.model.base)
+        self.refuse_second()
+        stem = Path(config.model.base).name.lower()
+        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
+        job = create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
+        try:
+            supervisor.start(job)
+        except supervisor.TrainingBusy:
+            shutil.rmtree(job.path, ignore_errors=True)
+            raise
+        return job.name
+
+    def resume(self, name: str) -> None:
+        """Starts a run's worker again: it resumes from the newest whole checkpoint, or from the start without one."""
+        view = self.open(name)
+        if view.state not in ("interrupted", "stopped", "failed"):
+            raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can be resumed.")
+        self.refuse_second()
+        job = JobFolder(view.folder)
+        supervisor.clear_requests(job)
+        supervisor.start(job)
+
+    def refuse_second(self) -> None:
+        """One training at a time: two would not fit the plan of either."""
+        if (name := supervisor.find_training(self.home.runs)) is not None:
+            raise StudioError(f"The run '{name}' is still at work.", "Wait for it, or stop it first.")
+
+    def all(self) -> list[RunSummary]:
+        """A line for every run, newest first."""
+        return self.jobs.store.summaries()
+
+    def open(self, name: str) -> RunView:
+        """One run. Raises a StudioError for a name that is none and for a run that cannot be read."""
+        return self.jobs.store.open(name)
+
+    def newest(self) -> RunSummary | None:
+        """The newest run, which is the one at work where there is one."""
+        return next(iter(self.all()), None)
+
+    def stop(self, name: str) -> None:
+        """Asks a run to stop after its step; its adapter is saved."""
+        supervisor.stop(find_job(self.home.runs, name, "run"))
+
+    def watch(self, name: str) -> Iterator[Event]:
+        """All events of a run, past and coming, until it is over."""
+        return supervisor.watch(find_job(self.home.runs, name, "run"))
+
+    def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling) -> JobRef:
+        """Starts evaluating a run: held-out loss and answers of base and adapter."""
+        run = self.with_adapter(name).folder
+        request = EvaluateRequest(run=run, prompts=tuple(prompts), sampling=sampling)
+        return self.jobs.start(run / "evaluations", request)
+
+    def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
+        """What was started for a run, the newest first."""
+        files = (find_job(self.home.runs, name, "run").path / kind).glob("[!.]*/job.json")
+        return [JobRef(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+    def with_adapter(self, name: str) -> RunView:
+        """A run that has saved an adapter. Raises a StudioError for one that has not."""
+        view = self.open(name)
+        if not view.has_adapter:
+            raise StudioError(f"The run '{name}' has saved no adapter.", "Wait until it ends, or choose another run.")
+        return view

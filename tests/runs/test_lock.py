@@ -1,0 +1,48 @@
+"""A lock ends with its process, and asking for it takes nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from qlora_studio.runs.lock import ProcessLock, is_held, read_words
+from tests.runs.holders import held
+
+
+def test_a_lock_is_seen_by_others_until_its_process_is_killed(tmp_path):
+    path = tmp_path / "a.lock"
+    assert not is_held(path)
+    with held(path, "me") as process:
+        assert is_held(path) and read_words(path) == "me"
+        assert not ProcessLock(path).acquire(0.1)
+        process.kill()
+        process.wait()
+        assert not is_held(path)
+    taken = ProcessLock(path, "you")
+    assert taken.acquire() and read_words(path) == "you"
+    taken.release()
+
+
+def test_probes_never_make_a_dead_job_look_alive_nor_keep_a_worker_from_starting(tmp_path):
+    path = tmp_path / "a.lock"
+    path.touch()
+    answers: list[bool] = []
+    until = time.monotonic() + 0.5
+
+    def probe() -> None:
+        while time.monotonic() < until:
+            answers.append(is_held(path))
+
+    threads = [threading.Thread(target=probe) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 100 and not any(answers)
+    stop = threading.Event()
+    asking = threading.Thread(target=lambda: [is_held(path) for _ in iter(stop.is_set, True)])
+    asking.start()
+    with held(path):  # the holder waits for nothing: one attempt, while another process asks without a pause
+        pass
+    stop.set()
+    asking.join()

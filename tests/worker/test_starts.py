@@ -1,0 +1,93 @@
+"""One card, one training, however many starts; and no worker that nobody guards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qlora_studio.core.jobs import DoctorRequest, TrainRequest
+from qlora_studio.runs.folder import create_job
+from qlora_studio.runs.supervisor import (
+    BUSY,
+    TrainingBusy,
+    find_training,
+    runs_under_wsl,
+    start,
+    training_lock,
+    worker_environment,
+)
+from qlora_studio.worker.guard import inner_command
+from tests.runs.holders import held
+
+GUARD = """
+import sys, time
+from pathlib import Path
+import qlora_studio.worker.__main__ as worker
+def guard(folder, command):
+    (folder.path / "at-work").touch()
+    time.sleep(1.5)
+    return 0
+worker.guard, worker.LEAVE_LOCK_SECONDS = guard, 0.2
+sys.exit(worker.main(["worker", sys.argv[1]]))
+"""
+"""The real door of a worker, with a guard that only says that it got through."""
+
+
+def make_runs(folder: Path, count: int) -> list[Path]:
+    return [create_job(folder / "runs", f"run {number}", TrainRequest()).path for number in range(count)]
+
+
+def test_of_many_starts_at_once_one_trains_and_the_others_are_told(tmp_path):
+    runs = make_runs(tmp_path, 8)
+    starts = [subprocess.Popen([sys.executable, "-c", GUARD, str(run)]) for run in runs]
+    codes = sorted(process.wait() for process in starts)
+    assert codes == [0] + [BUSY] * 7
+    assert len([run for run in runs if (run / "at-work").exists()]) == 1
+
+
+def test_a_start_beside_a_training_names_it(tmp_path):
+    (run,) = [create_job(tmp_path / "runs", "second", TrainRequest())]
+    with held(training_lock(run), "first"):
+        assert find_training(run.path.parent) == "first"
+        with pytest.raises(TrainingBusy, match="The run 'first' is still at work"):
+            start(run)
+    assert find_training(run.path.parent) is None
+
+
+def test_other_jobs_may_start_beside_a_training(tmp_path):
+    job = create_job(tmp_path, "look", DoctorRequest())
+    with held(tmp_path / ".training.lock", "first"):
+        done = subprocess.run([sys.executable, "-c", GUARD, str(job.path)], check=False)
+    assert done.returncode == 0
+
+
+def test_a_worker_whose_guard_is_gone_before_it_looks_does_nothing(tmp_path):
+    job = create_job(tmp_path, "one", TrainRequest())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    begun = time.monotonic()
+    done = subprocess.run(inner_command(job, gone.pid), env=worker_environment(), check=False)
+    assert done.returncode == 2 and not job.events.exists() and time.monotonic() - begun < 20
+
+
+def test_the_token_of_the_hub_reaches_the_worker(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:1")
+    environment = worker_environment()
+    assert environment["HF_TOKEN"] == "secret" and "PYTORCH_CUDA_ALLOC_CONF" not in environment
+    assert environment["GOMP_SPINCOUNT"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("release", "wsl"), [("5.15.167.4-microsoft-standard-WSL2", True), ("6.8.0-45-generic", False)]
+)
+def test_expandable_segments_are_left_alone_under_wsl(monkeypatch, release, wsl):
+    monkeypatch.setattr("platform.release", lambda: release)
+    assert runs_under_wsl() is wsl
+    if sys.platform == "linux":
+        monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+        assert ("PYTORCH_ALLOC_CONF" in worker_environment()) is not wsl
