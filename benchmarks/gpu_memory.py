@@ -48,7 +48,7 @@ from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.planner.tables import imagine_card
+from qlora_studio.planner.tables import imagine_machine
 
 MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Llama-3.1-8B")
 CAPS_GIB = (8, 12, 16, 24)
@@ -147,7 +147,10 @@ def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryP
     if not torch.cuda.is_available():
         values |= {"memory.budget_gib": float(cap), "data.max_length": 256}
     config = TrainConfig().replace(values)
-    return config, make_plan(config, REFERENCE_SHAPES[model], imagine_card(cap) if torch.cuda.is_available() else None)
+    machine = imagine_machine(cap)
+    if not torch.cuda.is_available():
+        machine = machine.model_copy(update={"cards": ()})
+    return config, make_plan(config, REFERENCE_SHAPES[model], machine)
 
 
 def load_for(folder: Path, plan: MemoryPlan) -> Any:

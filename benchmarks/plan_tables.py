@@ -6,7 +6,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import GIB
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.planner.tables import CARD_SIZES_GIB, imagine_card
+from qlora_studio.planner.tables import CARD_SIZES_GIB, imagine_machine
 
 MARKS = {"none": "", "embeddings": "E", "boundaries": "B", "both": "EB"}
 SHORTEST = 256
@@ -19,7 +19,7 @@ def print_chosen() -> None:
     for name, shape in REFERENCE_SHAPES.items():
         cells = []
         for size in CARD_SIZES_GIB:
-            plan = make_plan(config, shape, imagine_card(size))
+            plan = make_plan(config, shape, imagine_machine(size))
             twice = f"{plan.checkpointed_layers}/{plan.layers}"
             taken = f"{plan.estimate.total_bytes / GIB:.1f}"
             chosen = f"{plan.micro_batch_tokens} · {twice} · {taken} {MARKS[plan.offload]}".strip()
@@ -31,7 +31,7 @@ def print_longest() -> None:
     """The longest row that fits with the smallest settings."""
     config = TrainConfig()
     for name, shape in REFERENCE_SHAPES.items():
-        longest = [make_plan(config, shape, imagine_card(size)).longest_context or 0 for size in CARD_SIZES_GIB]
+        longest = [make_plan(config, shape, imagine_machine(size)).longest_context or 0 for size in CARD_SIZES_GIB]
         print(f"| {name} | {' | '.join(f'{rows:,}' if rows >= SHORTEST else '–' for rows in longest)} |")
 
 

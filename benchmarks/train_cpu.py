@@ -48,11 +48,13 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
     import torch
 
     from qlora_studio.core.config import LoraSettings, TrainConfig
+    from qlora_studio.core.steps import Step
     from qlora_studio.engine import load
     from qlora_studio.engine.accelerator.cpu import CpuAccelerator
-    from qlora_studio.engine.batches import Step
     from qlora_studio.engine.loop import Setup, TrainingLoop
+    from qlora_studio.home import Home
     from qlora_studio.planner.fit import make_plan
+    from qlora_studio.planner.machine import read_machine
     from qlora_studio.planner.shape import read_shape
 
     accelerator = CpuAccelerator()
@@ -60,7 +62,8 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
     config = TrainConfig().replace({"optim.optimizer": "adamw", "optim.learning_rate": RATE, "lora.rank": RANK})
     model = load.load_base(folder, load.Device(accelerator, torch.bfloat16))
     adapter = load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, 1)
-    plan = make_plan(config, read_shape(str(folder), folder.parent), None, [len(one.input_ids) for one in examples])
+    machine = read_machine(Home.find()).model_copy(update={"cards": ()})
+    plan = make_plan(config, read_shape(folder, folder.name), machine, [len(one.input_ids) for one in examples])
     setup = Setup(config, plan, accelerator, adapter, examples, [], folder, "x")
     training = TrainingLoop(setup, lambda event: None, lambda: "")
     steps = [Step(tuple(range(start, start + ROWS)), 0.0) for start in range(0, STEPS * ROWS, ROWS)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_studio.core.config import DEMO_BASE
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import Problem, StudioError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MOST_CONFIG_BYTES = 4 << 20
+"""A `config.json` larger than this is something else: real ones have a few kilobytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +27,31 @@ class Base:
     """None where it must be fetched first: the demo model or a hub id."""
 
 
-def find_base(name: str, models: Path) -> Base:
-    """What a name means: a local folder (checked), a model under `models`, the demo model or a hub id.
+@dataclass(frozen=True, slots=True)
+class BaseFiles:
+    """What the files of a base say besides its configuration."""
 
-    Raises a StudioError for a folder that is missing or has no safetensors weights, and for a name that is neither.
+    weights_bytes: int | None
+    """Of its safetensors files; None where there are none."""
+    commit: str | None
+    """The hub's commit it was downloaded at, where it was."""
+    licence: str
+    """As its model card names it; empty where it does not."""
+    has_template: bool
+
+
+def locate_base(name: str, models: Path) -> Base:
+    """What a name means: a folder with a config.json, a model under `models`, the demo model or a hub id.
+
+    Weights need not be there: a plan does without. Raises a StudioError for a name that is none of these.
     """
     kept = models / folder_name(name)
     if kept.is_dir() and (kept / "config.json").exists():
-        check_folder(kept)
         return Base(name, kept)
     if name == DEMO_BASE:
         return Base(name, None)
     path = Path(name).expanduser()
     if path.is_dir():
-        check_folder(path)
         return Base(name, path.resolve())
     if path.is_absolute() or name.startswith((".", "~")) or path.exists() or not HUB_ID.fullmatch(name):
         raise StudioError(
@@ -47,6 +61,17 @@ def find_base(name: str, models: Path) -> Base:
     return Base(name, None)
 
 
+def find_base(name: str, models: Path) -> Base:
+    """What a name means, as `locate_base` says; a folder is checked for weights that may be loaded.
+
+    Raises a StudioError for a folder that has none.
+    """
+    base = locate_base(name, models)
+    if base.folder is not None:
+        check_folder(base.folder)
+    return base
+
+
 def folder_name(name: str) -> str:
     """The folder under `models` that keeps a fetched base: `org/name` becomes `org--name`."""
     return name.replace("/", "--") if HUB_ID.fullmatch(name) else re.sub(r"[^\w.-]", "-", name) or "-"
@@ -54,26 +79,50 @@ def folder_name(name: str) -> str:
 
 def check_folder(folder: Path) -> None:
     """Raises a StudioError unless the folder holds a config.json and safetensors weights."""
-    if not (folder / "config.json").is_file():
-        raise StudioError("This folder holds no config.json.", "Choose the folder of a model.", where=str(folder))
     read_model_config(folder)
+    if (problem := find_weights_problem(folder)) is not None:
+        raise StudioError.of([problem])
+
+
+def find_weights_problem(folder: Path) -> Problem | None:
+    """Why the weights of a folder cannot be loaded; None where they can."""
     if any(folder.glob("*.safetensors")):
-        return
+        return None
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        raise StudioError(
+        return Problem(
             "This model has pickle weights only, and opening them could run foreign code.",
             "Get its safetensors version, or convert it on a machine you do not mind losing.",
-            where=str(folder),
+            str(folder),
         )
-    raise StudioError("This folder holds no safetensors weights.", "Download the model again.", where=str(folder))
+    return Problem("This folder holds no safetensors weights.", "Download the model again.", str(folder))
+
+
+def read_base_files(folder: Path) -> BaseFiles:
+    """What a base's files say besides its configuration. What cannot be read stays empty."""
+    weights = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    tokenizer = _read_object(folder / "tokenizer_config.json")
+    return BaseFiles(
+        weights_bytes=sum(weights) if weights else None,
+        commit=_text(_read_object(folder / "source.json").get("commit")) or None,
+        licence=_read_licence(folder / "README.md"),
+        has_template=(folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template")),
+    )
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """`config.json`, refused where it would make a library fetch or run foreign code."""
     path = folder / "config.json"
+    if not path.is_file():
+        raise StudioError(
+            "This folder holds no config.json.",
+            "Choose the folder of a model in transformers format.",
+            where=str(folder),
+        )
     try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, and none has so many")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudioError(
             f"The model's config.json cannot be read: {error}.", "Download the model again.", where=str(path)
         ) from None
@@ -97,7 +146,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _keys(values: dict[str, Any]) -> list[str]:
+def _keys(values: Mapping[str, Any]) -> list[str]:
     """All keys of an object and of the objects in it."""
     found = []
     for key, value in values.items():
@@ -105,3 +154,29 @@ def _keys(values: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             found += _keys(value)
     return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none or where it cannot be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_licence(card: Path) -> str:
+    """The licence that a model card names between its first two lines of dashes."""
+    try:
+        head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return ""
+    if not head.startswith("---"):
+        return ""
+    front = head[3:].partition("\n---")[0]
+    named = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]*?)['\"]?[ \t]*$", front, re.MULTILINE))
+    return named.get("license_name") or named.get("license", "")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

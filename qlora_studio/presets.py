@@ -9,6 +9,8 @@ from typing import Any
 
 from qlora_studio.core.config import RENAMED, TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.machine import Machine
+from qlora_studio.core.plan import GIB
 from qlora_studio.home import Home, bundled
 
 OWNED: dict[str, frozenset[str]] = {
@@ -101,6 +103,33 @@ def find_preset(family: str, name: str, home: Home) -> Preset:
 def apply_presets(config: TrainConfig, presets: list[Preset]) -> TrainConfig:
     """The config with the fields of these presets changed."""
     return config.replace({dotted: value for preset in presets for dotted, value in preset.changes.items()})
+
+
+def default_presets(machine: Machine, home: Home) -> dict[str, str]:
+    """The preset of each family that suits a machine, for every face alike: `{"memory": "8gb", "rank": "balanced"}`.
+
+    Of the memory presets the largest that the card holds; `cpu` without a card.
+    """
+    return {"memory": _fitting_memory(machine, home), "rank": "balanced"}
+
+
+def default_config(machine: Machine, home: Home) -> TrainConfig:
+    """What a run on this machine is set to before a person changes anything."""
+    chosen = [find_preset(family, name, home) for family, name in default_presets(machine, home).items()]
+    return apply_presets(TrainConfig(), chosen)
+
+
+def _fitting_memory(machine: Machine, home: Home) -> str:
+    if machine.card is None:
+        return "cpu"
+    held = machine.card.total_bytes / GIB + 0.5  # a 12 GB card reports a little less than 12 GiB
+    sizes = {
+        preset.name: float(preset.changes.get("memory.budget_gib", 0))
+        for preset in list_presets("memory", home)
+        if preset.name != "cpu"
+    }
+    fitting = [name for name, size in sizes.items() if 0 < size <= held]
+    return max(fitting, key=lambda name: sizes[name], default=min(sizes, key=lambda name: sizes[name]))
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "assets" / "demo" / "pip.json"
 FAST = ["--set", "optim.learning_rate=2e-3", "--set", "optim.warmup_share=0"]
@@ -120,7 +121,14 @@ def test_ctrl_c_stops_cleanly_with_the_adapter_saved_and_the_run_goes_on(trained
         "optim.max_steps=12",
         *SMALL,
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # under nohup it arrives ignored
+    )
     events = home / "runs" / "cut" / "events.jsonl"
     until = time.monotonic() + 240
     while not (events.exists() and '"event": "step"' in events.read_text()):

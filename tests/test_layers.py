@@ -13,8 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl"}
 INSIDE_FUNCTIONS = {
     "datasets": {"data/readers"},
-    "huggingface_hub": {"data/readers", "planner/shape", "engine/load", "engine/fetch"},
-    "pyarrow": {"data/readers", "planner/shape", "engine/load", "engine/fetch"},
+    "huggingface_hub": {"hub"},
+    "pyarrow": {"data/readers"},
 }
 FOUNDATION = {"home", "hub", "bases"}
 """Files of floor 2 that every room above the ground may use."""

@@ -6,8 +6,19 @@ import pytest
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.machine import Machine
+from qlora_studio.core.plan import GIB, GpuInfo
 from qlora_studio.home import Home, bundled
-from qlora_studio.presets import FAMILIES, OWNED, apply_presets, find_preset, list_presets, read_preset
+from qlora_studio.presets import (
+    FAMILIES,
+    OWNED,
+    apply_presets,
+    default_config,
+    default_presets,
+    find_preset,
+    list_presets,
+    read_preset,
+)
 
 FILES = [(family, path) for family in FAMILIES for path in sorted((bundled("presets") / family).glob("*.toml"))]
 
@@ -70,3 +81,24 @@ def test_a_wrong_preset_names_its_file(tmp_path, text, message):
 def test_an_unknown_preset_lists_those_there_are(tmp_path):
     with pytest.raises(StudioError, match=r"There is no rank preset 'huge'. There are: balanced, light, strong."):
         find_preset("rank", "huge", Home(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "name"),
+    [(None, "cpu"), (4, "6gb"), (6, "6gb"), (7.65, "8gb"), (11.76, "12gb"), (23.5, "24gb"), (80, "24gb")],
+)
+def test_a_machine_has_one_default_for_every_face(tmp_path, gigabytes, name):
+    size = round((gigabytes or 0) * GIB)
+    cards = (GpuInfo(index=0, name="card", total_bytes=size, free_bytes=size),) if gigabytes else ()
+    machine, home = Machine(cards=cards), Home(tmp_path)
+    assert default_presets(machine, home) == {"memory": name, "rank": "balanced"}
+    wanted = [find_preset("memory", name, home), find_preset("rank", "balanced", home)]
+    assert default_config(machine, home) == apply_presets(TrainConfig(), wanted)
+
+
+def test_ones_own_memory_preset_may_be_the_default(tmp_path):
+    own = tmp_path / "presets" / "memory" / "laptop.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('title = "Laptop"\n[memory]\nbudget_gib = 7.0\n')
+    card = GpuInfo(index=0, name="card", total_bytes=7 * GIB, free_bytes=7 * GIB)
+    assert default_presets(Machine(cards=(card,)), Home(tmp_path))["memory"] == "laptop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from qlora_studio import __version__
 from qlora_studio.cli import chat, data, demo, doctor, evaluate, export, plan, runs, train, ui
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import StudioError, explain_unwritable
 
 app = typer.Typer(
     name="qlora-studio",
@@ -47,22 +48,32 @@ def root(
 
 
 def run() -> int:
-    """Runs one command. 0: done; 1: the work failed; 2: the input was wrong; 130: Ctrl-C."""
+    """Runs one command. 0: done; 1: the work failed; 2: the input was wrong; 130: Ctrl-C, or asked to terminate."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
         return int(code or 0)
     except StudioError as error:
-        for problem in error.problems:
-            print(f"Error: {problem}", file=sys.stderr)
-        return 2
+        return say(error)
     except typer.Exit as leaving:
         return leaving.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except OSError as error:
+        if (explained := explain_unwritable(error)) is None:
+            raise
+        return say(explained)
     except Exception as error:
         show = getattr(error, "show", None)  # typer's own complaint about flags and arguments
         if show is None:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+
+
+def say(error: StudioError) -> int:
+    """Prints every problem on standard error; the exit code of wrong input."""
+    for problem in error.problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    return 2

@@ -14,7 +14,7 @@ from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.dataset import Finding
+from qlora_studio.core.dataset import Finding, RowAccount
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.studio import Studio
@@ -36,7 +36,7 @@ def inspect(
     max_length: op.MaxLength = None,
     set: op.Set = None,
 ) -> None:
-    """Show what a file holds: its format and why, rows as conversations, and every row that cannot be read.
+    """Show what a whole file holds: its format and why, some rows as conversations, and every row that cannot be read.
 
     With --model also the rendered text with its trained tokens, the lengths, and what the limit costs. Writes nothing
     into your data sets. Exit code 2 where any row cannot be read.
@@ -50,6 +50,8 @@ def inspect(
         )
     for conversation in looked.conversations:
         show_conversation(console, conversation)
+    if looked.guess.format:
+        show_account(looked.account)
     if looked.problems:
         raise StudioError.of(looked.problems[:SHOWN_PROBLEMS])
     if model is not None:
@@ -61,6 +63,15 @@ def inspect(
         }
         config = op.build_config(studio, None, None, changes, set)
         show_tokens(console, studio, file, config, rows)
+
+
+def show_account(account: RowAccount) -> None:
+    """The rows' account, and what was no row."""
+    print(f"{account}.")
+    for said in account.notes:
+        print(said)
+    for said in account.passed_over:
+        print(f"Passed over: {said}")
 
 
 def show_conversation(console: Console, conversation: Conversation) -> None:
@@ -170,10 +181,9 @@ def import_(
         choices |= {"eval_file": eval_file, "drop_overlap": drop_overlap}
     report = Studio().data.import_rows(source, hub=HubChoice(subset, split, revision), skip_bad=skip_bad, **choices)
     print(f"{report.name}: {report.rows} rows as {report.format}" + (", already there" if report.unchanged else ""))
-    if report.skipped:
-        print(f"{report.skipped} rows were left out:")
-        for problem in report.problems:
-            print(f"  {problem}")
+    show_account(report.account)
+    for problem in report.problems:
+        print(f"  {problem}")
     for field, count in report.extra_fields.items():
         print(f"Column '{field}' ({count} rows) is kept beside the rows and not trained.")
 

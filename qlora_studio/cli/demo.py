@@ -13,7 +13,6 @@ from qlora_studio.cli.evaluate import show_losses
 from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
-from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.words import clock
 from qlora_studio.studio import Studio
@@ -29,8 +28,9 @@ def demo() -> None:
     report = studio.data.import_rows(str(demo.rows), name="demo")
     console.print(f"{report.rows} rows as {report.format}, in {studio.home.datasets / 'demo'}")
     console.rule("2  Training, 4-bit QLoRA")
-    config = studio.presets.apply(TrainConfig(), {} if studio.machine.gpus() else {"memory": "cpu"})
-    config = config.replace({**demo.settings, "data.sources": [{"name": "demo"}], "saving.name": "demo"})
+    config = studio.presets.default_config().replace(
+        {**demo.settings, "data.sources": [{"name": "demo"}], "saving.name": "demo"}
+    )
     run = studio.runs.start(config)
     state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
     console.print(f"{state.step} steps, adapter in {studio.runs.open(run).folder / 'adapter'}")

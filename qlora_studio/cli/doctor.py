@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qlora_studio.cli import options as op
+from qlora_studio.cli.bases import look_up
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.doctor import Check, diagnostics
@@ -26,6 +27,8 @@ def doctor(
     """Check card, driver, torch, 4-bit kernels, memory and disk. Exit code 1 where something is broken."""
     studio, console = Studio(), Console()
     config = TrainConfig().replace({"model.base": model}) if model else None
+    if config is not None:
+        look_up(studio, console, config.model)
     checks = studio.machine.check(config)
     if not plain:
         show(console, checks)

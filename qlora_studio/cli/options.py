@@ -31,23 +31,20 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting:
 def build_config(
     studio: Studio, rank: str | None, memory: str | None, changes: dict[str, Any], settings: list[str] | None
 ) -> cf.TrainConfig:
-    """Presets first, then flags, then `--set`: the later wins. Flags that were not given change nothing."""
-    config = cf.TrainConfig()
-    names: dict[str, str] = {}
+    """The presets that suit this machine or those that are named, then flags, then `--set`: the later wins."""
+    names = studio.presets.defaults()
     extra: dict[str, Any] = {}
     if rank is not None:
         if rank.isdigit():
             extra |= {"lora.rank": int(rank), "lora.alpha": 2 * int(rank)}
         else:
             names["rank"] = rank
-    if memory is None:
-        memory = None if studio.machine.gpus() else "cpu"
     if memory is not None:
         if memory.replace(".", "", 1).isdigit():
             extra["memory.budget_gib"] = float(memory)
         else:
             names["memory"] = memory
-    config = studio.presets.apply(config, names)
+    config = studio.presets.apply(cf.TrainConfig(), names)
     extra |= {field: value for field, value in changes.items() if value is not None}
     extra |= dict(parse_setting(text) for text in settings or [])
     return config.replace(extra)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qlora_studio.core.errors import LawBroken
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -39,10 +41,54 @@ class FormatGuess(_Value):
     reason: str
 
 
+class RowAccount(_Value):
+    """What became of every row of a source: seen = imported + refused + dropped."""
+
+    seen: int = 0
+    """Rows that the readers met, counted where each begins."""
+    imported: int = 0
+    """Rows that are part of a conversation."""
+    refused: int = 0
+    """Rows that cannot be read or converted. Each stands with file and line in the set's list of refused rows."""
+    dropped: int = 0
+    """Rows left out by choice, because their prompt stands in the evaluation rows."""
+    passed_over: tuple[str, ...] = ()
+    """Files, and parts of files, that are no rows: `README.md: text beside tables`."""
+    notes: tuple[str, ...] = ()
+    """Choices a reader made, as sentences."""
+
+    def check(self, where: str = "") -> RowAccount:
+        """The account itself. Raises LawBroken, which names the numbers, where it does not add up."""
+        if self.seen != self.imported + self.refused + self.dropped:
+            raise LawBroken(
+                f"The account of rows does not add up: {self.seen} seen, but {self.imported} imported, "
+                f"{self.refused} refused and {self.dropped} dropped.",
+                where=where,
+            )
+        return self
+
+    def plus(self, other: RowAccount) -> RowAccount:
+        """One account of two sources."""
+        return RowAccount(
+            seen=self.seen + other.seen,
+            imported=self.imported + other.imported,
+            refused=self.refused + other.refused,
+            dropped=self.dropped + other.dropped,
+            passed_over=self.passed_over + other.passed_over,
+            notes=self.notes + other.notes,
+        )
+
+    def __str__(self) -> str:
+        said = f"{self.seen} seen = {self.imported} imported + {self.refused} refused"
+        return said + (f" + {self.dropped} dropped" if self.dropped else "")
+
+
 class DatasetReport(_Value):
     """What an import did."""
 
     name: str
+    title: str = ""
+    """What the person called it, where that is no name of a folder."""
     format: str
     confidence: float
     reason: str
@@ -50,6 +96,8 @@ class DatasetReport(_Value):
     """Conversations in the set."""
     eval_rows: int = 0
     """Conversations of a separate evaluation file; 0 where the split is made by hash."""
+    account: RowAccount = RowAccount()
+    """What became of every row, the evaluation file's included."""
     skipped: int = 0
     """Rows left out because the person chose to skip bad ones."""
     problems: tuple[str, ...] = ()

@@ -7,6 +7,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+CUDA_BUILDS = "https://download.pytorch.org/whl/cu130"
+"""Where torch's own builds for CUDA 13 lie; drivers from 580 on run them."""
+PROCESSOR_INSTEAD = "To train on the processor instead, set CUDA_VISIBLE_DEVICES to -1."
+
+
+def install_torch(version: str) -> str:
+    """The sentence that mends a torch without CUDA."""
+    return f"Run: pip install --force-reinstall torch=={version.partition('+')[0]} --index-url {CUDA_BUILDS}."
+
 
 class Check(BaseModel):
     """One thing that was looked at."""

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+UNWRITABLE = {
+    errno.EACCES: "it may not be written",
+    errno.EPERM: "it may not be written",
+    errno.EROFS: "it lies on a disk that can only be read",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is used up",
+}
+"""What the system says where a file cannot be written, by error number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +59,25 @@ class StudioError(Exception):
     @property
     def hint(self) -> str:
         return self.problems[0].hint
+
+
+def explain_unwritable(error: OSError) -> StudioError | None:
+    """A refusal or a full disk as a sentence with the path; None for any other error of the system."""
+    if error.errno not in UNWRITABLE:
+        return None
+    hint = (
+        "Free some space and go on where you were."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "Set QLORA_STUDIO_HOME to a folder that can be written, or change the rights of this one."
+    )
+    path = error.filename2 or error.filename or ""
+    return StudioError(f"This cannot be written: {UNWRITABLE[error.errno]}.", hint, where=str(path))
+
+
+class LawBroken(StudioError):
+    """An account that the program keeps of itself does not add up: the fault is the program's, not the data's."""
+
+    def __init__(self, message: str, *, where: str = "") -> None:
+        super().__init__(
+            message, "This is a fault of QLoRA Studio; nothing was changed. Please report it.", where=where
+        )

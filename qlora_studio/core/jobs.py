@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from qlora_studio.core.bases import FailedBase, ResolvedBase
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.doctor import Check
@@ -83,6 +84,16 @@ class DoctorRequest(_Request):
     """Looks at what only torch can tell about this machine."""
 
     job: Literal["doctor"] = "doctor"
+
+
+class ResolveRequest(_Request):
+    """Looks a base up, so that plans for it are arithmetic: hub, sizes, and a dry run where no formula knows it."""
+
+    job: Literal["resolve"] = "resolve"
+    base: str
+    revision: str | None = None
+    again: bool = False
+    """Forget what is kept of it first, a failure too."""
 
 
 class TrainReport(_Report):
@@ -173,6 +184,13 @@ class ChatReport(_Report):
     job: Literal["chat"] = "chat"
 
 
+class ResolveReport(_Report):
+    """What is known of a base now. A failure is an answer too: it is kept, and nobody looks again unasked."""
+
+    job: Literal["resolve"] = "resolve"
+    facts: ResolvedBase | FailedBase = Field(discriminator="state")
+
+
 class DoctorReport(_Report):
     """The checks that need torch."""
 
@@ -181,11 +199,11 @@ class DoctorReport(_Report):
 
 
 Request = Annotated[
-    TrainRequest | TokeniseRequest | EvaluateRequest | ExportRequest | ChatJobRequest | DoctorRequest,
+    TrainRequest | TokeniseRequest | EvaluateRequest | ExportRequest | ChatJobRequest | DoctorRequest | ResolveRequest,
     Field(discriminator="job"),
 ]
 Report = Annotated[
-    TrainReport | TokeniseReport | EvaluateReport | ExportReport | ChatReport | DoctorReport,
+    TrainReport | TokeniseReport | EvaluateReport | ExportReport | ChatReport | DoctorReport | ResolveReport,
     Field(discriminator="job"),
 ]
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)

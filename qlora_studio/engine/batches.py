@@ -1,12 +1,11 @@
-"""Which rows make a step, and how a step is cut into micro-batches. Pure arithmetic on lengths, but for `collate`.
+"""Steps of whole units, how a step is cut into micro-batches, and the tensors of one.
 
-Steps, their order and their rows depend on seed and data alone; only the cutting depends on memory, and the sum of
+Which rows make a step (`core.steps`) depends on seed and data alone; only the cutting depends on memory, and the sum of
 losses and gradients over a step does not depend on the cutting.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +13,7 @@ import torch
 
 from qlora_studio.core.config import OptimConfig
 from qlora_studio.core.example import IGNORED, Example
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The rows of one optimizer step, and how many epochs are over after it."""
-
-    rows: tuple[int, ...]
-    epoch: float
+from qlora_studio.core.steps import Step, plan_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +34,6 @@ def plan_unit_steps(units: Sequence[tuple[int, ...]], lengths: Sequence[int], op
     """All optimizer steps of a run whose units (an example, a pair) must each stand whole in one step."""
     steps = plan_steps([sum(lengths[row] for row in unit) for unit in units], optim)
     return [Step(tuple(row for unit in step.rows for row in units[unit]), step.epoch) for step in steps]
-
-
-def plan_steps(lengths: Sequence[int], optim: OptimConfig) -> list[Step]:
-    """All optimizer steps of a run: a seeded shuffle an epoch, cut where `batch_tokens` is full, across epoch ends."""
-    total_rows = max(1, round(len(lengths) * optim.epochs))
-    steps: list[Step] = []
-    rows: list[int] = []
-    tokens = seen = 0
-    order: list[int] = []
-    while seen < total_rows:
-        if not order:
-            order = list(range(len(lengths)))
-            random.Random(f"{optim.seed}:{seen // len(lengths)}").shuffle(order)
-            order.reverse()
-        row = order.pop()
-        if rows and tokens + lengths[row] > optim.batch_tokens:
-            steps.append(Step(tuple(rows), seen / len(lengths)))
-            rows, tokens = [], 0
-            if optim.max_steps and len(steps) == optim.max_steps:
-                return steps
-        rows.append(row)
-        tokens += lengths[row]
-        seen += 1
-    steps.append(Step(tuple(rows), seen / len(lengths)))
-    return steps
 
 
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:

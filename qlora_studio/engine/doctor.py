@@ -8,14 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from qlora_studio.core.doctor import Check
+from qlora_studio.core.doctor import Check, install_torch
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.load import choose_device
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
-TORCH = torch.__version__.partition("+")[0]
-CUDA_BUILDS = "https://download.pytorch.org/whl/cu130"
-"""Where torch's own builds for CUDA 13 lie; drivers from 580 on run them."""
 TOLERANCE = 0.05
 """Largest difference of a 4-bit product from the same product with the weights taken out of their four bits."""
 
@@ -50,7 +47,7 @@ def _check_build(cards: int) -> Check:
             name="torch",
             state="bad",
             says=f"torch {torch.__version__} is built for processors only, but there is a card.",
-            remedy=f"Run: pip install --force-reinstall torch=={TORCH} --index-url {CUDA_BUILDS}",
+            remedy=install_torch(torch.__version__),
         )
     return Check(
         name="torch",

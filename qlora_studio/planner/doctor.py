@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_studio.core.doctor import Check
+from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GIB, GpuInfo, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
+from qlora_studio.planner.card import find_capability_problem, find_driver_problem
 from qlora_studio.planner.estimate import total_bytes, unquantised_bytes
 from qlora_studio.planner.families import count_adapter_weights, list_linears
-from qlora_studio.planner.gpu import driver_problem, read_gpus
+from qlora_studio.planner.gpu import driver_problem
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
-OLDEST_CAPABILITY = (6, 0)
-"""Pascal; bitsandbytes has no 4-bit kernels for what is older."""
 BF16_CAPABILITY = (8, 0)
-OLDEST_DRIVER = 525
-"""The first driver branch that runs CUDA 12."""
 LITTLE_FREE = 0.75
 """Share of a card that should be free before a run."""
 RUN_BYTES = 2 * GIB
@@ -28,19 +25,19 @@ CHECKPOINT_COPIES = 3
 """Two checkpoints that are kept and one that is being written."""
 
 
-def check_machine(home: Path, shape: ModelShape | None = None) -> list[Check]:
+def check_machine(home: Path, machine: Machine, shape: ModelShape | None = None) -> list[Check]:
     """Everything that can be told without torch. With a shape, whether disk and memory do for that model."""
-    gpus = read_gpus()
-    checks = [_check_python(), *check_cards(gpus, driver_problem() if not gpus else "")]
-    if not gpus:
-        checks.append(_check_memory())
-    checks.append(check_disk(home, shutil.disk_usage(_existing(home)).free, shape))
+    problem = driver_problem() if machine.card is None else ""
+    checks = [_check_python(), *check_cards(machine, problem)]
+    if machine.card is None:
+        checks.append(_check_memory(machine))
+    checks.append(check_disk(home, machine.disk_free_bytes, shape))
     return checks
 
 
-def check_cards(gpus: list[GpuInfo], problem: str) -> list[Check]:
+def check_cards(machine: Machine, problem: str) -> list[Check]:
     """The cards: whether there is one, its driver, its generation, its memory and who holds it."""
-    if not gpus:
+    if machine.card is None:
         return [
             Check(
                 name="Graphics card",
@@ -49,7 +46,7 @@ def check_cards(gpus: list[GpuInfo], problem: str) -> list[Check]:
                 remedy="Training runs on the processor, slowly. With a card, install its driver and look again.",
             )
         ]
-    return [check for gpu in gpus for check in (*_check_card(gpu), *_check_free(gpu))]
+    return [check for card in machine.cards for check in (*_check_card(card, machine.torch), *_check_free(card))]
 
 
 def check_disk(home: Path, free_bytes: int, shape: ModelShape | None) -> Check:
@@ -78,18 +75,13 @@ def _check_python() -> Check:
     return Check(name="Python", state="ok", says=f"Python {version} on {sys.platform}.")
 
 
-def _check_card(gpu: GpuInfo) -> Iterator[Check]:
-    capability = gpu.compute_capability
-    said = f"{gpu.name}, {gib(gpu.total_bytes)}"
+def _check_card(card: GpuInfo, build: TorchBuild | None) -> Iterator[Check]:
+    capability = card.compute_capability
+    said = f"{card.name}, {gib(card.total_bytes)}"
     if capability is None:
         yield Check(name="Graphics card", state="ok", says=f"{said}; its driver does not tell its compute capability.")
-    elif capability < OLDEST_CAPABILITY:
-        yield Check(
-            name="Graphics card",
-            state="bad",
-            says=f"{said}, compute capability {capability[0]}.{capability[1]}: too old for 4-bit kernels.",
-            remedy="Use a card from 2016 or later (Pascal, compute capability 6.0).",
-        )
+    elif (problem := find_capability_problem(card, build)) is not None:
+        yield Check(name="Graphics card", state="bad", says=problem.message, remedy=problem.hint)
     else:
         kind = "bf16" if capability >= BF16_CAPABILITY else "fp16: this card has no bf16"
         yield Check(
@@ -97,16 +89,11 @@ def _check_card(gpu: GpuInfo) -> Iterator[Check]:
             state="ok",
             says=f"{said}, compute capability {capability[0]}.{capability[1]}, computes in {kind}.",
         )
-    branch = gpu.driver.split(".")[0]
-    if branch.isdigit() and int(branch) < OLDEST_DRIVER:
-        yield Check(
-            name="Driver",
-            state="bad",
-            says=f"Driver {gpu.driver} is too old for CUDA 12.",
-            remedy=f"Install driver {OLDEST_DRIVER} or later.",
-        )
+    driver = find_driver_problem(card, build) if build else None
+    if driver is not None:
+        yield Check(name="Driver", state="bad", says=driver.message, remedy=driver.hint)
     else:
-        yield Check(name="Driver", state="ok", says=f"Driver {gpu.driver or 'of unknown version'}.")
+        yield Check(name="Driver", state="ok", says=f"Driver {card.driver or 'of unknown version'}.")
 
 
 def _check_free(gpu: GpuInfo) -> Iterator[Check]:
@@ -125,18 +112,11 @@ def _check_free(gpu: GpuInfo) -> Iterator[Check]:
     yield Check(name="Card memory", state="warn", says=says, remedy=remedy)
 
 
-def _check_memory() -> Check:
+def _check_memory(machine: Machine) -> Check:
     """The computer's memory, where it stands in for a card's."""
-    import psutil
-
-    memory = psutil.virtual_memory()
     needed = total_bytes(REFERENCE_SHAPES["SmolLM2-135M"], PlanSettings(device="cpu", micro_batch_tokens=512))
-    says = f"{gib(memory.available)} of {gib(memory.total)} available; the small model takes {gib(needed)}."
-    if memory.available >= needed:
+    available, total = gib(machine.memory_available_bytes), gib(machine.memory_bytes)
+    says = f"{available} of {total} available; the small model takes {gib(needed)}."
+    if machine.memory_available_bytes >= needed:
         return Check(name="Memory", state="ok", says=says)
     return Check(name="Memory", state="bad", says=says, remedy="Close other programs.")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(place for place in (folder, *folder.parents) if place.exists())

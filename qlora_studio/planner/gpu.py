@@ -13,6 +13,11 @@ from qlora_studio.core.plan import GpuInfo, GpuProcess
 
 Answer = TypeVar("Answer")
 
+HELD_CLOCK = 0.82
+"""Share of the largest clock that a card holds: its boost clock by its largest (0.81 RTX 4090, 0.85 RTX 3060)."""
+TENSOR_FACTORS = (((12, 0), 2), ((9, 0), 16), ((8, 6), 2), ((8, 0), 16), ((7, 5), 4), ((7, 0), 8), ((0, 0), 1))
+"""By compute capability: 16-bit tensor cores with fp32 sums against plain fp32, from NVIDIA's architecture papers."""
+
 
 def read_gpus() -> list[GpuInfo]:
     """Every NVIDIA card with its memory at this moment; an empty list without a card or a driver. Never raises."""
@@ -77,8 +82,25 @@ def _read_card(nvml: Any, index: int) -> GpuInfo | None:
         temperature_c=_ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU, default=None),
         power_watts=milliwatts / 1000 if milliwatts is not None else None,
         utilisation_percent=utilisation.gpu if utilisation is not None else None,
+        peak_flops=_peak_flops(nvml, handle, tuple(capability) if capability else None),
+        bandwidth=_bandwidth(nvml, handle),
         processes=_read_processes(nvml, handle),
     )
+
+
+def _peak_flops(nvml: Any, handle: Any, capability: tuple[int, int] | None) -> float | None:
+    """Cores x 2 x clock x what the tensor cores do more than that in 16 bit with fp32 sums."""
+    cores = _ask(nvml, nvml.nvmlDeviceGetNumGpuCores, handle, default=None)
+    megahertz = _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM, default=None)
+    factor = next((times for least, times in TENSOR_FACTORS if (capability or (8, 6)) >= least), 1)
+    return 2e6 * cores * megahertz * HELD_CLOCK * factor if cores and megahertz else None
+
+
+def _bandwidth(nvml: Any, handle: Any) -> float | None:
+    """Bytes a second: width of the bus x two transfers a clock."""
+    bits = _ask(nvml, nvml.nvmlDeviceGetMemoryBusWidth, handle, default=None)
+    megahertz = _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM, default=None)
+    return bits / 8 * 2e6 * megahertz if bits and megahertz else None
 
 
 def _read_processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:

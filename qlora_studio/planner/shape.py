@@ -1,22 +1,17 @@
-"""A model's shape from its `config.json` alone: a local folder or a hub id, no weights, no torch, no transformers."""
+"""A model's shape from its `config.json` alone: no weights, no network, no torch, no transformers."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_studio.core.config import DEMO_BASE
+from qlora_studio.bases import read_model_config
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import ModelShape
-from qlora_studio.hub import hub_answers
 from qlora_studio.planner.families import FAMILIES
-from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
-HUB_SECONDS = 5
-"""How long the hub may take to answer before the plan goes on without it."""
 GEMMA_PATTERN = 6
 """Every so many layers of Gemma 3 one looks at all tokens."""
 LOGIT_CHANGES = (
@@ -34,40 +29,26 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vocab": ("vocab_size",),
 }
 """What each size is called in the configurations that are about."""
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "kv_heads": ("num_key_value_heads", "n_head_kv", "num_kv_heads"),
+    "head_dim": ("head_dim",),
+    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "positions": ("max_position_embeddings", "n_positions"),
+}
+"""The same for sizes that may be left out."""
+MOST = {
+    "hidden": 1 << 17, "layers": 1000, "heads": 4096, "vocab": 1 << 22,
+    "kv_heads": 4096, "head_dim": 1 << 14, "intermediate": 1 << 20, "positions": 1 << 40,
+}  # fmt: skip
+"""No model that anyone has published comes near; a file that says more is broken or wants to do harm."""
 
 
-def read_shape(base: str, models_folder: Path) -> ModelShape:
-    """The shape of a model folder, of a model under `models_folder`, or of a hub id. Raises StudioError."""
-    config = find_config(base, models_folder)
-    return REFERENCE_SHAPES["SmolLM2-135M"] if config is None else shape_from_file(config, base)
-
-
-def find_config(base: str, models_folder: Path) -> Path | None:
-    """The `config.json` of a model, from the hub where it is not here; None for the demo model before it is fetched."""
-    named = Path(base).expanduser()
-    for folder in (named, models_folder / base, models_folder / base.replace("/", "--")):
-        if (folder / "config.json").is_file():
-            return folder / "config.json"
-    if named.is_absolute() and named.is_dir():
-        raise StudioError(
-            "This folder has no config.json.", "Choose a folder in transformers format.", where=str(named)
-        )
-    return None if base == DEMO_BASE else _fetch_config(base)
-
-
-def shape_from_file(path: Path, name: str) -> ModelShape:
-    """The shape in a `config.json`. Raises a StudioError that names the file."""
-    try:
-        text = path.read_bytes()
-        values = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise StudioError(
-            f"This config.json cannot be read: {error}.", "Fetch the model again.", where=str(path)
-        ) from None
-    if not isinstance(values, dict):
-        raise StudioError("This config.json is not a JSON object.", "Fetch the model again.", where=str(path))
+def read_shape(folder: Path, name: str) -> ModelShape:
+    """The shape of the model in a folder. Raises a StudioError that names its `config.json`."""
+    values = read_model_config(folder)
+    path = folder / "config.json"
     shape = shape_from_config(values, name, where=str(path))
-    return shape.model_copy(update={"config_hash": hashlib.sha256(text).hexdigest()[:16]})
+    return shape.model_copy(update={"config_hash": hashlib.sha256(path.read_bytes()).hexdigest()[:16]})
 
 
 def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> ModelShape:
@@ -79,6 +60,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
     if not family:
         raise StudioError("This config.json does not say its model_type.", "Fetch the model again.", where=where)
     sizes = {key: _read_size(inner, key, where) for key in NAMES}
+    given = {key: _read_if_given(inner, key, where) for key in OPTIONAL}
     heads = sizes["heads"]
     biased = bool(inner.get("attention_bias", family == "qwen2"))
     return ModelShape(
@@ -88,13 +70,11 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
         layers=sizes["layers"],
         heads=heads,
         vocab=sizes["vocab"],
-        kv_heads=_positive(inner.get("num_key_value_heads")) or heads,
-        head_dim=_positive(inner.get("head_dim")) or _default_head_dim(family, sizes),
-        intermediate=_positive(inner.get("intermediate_size"))
-        or _positive(inner.get("n_inner"))
-        or 4 * sizes["hidden"],
+        kv_heads=given["kv_heads"] or heads,
+        head_dim=given["head_dim"] or _default_head_dim(family, sizes),
+        intermediate=given["intermediate"] or 4 * sizes["hidden"],
         tied_embeddings=bool(inner.get("tie_word_embeddings", _ties_by_default(family))),
-        max_positions=_positive(inner.get("max_position_embeddings")) or _positive(inner.get("n_positions")) or 2048,
+        max_positions=given["positions"] or 2048,
         qk_norm=family in ("qwen3", "gemma3_text"),
         attention_bias=biased,
         output_bias=biased and family != "qwen2",
@@ -128,15 +108,35 @@ def _refuse_other_models(values: Mapping[str, Any], where: str) -> None:
 
 
 def _read_size(values: Mapping[str, Any], key: str, where: str) -> int:
-    for name in NAMES[key]:
-        if (size := _positive(values.get(name))) is not None:
-            return size
+    size = _first_size(values, key, NAMES[key], where)
+    if size is not None:
+        return size
     raise StudioError(
         f"This config.json does not say its {key}.",
         f"One of {', '.join(NAMES[key])} has to be a positive whole number.",
         where=where,
         field=NAMES[key][0],
     )
+
+
+def _read_if_given(values: Mapping[str, Any], key: str, where: str) -> int | None:
+    return _first_size(values, key, OPTIONAL[key], where)
+
+
+def _first_size(values: Mapping[str, Any], key: str, names: tuple[str, ...], where: str) -> int | None:
+    """The first of these values that is a positive whole number. Raises a StudioError where no model has so much."""
+    for name in names:
+        size = _positive(values.get(name))
+        if size is not None and size > MOST[key]:
+            raise StudioError(
+                f"This config.json says {name} {size:,}, and no model has more than {MOST[key]:,}.",
+                "Fetch the model again from where you trust it.",
+                where=where,
+                field=name,
+            )
+        if size is not None:
+            return size
+    return None
 
 
 def _positive(value: Any) -> int | None:
@@ -191,43 +191,3 @@ def _attends_everywhere(values: Mapping[str, Any]) -> bool:
     kinds = set(values.get("layer_types") or ())
     sees = "vision_config" in values or "audio_config" in values
     return not experts and not sees and kinds <= {"full_attention", "sliding_attention"}
-
-
-def _fetch_config(base: str) -> Path:
-    """`config.json` of a hub id, from the cache or the hub. One sentence where neither has it."""
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        online = hub_answers()
-        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_SECONDS, local_files_only=not online))
-    except HFValidationError:
-        raise StudioError(f"'{base}' is neither a model folder nor a hub id.", "Mend the path or the name.") from None
-    except GatedRepoError:
-        raise StudioError(
-            f"'{base}' needs a licence accepted on the hub.", "Accept it there, then set HF_TOKEN."
-        ) from None
-    except RepositoryNotFoundError:
-        raise StudioError(
-            f"The hub has no model '{base}'.", "Mend the name, or set HF_TOKEN if it is private."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise _offline(base) from None
-    except EntryNotFoundError:
-        raise StudioError(f"'{base}' has no config.json.", "Choose a model in transformers format.") from None
-    except (OSError, httpx.HTTPError):
-        raise _offline(base) from None
-
-
-def _offline(base: str) -> StudioError:
-    return StudioError(
-        f"The hub could not be reached, and '{base}' is not on this computer.",
-        "Connect, or give the folder of a model.",
-    )

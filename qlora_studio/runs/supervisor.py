@@ -74,15 +74,15 @@ def detached() -> dict[str, object]:
     return {"start_new_session": True}
 
 
-def start(folder: JobFolder) -> None:
-    """Starts the worker of a job folder and returns once it has said so.
+def start(folder: JobFolder, command: list[str] | None = None) -> None:
+    """Starts the worker of a job folder, or another `command` in its place, and returns once it has said so.
 
     Raises a StudioError where it does not, and `TrainingBusy` where another training is at work in this home.
     """
     said = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.log.open("ab") as log:
         process = subprocess.Popen(
-            worker_command(folder),
+            command or worker_command(folder),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,13 +1,17 @@
-"""Memory plans: what a run would take."""
+"""Plans: what a run would take, and whether it can start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qlora_studio.core.bases import FailedBase, ResolvedBase
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import MemoryPlan, ModelShape
+from qlora_studio.core.readiness import DataFacts, Readiness
 from qlora_studio.home import Home
-from qlora_studio.planner import corrections, dry_runs, fit, gpu, tables
+from qlora_studio.planner import fit, readiness, tables
+from qlora_studio.planner.machine import read_machine
 from qlora_studio.studio.bases import Bases
 
 
@@ -18,27 +22,27 @@ class Plans:
         self.home, self.bases = home, bases
 
     def make(self, config: TrainConfig, lengths: Sequence[int] | None = None) -> MemoryPlan:
-        """What a run would take, for the first card of this machine or its CPU, as earlier runs have corrected it."""
-        card = _card()
-        correction = corrections.read_correction(self.home.cache, card)
-        return fit.make_plan(config, read_shape(self.home, self.bases, config), card, lengths, correction)
+        """What a run would take of this machine, as earlier runs have corrected it. Raises as `shape` does."""
+        return fit.make_plan(config, self.shape(config), read_machine(self.home), lengths)
 
     def for_all_cards(self, config: TrainConfig) -> list[tables.Row]:
-        """The plan of one model for every usual card, and for a CPU."""
-        return tables.plan_all_cards(config, read_shape(self.home, self.bases, config))
+        """The plan of one model for every usual card, and for this machine's processor."""
+        return tables.plan_all_cards(config, self.shape(config), read_machine(self.home))
 
     def for_all_models(self, config: TrainConfig) -> list[tables.Row]:
         """The plan of every known model for this machine."""
-        card = _card()
-        return tables.plan_all_models(config, card, corrections.read_correction(self.home.cache, card))
+        return tables.plan_all_models(config, read_machine(self.home))
 
+    def readiness(self, config: TrainConfig, data: DataFacts) -> Readiness:
+        """Everything a person wants to know before a start; what stands against it is listed and never raised."""
+        base = self.bases.facts(config.model.base, config.model.revision)
+        return readiness.assess(config, base, data, read_machine(self.home))
 
-def read_shape(home: Home, bases: Bases, config: TrainConfig) -> ModelShape:
-    """The shape of a config's base, under the name the person gave."""
-    base = bases.find(config.model.base)
-    found = dry_runs.read_measured_shape(str(base.folder or base.name), home.models, home.cache)
-    return found.model_copy(update={"name": base.name})
-
-
-def _card() -> GpuInfo | None:
-    return next(iter(gpu.read_gpus()), None)
+    def shape(self, config: TrainConfig) -> ModelShape:
+        """The shape of a config's base. Raises a StudioError where nobody has looked it up yet, or where that failed."""
+        facts = self.bases.facts(config.model.base, config.model.revision)
+        if isinstance(facts, ResolvedBase):
+            return facts.shape
+        if isinstance(facts, FailedBase):
+            raise StudioError.of([facts.problem])
+        raise StudioError(facts.needs, "Look the model up first.", field="model.base")

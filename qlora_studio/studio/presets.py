@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qlora_studio import presets
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.home import Home
+from qlora_studio.planner.machine import read_machine
 from qlora_studio.presets import Preset
 
 
@@ -24,3 +25,11 @@ class Presets:
         """The config with one preset of each named family laid over it: `{"rank": "light"}`."""
         chosen = [presets.find_preset(family, name, self.home) for family, name in names.items()]
         return presets.apply_presets(config, chosen)
+
+    def defaults(self) -> dict[str, str]:
+        """The preset of each family that suits this machine, for every face alike."""
+        return presets.default_presets(read_machine(self.home), self.home)
+
+    def default_config(self) -> TrainConfig:
+        """What a run on this machine is set to before a person changes anything."""
+        return presets.default_config(read_machine(self.home), self.home)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import StudioError, explain_unwritable
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Journal
@@ -86,18 +86,24 @@ def work(context: Context) -> ev.Event:
         context.emit(ev.JobStarted(job=job, pid=os.getpid()))
         module = importlib.import_module(f"qlora_studio.worker.{job}")
         last: ev.Event = module.run(context)
-    except StudioError as error:
-        traceback.print_exc()
-        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-        last = ev.Failed(message=error.message + more, hint=error.hint)
     except Exception as error:
         traceback.print_exc()
-        last = ev.Failed(
-            message=f"Something unexpected went wrong: {type(error).__name__}: {error}",
-            hint=f"The whole story is in {context.folder.log}.",
-        )
+        last = failure(error, context.folder)
     context.emit(last)
     return last
+
+
+def failure(error: Exception, folder: JobFolder) -> ev.Failed:
+    """The last event of a job that raised this: a person's mistake as it stands, anything else with the way to the log."""
+    if isinstance(error, OSError):
+        error = explain_unwritable(error) or error
+    if isinstance(error, StudioError):
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        return ev.Failed(message=error.message + more, hint=error.hint)
+    return ev.Failed(
+        message=f"Something unexpected went wrong: {type(error).__name__}: {error}",
+        hint=f"The whole story is in {folder.log}.",
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.bases import BaseRef
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import TrainReport
@@ -22,13 +23,15 @@ from qlora_studio.engine.ladder import Limits, smaller_limits
 from qlora_studio.engine.loop import Setup, train
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
-from qlora_studio.planner.corrections import learn_correction, read_correction
-from qlora_studio.planner.dry_runs import read_measured_shape
+from qlora_studio.planner.corrections import learn_correction, step_settings
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
-from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.machine import read_machine
+from qlora_studio.planner.speeds import learn_speed
+from qlora_studio.planner.time import measured_speed
 from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
+from qlora_studio.worker.resolve import resolve_base
 from qlora_studio.worker.templates import vet_once
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
@@ -77,12 +80,18 @@ def run(context: Context) -> ev.Event:
         resume=find_checkpoint(context),
     )
 
+    steps: list[ev.StepLogged] = []
+
     def emit(event: ev.Event) -> None:
         context.emit(event)
         if isinstance(event, ev.ProbeMeasured):
             learn_from_probe(context, planned, event)
+        elif isinstance(event, ev.StepLogged):
+            steps.append(event)
 
     outcome = train(setup, emit, context.asked)
+    if (speed := measured_speed(planned.shape, plan, steps)) is not None:
+        learn_speed(context.home.cache, planned.gpu, speed)
     if config.model.template:
         tokenizer.inner.save_pretrained(context.folder.adapter)
     if outcome.stopped:
@@ -157,12 +166,11 @@ class Planned:
 
 def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_rows: Prepared) -> Planned:
     """The plan for the real token lengths, with what earlier runs measured here; said and kept."""
-    gpus = read_gpus()
-    card = gpus[0] if gpus else None
+    machine = read_machine(context.home)
     lengths = [len(example.input_ids) for example in train_rows.examples]
-    shape = read_measured_shape(str(base.folder), context.home.models, context.home.cache)
-    plan = make_plan(config, shape, card, lengths, read_correction(context.home.cache, card))
-    planned = Planned(shrink_plan(context, plan, max(lengths)), shape, card)
+    shape = resolve_base(context, BaseRef(str(base.folder))).shape.model_copy(update={"name": base.label})
+    plan = make_plan(config, shape, machine, lengths)
+    planned = Planned(shrink_plan(context, plan, max(lengths)), shape, machine.card)
     keep_plan(context, planned.plan)
     return planned
 
@@ -174,16 +182,9 @@ def keep_plan(context: Context, plan: MemoryPlan) -> None:
 
 def learn_from_probe(context: Context, planned: Planned, probe: ev.ProbeMeasured) -> None:
     """Keeps what the probe says of this machine for the next plan, and corrects the plan of this run by it."""
-    settings = planned.plan.settings
-    if settings is None:
+    settings, measured = planned.plan.settings, step_settings(planned.plan, probe)
+    if settings is None or measured is None:
         return
-    tried = {
-        "micro_batch_tokens": probe.tokens,
-        "row_tokens": probe.row_tokens,
-        "trained_tokens": probe.trained_tokens,
-        "checkpointed_layers": planned.plan.checkpointed_layers,
-    }
-    measured = settings.model_copy(update=tried)
     factor = learn_correction(context.home.cache, planned.gpu, planned.shape, measured, probe.measured_bytes)
     if factor == settings.correction:
         return

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from qlora_studio.cli.app import run as run_cli
+from qlora_studio.cli.train import weigh
+from qlora_studio.core.errors import StudioError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,14 +102,37 @@ def test_a_base_that_does_not_exist_is_refused(cli, tmp_path, name):
 def test_a_hub_id_without_a_hub_is_one_sentence(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", "org/none")
-    assert code == 2 and errors.count("\n") == 1 and "'org/none' is not on this" in errors
+    assert code == 2 and errors == (
+        "Error: org/none: field 'model.base': The hub is switched off (HF_HUB_OFFLINE). "
+        "Switch it on, or give the folder of a model.\n"
+    )
 
 
-def test_a_folder_with_pickle_weights_only_is_refused(cli, tmp_path):
+def test_a_folder_with_pickle_weights_only_is_planned_for_and_refused_for_training(cli, tmp_path):
     folder = model(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    code, _, errors = cli("plan", "--model", str(folder))
+    code, out, _ = cli("plan", "--model", str(folder))
+    assert code == 0 and "It could not be trained as it is" in out and "pickle weights only" in " ".join(out.split())
+    code, _, errors = cli("train", rows(tmp_path, GOOD), "--model", str(folder))
     assert code == 2 and errors.startswith(f"Error: {folder}: This model has pickle weights only")
+
+
+def test_a_config_json_alone_is_enough_for_a_plan(cli, tmp_path):
+    folder = model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    code, out, _ = cli("plan", "--model", str(folder))
+    assert code == 0 and "It fits" in out and "no safetensors weights" in " ".join(out.split())
+
+
+def test_a_dry_run_that_fails_never_ends_in_it_fits(cli, home, tmp_path):
+    folder = model(tmp_path)
+    values = json.loads((folder / "config.json").read_text()) | {"model_type": "not_a_family"}
+    (folder / "config.json").write_text(json.dumps(values))
+    code, out, errors = cli("plan", "--model", str(folder))
+    assert code == 2 and "fits" not in out and "This architecture cannot be measured" in errors
+    begun = time.monotonic()
+    assert cli("plan", "--model", str(folder))[2] == errors
+    assert time.monotonic() - begun < 1 and len(list((home / "cache" / "resolved").iterdir())) == 1
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
@@ -139,7 +167,7 @@ def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, argument
         (("plan", "--rank", "0"), "field 'lora.rank': 0 is not allowed: should be greater than or equal to 1."),
         (("data", "inspect", "x.json", "--column", "a"), "'a' does not map a column."),
         (("nothing",), "No such command 'nothing'."),
-        (("train",), "Missing argument 'file'."),
+        (("train",), "Missing argument 'FILE'"),
     ],
 )
 def test_wrong_arguments_are_named(cli, arguments, said):
@@ -174,3 +202,60 @@ def test_help_is_quick():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert "demo" in done.stdout and spent < 2, f"{spent:.2f} s of processor time"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "it may not be written. Set QLORA_STUDIO_HOME to a folder that can be written"),
+        (errno.EROFS, "it lies on a disk that can only be read. Set QLORA_STUDIO_HOME"),
+        (errno.ENOSPC, "the disk is full. Free some space"),
+    ],
+    ids=["no rights", "read-only disk", "full disk"],
+)
+def test_a_home_that_cannot_be_written_is_a_sentence(cli, home, monkeypatch, number, said):
+    def refuse(path, *_, **__):
+        if path != home:
+            raise OSError(number, os.strerror(number), str(path))
+
+    home.mkdir()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, _, errors = cli("doctor")
+    assert code == 2 and f"This cannot be written: {said}" in errors and str(home) in errors
+    assert "Traceback" not in errors and len(errors.splitlines()) == 1
+
+
+def test_help_comes_in_a_background_job_too():
+    """There SIGINT arrives ignored, as under nohup."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qlora_studio", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert "Usage:" in done.stdout and done.stderr == ""
+
+
+def test_a_mixture_takes_its_weights_by_name():
+    assert weigh(["mine", "general"], ["general=0.3"]) == [
+        {"name": "mine", "weight": 1.0},
+        {"name": "general", "weight": 0.3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("general=much", "'general=much' is not a weight. Write it as NAME=NUMBER"),
+        ("0.3", "'0.3' is not a weight."),
+        ("mine=0", "'mine=0' is not a weight."),
+        ("mine=-1", "'mine=-1' is not a weight."),
+        ("other=1", "'other' is not among the sets. There are: mine."),
+    ],
+)
+def test_a_weight_that_is_none_is_refused(text, said):
+    with pytest.raises(StudioError) as refused:
+        weigh(["mine"], [text])
+    assert said in str(refused.value)

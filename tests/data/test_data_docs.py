@@ -8,11 +8,15 @@ import pytest
 
 from qlora_studio.data.cleaning.lint import KINDS
 from qlora_studio.data.cleaning.row_findings import KINDS as TOKEN_KINDS
-from qlora_studio.data.formats.registry import FORMATS, conversations, detect, find_format
+from qlora_studio.data.formats.registry import FORMATS, Converted, convert_all, detect, find_format
 from qlora_studio.data.readers.rows import Row
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^### ([\w-]+)\n.*?```json\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+
+
+def conversations(rows, entry, columns):
+    return [one.conversation if isinstance(one, Converted) else one for one in convert_all(rows, entry, columns)]
 
 
 def test_every_format_has_an_example():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qlora_studio.core.example import IGNORED, Example
-from qlora_studio.engine.batches import collate, micro_batches, plan_steps, plan_unit_steps
+from qlora_studio.core.steps import plan_steps
+from qlora_studio.engine.batches import collate, micro_batches, plan_unit_steps
 from tests.engine.conftest import make_config
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
+from qlora_studio.core.bases import BaseRef
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import PlanSettings
@@ -13,11 +14,12 @@ from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.allocations import peak_of
 from qlora_studio.engine.copies import config_for
-from qlora_studio.engine.dry_run import measure
+from qlora_studio.engine.dry_run import measure, measure_folder
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.home import Home
 from qlora_studio.planner.activations import step_peak
-from qlora_studio.planner.dry_runs import read_measured_shape
+from qlora_studio.planner.bases import resolve
 from qlora_studio.planner.estimate import nf4_bytes, unquantised_bytes
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
@@ -55,8 +57,8 @@ def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
     AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo2", **SMALL), dtype=torch.bfloat16).save_pretrained(
         folder
     )
-    unmeasured = read_shape(str(folder), tmp_path)
-    shape = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
+    unmeasured = read_shape(folder, "olmo2")
+    shape = resolve(BaseRef(str(folder)), Home(tmp_path / "home"), measure_folder, lambda said: None).shape
     assert (shape.exact, unmeasured.measured, shape.measured is not None) == (False, None, True)
 
     model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
@@ -74,18 +76,21 @@ def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
         )
         assert step_peak(shape, plan).total == pytest.approx(real, rel=0.05)
 
-    (kept,) = (tmp_path / "cache" / "dry-runs").iterdir()
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"other_bytes": 7}))
-    again = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
-    assert again.measured.other_bytes == 7  # read back, not measured again
 
-
-def test_a_dry_run_that_fails_leaves_the_shape_as_it_was(tmp_path):
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(SMALL | {"model_type": "not_a_family"}))
-    shape = read_measured_shape(str(folder), tmp_path, tmp_path / "cache")
-    assert (shape.exact, shape.measured) == (False, None)
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (SMALL | {"model_type": "not_a_family"}, "This architecture cannot be measured: ValueError: "),
+        (SMALL | {"model_type": "olmo2", "num_key_value_heads": 3}, "This architecture cannot be measured: "),
+    ],
+    ids=["an unknown family", "sizes that do not match"],
+)
+def test_a_dry_run_that_fails_says_why(tmp_path, values, said):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(StudioError) as caught:
+        measure_folder(tmp_path)
+    assert caught.value.problems[0].message.startswith(said)
+    assert caught.value.problems[0].where == str(tmp_path / "config.json")
 
 
 def test_a_model_without_linear_layers_is_refused():

@@ -440,14 +440,6 @@ def test_a_checkpoint_of_an_earlier_version_has_no_limits_and_is_resumed(tiny_ad
     assert rest.of(ev.Resumed) == [ev.Resumed(step=1)] and outcome.step == outcome.total_steps
 
 
-@pytest.mark.parametrize(
-    ("total", "every", "steps"),
-    [(10, None, {2, 4, 6, 8, 10}), (3, None, {1, 2, 3}), (11, 5, {5, 10, 11}), (2, 9, {2})],
-)
-def test_the_evaluation_set_is_measured_at_these_steps(total, every, steps):
-    assert loop.evaluation_steps(total, every) == steps
-
-
 def test_a_save_request_is_answered_and_only_the_newest_are_kept(tiny_adapter_model, tmp_path):
     recorder = Recorder()
     asked = iter(["", "", "save", "save", "save"] + [""] * 99)

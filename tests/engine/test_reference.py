@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from qlora_studio.core import events as ev
-from qlora_studio.engine.batches import plan_steps
+from qlora_studio.core.steps import plan_steps
 from qlora_studio.engine.loop import Setup, train
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 

@@ -16,7 +16,7 @@ from qlora_studio.engine.kernels.loss import CHUNK
 from qlora_studio.engine.updates import make_optimizer
 from qlora_studio.planner.activations import LOSS_CHUNK, step_peak
 from qlora_studio.planner.estimate import estimate
-from qlora_studio.planner.shape import shape_from_config, shape_from_file
+from qlora_studio.planner.shape import read_shape, shape_from_config
 
 RANK = 8
 SIZES = {"layers": 3, "vocab": 512, "max_positions": 4096}
@@ -68,7 +68,7 @@ def one_step(model, tokens, rows=1, trained_share=1.0):
 
 def test_the_shape_is_the_one_in_the_file(loaded):
     folder, shape, _ = loaded
-    read = shape_from_file(folder / "config.json", shape.name)
+    read = read_shape(folder, shape.name)
     assert read.model_copy(update={"config_hash": ""}) == shape
 
 

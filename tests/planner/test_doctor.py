@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from qlora_studio.core.doctor import Check, diagnostics
+from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GIB, GpuInfo, GpuProcess
+from qlora_studio.home import Home
 from qlora_studio.planner.doctor import check_cards, check_disk, check_machine, disk_need
+from qlora_studio.planner.machine import read_machine
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
 CARD = GpuInfo(
@@ -15,10 +18,15 @@ CARD = GpuInfo(
     driver="580.10",
     compute_capability=(8, 9),
 )
+BUILD = TorchBuild(version="2.13.0", cuda="13.0")
+
+
+def on(card):
+    return Machine(cards=(card,), torch=BUILD)
 
 
 def test_a_good_card_needs_nothing():
-    assert check_cards([CARD], "") == [
+    assert check_cards(on(CARD), "") == [
         Check(name="Graphics card", state="ok", says="RTX 4060, 8.00 GiB, compute capability 8.9, computes in bf16."),
         Check(name="Driver", state="ok", says="Driver 580.10."),
         Check(name="Card memory", state="ok", says="7.50 GiB of 8.00 GiB free."),
@@ -26,7 +34,7 @@ def test_a_good_card_needs_nothing():
 
 
 def test_no_card_says_why_and_what_then():
-    assert check_cards([], "Driver Not Loaded.") == [
+    assert check_cards(Machine(), "Driver Not Loaded.") == [
         Check(
             name="Graphics card",
             state="warn",
@@ -39,7 +47,7 @@ def test_no_card_says_why_and_what_then():
 def test_a_full_card_names_who_holds_it():
     processes = (GpuProcess(pid=1, name="game", used_bytes=3 * GIB), GpuProcess(pid=2, name="desktop"))
     full = CARD.model_copy(update={"free_bytes": 4 * GIB, "processes": processes})
-    assert check_cards([full], "")[-1] == Check(
+    assert check_cards(on(full), "")[-1] == Check(
         name="Card memory",
         state="warn",
         says="4.00 GiB of 8.00 GiB free; in use by game (3.00 GiB), desktop.",
@@ -50,9 +58,9 @@ def test_a_full_card_names_who_holds_it():
 def test_old_cards_and_drivers_are_refused_or_told():
     turing = CARD.model_copy(update={"compute_capability": (7, 5), "driver": "470.1"})
     maxwell = CARD.model_copy(update={"compute_capability": (5, 2)})
-    assert check_cards([turing], "")[0].says.endswith("computes in fp16: this card has no bf16.")
-    assert [check.state for check in check_cards([turing], "")] == ["ok", "bad", "ok"]
-    assert [check.state for check in check_cards([maxwell], "")] == ["bad", "ok", "ok"]
+    assert check_cards(on(turing), "")[0].says.endswith("computes in fp16: this card has no bf16.")
+    assert [check.state for check in check_cards(on(turing), "")] == ["ok", "bad", "ok"]
+    assert [check.state for check in check_cards(on(maxwell), "")] == ["bad", "ok", "ok"]
 
 
 def test_the_disk_is_measured_against_the_model():
@@ -68,7 +76,8 @@ def test_the_disk_is_measured_against_the_model():
 
 
 def test_the_real_machine_is_told_whole(tmp_path):
-    checks = check_machine(tmp_path / "not" / "there", REFERENCE_SHAPES["SmolLM2-135M"])
+    home = tmp_path / "not" / "there"
+    checks = check_machine(home, read_machine(Home(home)), REFERENCE_SHAPES["SmolLM2-135M"])
     assert [check.name for check in checks if check.name in ("Python", "Graphics card", "Disk")] == [
         "Python",
         "Graphics card",

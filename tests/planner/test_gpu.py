@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qlora_studio.core.plan import GpuInfo, GpuProcess
-from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.gpu import HELD_CLOCK, read_gpus
 
 
 class Nvml:
@@ -15,7 +15,7 @@ class Nvml:
     class NVMLError(Exception):
         pass
 
-    NVML_TEMPERATURE_GPU = 0
+    NVML_TEMPERATURE_GPU, NVML_CLOCK_SM, NVML_CLOCK_MEM = 0, 1, 2
 
     def __init__(self, fails=()):
         self.fails = set(fails)
@@ -29,6 +29,8 @@ class Nvml:
             "nvmlDeviceGetCudaComputeCapability": (8, 9),
             "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=7, memory=1),
             "nvmlDeviceGetPowerUsage": 23500,
+            "nvmlDeviceGetNumGpuCores": 3072,
+            "nvmlDeviceGetMemoryBusWidth": 128,
             "nvmlDeviceGetName": "NVIDIA GeForce RTX 4060",
             "nvmlDeviceGetUUID": b"GPU-1",
             "nvmlSystemGetDriverVersion": "580.10",
@@ -39,10 +41,12 @@ class Nvml:
                 SimpleNamespace(pid=999_999_001, usedGpuMemory=300),
             ],
         }
-        if name not in answers and name not in ("nvmlInit", "nvmlShutdown"):
+        if name not in answers and name not in ("nvmlInit", "nvmlShutdown", "nvmlDeviceGetMaxClockInfo"):
             raise AttributeError(name)
 
-        def answer(*_):
+        def answer(*arguments):
+            if name == "nvmlDeviceGetMaxClockInfo":
+                return {self.NVML_CLOCK_SM: 3105, self.NVML_CLOCK_MEM: 8501}[arguments[1]]
             if name in self.fails:
                 raise self.NVMLError(name)
             self.open += {"nvmlInit": 1, "nvmlShutdown": -1}.get(name, 0)
@@ -75,6 +79,8 @@ def test_a_card_is_read_whole(driver):
             temperature_c=41,
             power_watts=23.5,
             utilisation_percent=7,
+            peak_flops=2e6 * 3072 * 3105 * HELD_CLOCK * 2,
+            bandwidth=128 / 8 * 2e6 * 8501,
             processes=(
                 GpuProcess(pid=999_999_001, name="process 999999001", used_bytes=300),
                 GpuProcess(pid=999_999_002, name="process 999999002", used_bytes=None),
@@ -82,6 +88,14 @@ def test_a_card_is_read_whole(driver):
         )
     ]
     assert nvml.open == 0
+
+
+def test_calculated_speeds_are_those_that_nvidia_publishes(driver):
+    """RTX 4060, Ada architecture paper: 30.2 TFLOP/s in 16 bit with fp32 sums without sparsity, 272 GB/s."""
+    driver()
+    (card,) = read_gpus()
+    assert card.peak_flops == pytest.approx(30.2e12, rel=0.04)
+    assert card.bandwidth == pytest.approx(272e9, rel=0.001)
 
 
 def test_what_a_card_does_not_tell_stays_empty(driver):

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.machine import Machine
 from qlora_studio.home import Home
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.planner.tables import imagine_card
+from qlora_studio.planner.tables import imagine_machine
 from qlora_studio.presets import apply_presets, find_preset, list_presets
 
 BILLIONS = {
@@ -32,7 +33,7 @@ CASES = [(preset, name) for preset, most in PROMISES.items() for name, size in B
 @pytest.mark.parametrize(("preset", "name"), CASES)
 def test_a_card_preset_fits_its_card_for_every_model_it_promises(preset, name, tmp_path):
     config = apply_presets(TrainConfig(), [find_preset("memory", preset, Home(tmp_path))])
-    plan = make_plan(config, REFERENCE_SHAPES[name], imagine_card(int(preset.removesuffix("gb"))))
+    plan = make_plan(config, REFERENCE_SHAPES[name], imagine_machine(int(preset.removesuffix("gb"))))
     assert (plan.fits, plan.changes) == (True, ())
     assert plan.micro_batch_tokens >= config.data.max_length
     assert plan.longest_context >= config.data.max_length
@@ -50,7 +51,8 @@ def test_the_sentences_promise_what_is_tested(tmp_path):
 
 def test_the_cpu_preset_fits_its_budget(tmp_path):
     config = apply_presets(TrainConfig(), [find_preset("memory", "cpu", Home(tmp_path))])
-    plan = make_plan(config, REFERENCE_SHAPES["SmolLM2-135M"], None, [200, 512])
+    machine = Machine(memory_bytes=16 << 30, memory_available_bytes=12 << 30, cores=4, cpu_bf16=True)
+    plan = make_plan(config, REFERENCE_SHAPES["SmolLM2-135M"], machine, [200, 512])
     assert (plan.device, plan.fits, plan.optimizer) == ("cpu", True, "adamw")
     assert plan.budget_bytes <= 4 << 30
 
@@ -59,4 +61,4 @@ def test_the_cpu_preset_fits_its_budget(tmp_path):
 def test_every_rank_preset_fits_eight_gib_with_a_four_billion_model(rank, tmp_path):
     home = Home(tmp_path)
     config = apply_presets(TrainConfig(), [find_preset("memory", "8gb", home), find_preset("rank", rank, home)])
-    assert make_plan(config, REFERENCE_SHAPES["Qwen3-4B"], imagine_card(8)).fits
+    assert make_plan(config, REFERENCE_SHAPES["Qwen3-4B"], imagine_machine(8)).fits

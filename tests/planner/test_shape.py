@@ -29,20 +29,11 @@ def write_config(folder, values):
 
 
 def test_a_folder_gives_the_reference_shape(tmp_path):
-    shape = read_shape(str(write_config(tmp_path / "smol", SMOL)), tmp_path / "models")
+    shape = read_shape(write_config(tmp_path / "smol", SMOL), "smol")
     assert shape == REFERENCE_SHAPES["SmolLM2-135M"].model_copy(
-        update={"name": str(tmp_path / "smol"), "config_hash": shape.config_hash}
+        update={"name": "smol", "config_hash": shape.config_hash}
     )
     assert len(shape.config_hash) == 16
-
-
-def test_a_name_is_looked_up_under_the_models_folder(tmp_path):
-    write_config(tmp_path / "models" / "mine", SMOL)
-    assert read_shape("mine", tmp_path / "models").layers == 30
-
-
-def test_the_demo_model_has_a_shape_before_it_is_fetched(tmp_path):
-    assert read_shape("smollm2-135m-instruct", tmp_path) == REFERENCE_SHAPES["SmolLM2-135M"]
 
 
 def test_a_nested_text_config_is_read_with_its_own_family():
@@ -117,28 +108,32 @@ def test_other_files_are_refused_in_a_sentence(values, message):
     assert caught.value.message == message
 
 
-def test_a_broken_file_is_named(tmp_path):
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    (folder / "config.json").write_text("{")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000, and no model has more than 1,000."),
+        ({"hidden_size": 10**12}, "hidden_size 1,000,000,000,000, and no model has more than 131,072."),
+        ({"vocab_size": 10**10}, "vocab_size 10,000,000,000, and no model has more than 4,194,304."),
+        ({"intermediate_size": 10**9}, "intermediate_size 1,000,000,000, and no model has more than 1,048,576."),
+        ({"num_key_value_heads": 10**6}, "num_key_value_heads 1,000,000, and no model has more than 4,096."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_absurd_file_is_refused_at_once(values, said):
     with pytest.raises(StudioError) as caught:
-        read_shape(str(folder), tmp_path)
-    assert str(folder / "config.json") in caught.value.message
+        shape_from_config(SMOL | values, "x", where="c.json")
+    assert caught.value.message == f"c.json: field '{next(iter(values))}': This config.json says {said}"
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, " " * (5 << 20)], ids=["broken", "nested deep", "far too large"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(StudioError) as caught:
+        read_shape(tmp_path, "x")
+    assert caught.value.message.startswith(f"{tmp_path / 'config.json'}: The model's config.json cannot be read: ")
 
 
 def test_a_folder_without_config_is_named(tmp_path):
     with pytest.raises(StudioError) as caught:
-        read_shape(str(tmp_path), tmp_path / "models")
-    assert caught.value.message == f"{tmp_path}: This folder has no config.json."
-
-
-def test_offline_is_one_sentence(tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(StudioError) as caught:
-        read_shape("someone/some-model", tmp_path)
-    assert str(caught.value) == (
-        "The hub could not be reached, and 'someone/some-model' is not on this computer. "
-        "Connect, or give the folder of a model."
-    )
+        read_shape(tmp_path, "x")
+    assert caught.value.message == f"{tmp_path}: This folder holds no config.json."

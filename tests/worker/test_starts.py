@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.jobs import DoctorRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.supervisor import (
@@ -20,6 +22,7 @@ from qlora_studio.runs.supervisor import (
     training_lock,
     worker_environment,
 )
+from qlora_studio.worker.__main__ import failure
 from qlora_studio.worker.guard import inner_command
 from tests.runs.holders import held
 
@@ -91,3 +94,23 @@ def test_expandable_segments_are_left_alone_under_wsl(monkeypatch, release, wsl)
     if sys.platform == "linux":
         monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
         assert ("PYTORCH_ALLOC_CONF" in worker_environment()) is not wsl
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (StudioError("Wrong.", "Mend it."), "Wrong."),
+        (StudioError.of([Problem("One."), Problem("Two."), Problem("Three.")]), "One. (and 2 more)"),
+        (OSError(errno.ENOSPC, "No space", "/x/y"), "/x/y: This cannot be written: the disk is full."),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "Something unexpected went wrong: OSError: [Errno 5] Input/output error",
+        ),
+        (ValueError("odd"), "Something unexpected went wrong: ValueError: odd"),
+    ],
+    ids=["a mistake", "several", "a full disk", "another error of the system", "a surprise"],
+)
+def test_what_a_job_raises_becomes_its_last_event(tmp_path, error, message):
+    job = create_job(tmp_path, "one", TrainRequest())
+    failed = failure(error, job)
+    assert failed.message == message

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_studio.core.conversation import Source
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.readers.rows import Row
+from qlora_studio.data.readers.strict_json import parse_json
 
 
 class Fields:
@@ -59,15 +59,20 @@ class Fields:
         value = self.take(part)
         column = self.column(part)
         if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise self.wrong("This field looks like a JSON list and is none.", "Mend the JSON.", column) from None
+            value = self.json(value, column, "This field looks like a JSON list and is none")
         if not isinstance(value, list):
             raise self.wrong(
                 f"This field holds {kind_of(value)} where a list is needed.", "Mend or remove this row.", column
             )
         return value
+
+    def json(self, text: str, place: str, what: str) -> Any:
+        """The value of JSON that stands inside text, read as strictly as the file itself."""
+        try:
+            return parse_json(text)
+        except StudioError as error:
+            said = error.problems[0].message
+            raise self.wrong(f"{what}: {said[:1].lower()}{said[1:]}", "Fix the JSON.", place) from None
 
     def rest(self) -> dict[str, Any]:
         """What no part has taken, of the row and of its inner parts."""

@@ -10,9 +10,19 @@ from qlora_studio.core.dataset import FormatGuess
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.formats import chat, judged, plain, threads
 from qlora_studio.data.formats.fields import Fields
-from qlora_studio.data.readers.rows import Row, RowOrProblem
+from qlora_studio.data.readers.rows import Row, RowOrProblem, Unseen
 
-Join = Callable[[Iterable[RowOrProblem], Mapping[str, str]], Iterator[Conversation | Problem]]
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A conversation, and how many rows it is the first to use."""
+
+    conversation: Conversation
+    rows: int = 1
+
+
+ConvertedOrProblem = Converted | Problem | Unseen
+Join = Callable[[Iterable[RowOrProblem], Mapping[str, str]], Iterator[tuple[Conversation, int] | Problem | Unseen]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +138,19 @@ def convert(row: Row, entry: Format, columns: Mapping[str, str]) -> Conversation
     return replace(conversation, source=fields.source, extra=fields.rest())
 
 
-def conversations(
+def convert_all(
     items: Iterable[RowOrProblem], entry: Format, columns: Mapping[str, str]
-) -> Iterator[Conversation | Problem]:
+) -> Iterator[ConvertedOrProblem]:
     """All conversations of these rows, and problems in the place of rows that cannot be one."""
     if entry.join:
-        yield from entry.join(items, columns)
+        for made in entry.join(items, columns):
+            yield Converted(*made) if isinstance(made, tuple) else made
         return
     for item in items:
-        if isinstance(item, Problem):
+        if not isinstance(item, Row):
             yield item
             continue
         try:
-            yield convert(item, entry, columns)
+            yield Converted(convert(item, entry, columns))
         except StudioError as error:
             yield error.problems[0]

@@ -10,7 +10,7 @@ from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.formats.fields import Fields
 from qlora_studio.data.formats.plain import ALPACA_ANSWERS, ALPACA_QUESTIONS
 from qlora_studio.data.formats.turn_parts import ROLE_NAMES, read_turn
-from qlora_studio.data.readers.rows import Row, RowOrProblem
+from qlora_studio.data.readers.rows import Row, RowOrProblem, Unseen
 
 IDS, PARENTS = ("id", "message_id", "ID", "index"), ("parent_id", "parent")
 QUESTIONS = ("prompt", *ALPACA_QUESTIONS, "question", "input", "user")
@@ -54,11 +54,16 @@ def node(fields: Fields) -> Conversation:
     return Conversation(turns=tuple(turns))
 
 
-def join_threads(items: Iterable[RowOrProblem], columns: Mapping[str, str]) -> Iterator[Conversation | Problem]:
-    """One conversation for each row that is nobody's parent, its ancestors first, and problems."""
+def join_threads(
+    items: Iterable[RowOrProblem], columns: Mapping[str, str]
+) -> Iterator[tuple[Conversation, int] | Problem | Unseen]:
+    """One conversation for each row that is nobody's parent, its ancestors first, and problems.
+
+    With each conversation goes the number of rows that no earlier one used, so that every row is counted once.
+    """
     nodes: dict[str, _Node] = {}
     for item in items:
-        if isinstance(item, Problem):
+        if not isinstance(item, Row):
             yield item
             continue
         try:
@@ -72,10 +77,14 @@ def join_threads(items: Iterable[RowOrProblem], columns: Mapping[str, str]) -> I
             first = error.problems[0]
             yield replace(first, where=first.where or f"{item.file}:{item.line}")
     parents = {found.parent for found in nodes.values()}
+    used: set[str] = set()
     for name in nodes:
-        if name not in parents:
-            yield _path(name, nodes)
-    yield from _circles(nodes, parents)
+        if name not in parents and isinstance(path := _path(name, nodes), list):
+            yield _conversation([nodes[step] for step in path]), len(set(path) - used)
+            used.update(path)
+    for name, found in nodes.items():
+        if name not in used:
+            yield _why_unused(name, found, nodes)
 
 
 def _read_node(row: Row, columns: Mapping[str, str]) -> tuple[str, _Node]:
@@ -93,33 +102,35 @@ def _read_node(row: Row, columns: Mapping[str, str]) -> tuple[str, _Node]:
     )
 
 
-def _path(name: str, nodes: Mapping[str, _Node]) -> Conversation | Problem:
-    path: list[_Node] = []
+def _path(name: str, nodes: Mapping[str, _Node]) -> list[str] | Problem:
+    """The ids from the first row of a thread to this one, or why there is no such path."""
+    path: dict[str, None] = {}
     step: str | None = name
     while step is not None:
         if step not in nodes:
             return Problem(
-                f"The parent '{step}' is not in this file.", "Add it, or empty the field.", path[-1].place, "parent_id"
+                f"The parent '{step}' is not in this file.",
+                "Add it, or empty the field.",
+                nodes[next(reversed(path))].place,
+                "parent_id",
             )
-        path.append(nodes[step])
+        if step in path:
+            return Problem("The parents go round in a circle.", "Fix the parent ids.", nodes[name].place, "parent_id")
+        path[step] = None
         step = nodes[step].parent
-        if len(path) > len(nodes):
-            return Problem("The parents go round in a circle.", "Mend the parent ids.", path[0].place, "parent_id")
-    path.reverse()
+    return list(reversed(path))
+
+
+def _conversation(path: list[_Node]) -> Conversation:
     turns = tuple(turn for part in path for turn in part.conversation.turns)
     extra = {field: value for part in path for field, value in part.conversation.extra.items()}
     return Conversation(turns=turns, source=path[-1].conversation.source, extra=extra)
 
 
-def _circles(nodes: Mapping[str, _Node], parents: set[str | None]) -> Iterator[Problem]:
-    """Rows that no path reaches because they lead in a circle: one problem each."""
-    reached: set[str] = set()
-    for name in nodes:
-        step: str | None = name
-        if name not in parents:
-            while step is not None and step in nodes and step not in reached:
-                reached.add(step)
-                step = nodes[step].parent
-    for name, found in nodes.items():
-        if name not in reached:
-            yield Problem("The parents go round in a circle.", "Mend the parent ids.", found.place, "parent_id")
+def _why_unused(name: str, found: _Node, nodes: Mapping[str, _Node]) -> Problem:
+    """Why a row is in no conversation: its own parent is missing, or that of a row above it, or they go in a circle."""
+    path = _path(name, nodes)
+    if isinstance(path, Problem) and path.where == found.place:
+        return path
+    said = path.message if isinstance(path, Problem) else "no reply to it can be used."
+    return Problem(f"A row above this one cannot be used: {said}", "Fix the parent ids.", found.place, "parent_id")

@@ -147,12 +147,7 @@ def _calls(fields: Fields, left: dict[str, Any], place: str) -> tuple[ToolCall, 
 
 def calls_from_text(fields: Fields, text: str, place: str) -> tuple[ToolCall, ...]:
     """Calls written as JSON text: one object or a list of them."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        raise fields.wrong(
-            "This tool call is not JSON.", 'It looks like {"name": ..., "arguments": {...}}.', place
-        ) from None
+    value = fields.json(text, place, "This tool call is not JSON")
     items = value if isinstance(value, list) else [value]
     return tuple(_call(fields, item, place) for item in items)
 
@@ -168,11 +163,23 @@ def _call(fields: Fields, item: Any, place: str) -> ToolCall:
     if arguments is None:
         arguments = {}
     said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if isinstance(arguments, str) and arguments.lstrip()[:1] in ("{", "["):
+        _check_arguments(fields, arguments, f"{place}.arguments")
     identity = item.get("id")
     known = {"name", "arguments", "parameters", "function", "id", "type"}
     for extra in set(item) - known | (set(body) - known):
         fields.leftover[f"{place}.{extra}"] = body.get(extra, item.get(extra))
     return ToolCall(name, said, str(identity) if identity is not None else None)
+
+
+def _check_arguments(fields: Fields, text: str, place: str) -> None:
+    """Raises for arguments that are JSON and would change when they are read; other text is kept as it is."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ValueError):
+            return
+    fields.json(text, place, "The arguments cannot be read")
 
 
 def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:
@@ -185,10 +192,7 @@ def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         if not value.strip():
             return ()
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise fields.wrong("The tools are not JSON.", "Mend the JSON.", column) from None
+        value = fields.json(value, column, "The tools are not JSON")
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -198,10 +202,7 @@ def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:
 
 def _tool(fields: Fields, tool: Any, place: str) -> dict[str, Any]:
     if isinstance(tool, str):
-        try:
-            tool = json.loads(tool)
-        except ValueError:
-            raise fields.wrong("This tool is not JSON.", "Mend the JSON.", place) from None
+        tool = fields.json(tool, place, "This tool is not JSON")
     if not isinstance(tool, dict):
         raise fields.wrong(f"This tool is {kind_of(tool)}, not an object.", "Mend this row.", place)
     if (

@@ -6,9 +6,10 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from qlora_studio.core.errors import StudioError
 
@@ -16,21 +17,33 @@ MAX_RATIO = 100
 """Largest growth while unpacking; text packs 3 to 20 times."""
 MAX_TOTAL_BYTES = 2 << 30
 MAX_ENTRIES = 10_000
-_RATIO_FROM_BYTES = 16 << 20
-"""Below this size the growth does not matter."""
+_RATIO_FROM_BYTES = 4 << 20
+"""Below this size the growth does not matter. It is measured on what was unpacked so far, so a bomb is found early."""
+
+
+class _Counted:
+    """A stream that counts what was read of it."""
+
+    def __init__(self, inner: BinaryIO) -> None:
+        self.inner, self.bytes = inner, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.inner.read(size)
+        self.bytes += len(data)
+        return data
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to grow beyond the bounds."""
+    """A stream that refuses to grow beyond the bounds. `packed_bytes` says how much was unpacked so far."""
 
-    def __init__(self, inner: BinaryIO, file: str, packed_bytes: int, budget: list[int]) -> None:
+    def __init__(self, inner: BinaryIO, file: str, packed_bytes: Callable[[], int], budget: list[int]) -> None:
         self.inner, self.file, self.packed_bytes, self.budget = inner, file, packed_bytes, budget
         self.unpacked_bytes = 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         try:
             data = self.inner.read(len(buffer))
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
@@ -42,7 +55,7 @@ class _Bounded(io.RawIOBase):
         buffer[: len(data)] = data
         self.unpacked_bytes += len(data)
         self.budget[0] -= len(data)
-        grown = self.unpacked_bytes > max(_RATIO_FROM_BYTES, MAX_RATIO * self.packed_bytes)
+        grown = self.unpacked_bytes > max(_RATIO_FROM_BYTES, MAX_RATIO * self.packed_bytes())
         if grown or self.budget[0] < 0:
             bound = f"{MAX_RATIO} times its size" if grown else f"{MAX_TOTAL_BYTES >> 30} GB"
             raise StudioError(
@@ -51,44 +64,66 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-def open_gzip(stream: BinaryIO, file: str, packed_bytes: int) -> BinaryIO:
-    """The unpacked stream of a gzip file of this size."""
-    inner = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    return io.BufferedReader(_Bounded(inner, file, packed_bytes, [MAX_TOTAL_BYTES]), 1 << 20)
+def open_gzip(stream: BinaryIO, file: str) -> BinaryIO:
+    """The unpacked stream of a gzip file."""
+    packed = _Counted(stream)
+    inner = cast(BinaryIO, gzip.GzipFile(fileobj=cast(BinaryIO, packed)))
+    return io.BufferedReader(_Bounded(inner, file, lambda: packed.bytes, [MAX_TOTAL_BYTES]), 1 << 20)
 
 
-def open_zip(stream: BinaryIO, file: str) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and stream of each data file of a zip. Raises a StudioError for anything that tries to be more than that."""
+def open_zip(stream: BinaryIO, file: str) -> Iterator[tuple[str, BinaryIO | None, str]]:
+    """Name and stream of each file of a zip, or None and why it is passed over.
+
+    Raises a StudioError for an archive that is broken, and for one that tries to be more than files.
+    """
     try:
         archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise StudioError(f"This zip file is broken: {error}.", "Save it again.", where=file) from None
     with archive:
-        entries = archive.infolist()
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > MAX_ENTRIES:
             raise StudioError(
                 f"This zip file holds more than {MAX_ENTRIES} entries.", "Give a smaller one.", where=file
             )
-        budget = [MAX_TOTAL_BYTES]
-        found = False
-        for entry in sorted(entries, key=lambda entry: entry.filename):
-            if _is_data(entry, file):
-                found = True
-                inner = cast(BinaryIO, archive.open(entry))
-                bounded = _Bounded(inner, f"{file}/{entry.filename}", entry.compress_size, budget)
-                yield entry.filename, io.BufferedReader(bounded, 1 << 20)
-        if not found:
+        if not entries:
             raise StudioError("This zip file holds no file.", "Put data files into it.", where=file)
+        budget = [MAX_TOTAL_BYTES]
+        for entry in entries:
+            _check_entry(entry, file)
+        for entry in sorted(entries, key=lambda entry: entry.filename):
+            if reason := _passed_over(entry):
+                yield entry.filename, None, reason
+                continue
+            try:
+                inner = cast(BinaryIO, archive.open(entry))
+            except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+                where = f"{file}/{entry.filename}"
+                raise StudioError(f"This entry cannot be unpacked: {error}.", "Save it again.", where=where) from None
+            bounded = _Bounded(inner, f"{file}/{entry.filename}", partial(int, entry.compress_size), budget)
+            yield entry.filename, io.BufferedReader(bounded, 1 << 20), ""
 
 
-def _is_data(entry: zipfile.ZipInfo, file: str) -> bool:
-    """Whether an entry is a file to read. Raises for entries that are dangerous or locked."""
+def _check_entry(entry: zipfile.ZipInfo, file: str) -> None:
+    """Raises for entries that are dangerous or locked."""
     name, where = entry.filename, f"{file}/{entry.filename}"
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise StudioError("This entry's path leads out of the zip file.", "Do not trust this file.", where=where)
-    if (entry.external_attr >> 16) & 0o170000 == 0o120000:
-        raise StudioError("This entry is a link.", "Put the file itself into the zip.", where=where)
     if entry.flag_bits & 1:
         raise StudioError("This entry is locked with a password.", "Save it without one.", where=where)
-    return not entry.is_dir() and not path.name.startswith(".") and path.parts[0] != "__MACOSX"
+    if entry.file_size > max(_RATIO_FROM_BYTES, MAX_RATIO * entry.compress_size):
+        raise StudioError(
+            f"This file unpacks to more than {MAX_RATIO} times its size.",
+            "Unpack it yourself if you trust it.",
+            where=where,
+        )
+
+
+def _passed_over(entry: zipfile.ZipInfo) -> str:
+    """Why an entry is no file to read, or an empty string."""
+    path = PurePosixPath(entry.filename.replace("\\", "/"))
+    if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+        return "a link"
+    hidden = any(part.startswith(".") for part in path.parts) or path.parts[0] == "__MACOSX"
+    return "hidden" if hidden else ""

@@ -1,25 +1,27 @@
-"""A file or folder of data becomes rows with file and line. Streamed; what cannot be read is a problem, not a guess."""
+"""A file, folder or archive of data becomes rows with file and line. Streamed; nothing is guessed, nothing is lost."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
 
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.readers.archive import MAX_ENTRIES, open_gzip, open_zip
 from qlora_studio.data.readers.csv_file import read_csv
 from qlora_studio.data.readers.json_file import read_json, read_jsonl
-from qlora_studio.data.readers.parquet_file import read_arrow, read_parquet
-from qlora_studio.data.readers.rows import RowOrProblem
+from qlora_studio.data.readers.rows import RowOrProblem, Tally, Unseen, shown_name
+from qlora_studio.data.readers.table_file import read_arrow, read_parquet
 from qlora_studio.data.readers.text_file import read_pieces
 
-Reader = Callable[[BinaryIO, str], Iterator[RowOrProblem]]
+T = TypeVar("T")
+Reader = Callable[[BinaryIO, str, Tally], Iterator[RowOrProblem]]
 
 
-def _read_tsv(stream: BinaryIO, file: str) -> Iterator[RowOrProblem]:
-    return read_csv(stream, file, "\t")
+def _read_tsv(stream: BinaryIO, file: str, tally: Tally) -> Iterator[RowOrProblem]:
+    return read_csv(stream, file, tally, "\t")
 
 
 READERS: dict[str, Reader] = {
@@ -36,101 +38,188 @@ READERS: dict[str, Reader] = {
 """What reads a file, by the end of its name."""
 
 SUFFIXES = (*READERS, ".gz", ".zip")
+TEXTS = (".txt", ".md")
+METADATA = frozenset(
+    ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json", "metadata.json"]
+)
+"""Files that stand beside the data of a hub's set and describe it."""
 
 
-def read_rows(path: Path) -> Iterator[RowOrProblem]:
-    """Rows of a file, of an archive's files or of a folder's, and problems in the place of rows that cannot be read.
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source, and what is read of it."""
 
-    Raises a StudioError where there is no such file or no reader for it.
+    name: str
+    rows: Iterator[RowOrProblem]
+    alone: bool = False
+    """Whether it is the whole source, and not one of the files of a folder or an archive."""
+
+
+def read_rows(path: Path, tally: Tally | None = None) -> Iterator[RowOrProblem]:
+    """Rows of all files of a source, one after another."""
+    for file in read_files(path, tally if tally is not None else Tally()):
+        yield from file.rows
+
+
+def read_files(path: Path, tally: Tally) -> Iterator[SourceFile]:
+    """The files of a file, a folder or an archive, each with its rows, and problems in the place of unreadable ones.
+
+    Each is read to its end before the next one is asked for. Raises a StudioError where there is no such file or
+    nothing that can be read.
     """
     if path.is_dir():
-        yield from _read_folder(path)
+        yield from _read_folder(path, tally)
         return
     if not path.exists():
-        raise StudioError("There is no such file.", "Check the path.", where=str(path))
+        raise StudioError("There is no such file.", "Check the path.", where=shown_name(str(path)))
     if not path.is_file():
-        raise StudioError("This is neither a file nor a folder.", "Give a file of data.", where=str(path))
-    try:
-        with path.open("rb") as stream:
-            yield from _read_stream(stream, path.name, path.stat().st_size)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StudioError(f"This file cannot be read: {reason}.", "Check its rights.", where=path.name) from None
+        raise StudioError("This is neither a file nor a folder.", "Give a file of data.", where=shown_name(str(path)))
+    yield from _open(path, shown_name(path.name), tally, alone=True)
 
 
 def list_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of a folder that can be read, in order, and what is left out with the reason.
+    """The files of a folder that can be read, in order, and what is passed over with the reason.
 
-    Links are not followed and hidden files are left out. Raises a StudioError for more than 10,000 entries.
+    Links are not followed and hidden files are passed over. Raises a StudioError for more than 10,000 entries.
     """
     files: list[Path] = []
-    left_out: list[str] = []
+    passed_over: list[str] = []
     entries = 0
     for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        inside = [(name, _reason(Path(root, name), name, folder=True)) for name in sorted(folders)]
+        folders[:] = [name for name, reason in inside if not reason]
+        inside = [*((name + "/", reason) for name, reason in inside if reason), *_reasons(root, names)]
+        for name, reason in inside:
             entries += 1
             if entries > MAX_ENTRIES:
                 raise StudioError(
                     f"This folder holds more than {MAX_ENTRIES} files.", "Give a smaller folder.", where=str(folder)
                 )
             path = Path(root, name)
-            if name.startswith("."):
-                left_out.append(f"{path.relative_to(folder).as_posix()}: hidden")
-            elif path.is_symlink() or not path.is_file():
-                left_out.append(f"{path.relative_to(folder).as_posix()}: a link or no plain file")
-            elif suffix_of(name) not in SUFFIXES:
-                left_out.append(f"{path.relative_to(folder).as_posix()}: not a kind of data")
+            if reason:
+                shown = shown_name(path.relative_to(folder).as_posix()) + ("/" if name.endswith("/") else "")
+                passed_over.append(f"{shown}: {reason}")
             else:
                 files.append(path)
-    return files, left_out
+    kept, beside = _without_company([(path, path.name) for path in files])
+    return kept, passed_over + [f"{shown_name(path.relative_to(folder).as_posix())}: {why}" for path, why in beside]
+
+
+def _reasons(root: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return ((name, _reason(Path(root, name), name)) for name in sorted(names))
+
+
+def _reason(path: Path, name: str, folder: bool = False) -> str:
+    """Why an entry of a folder is passed over, or an empty string."""
+    if name.startswith("."):
+        return "hidden"
+    if path.is_symlink() or not (folder or path.is_file()):
+        return "a link or no plain file"
+    return "" if folder or suffix_of(name) in SUFFIXES else "not a kind of data"
+
+
+def _without_company(files: list[tuple[T, str]]) -> tuple[list[T], list[tuple[T, str]]]:
+    """The files that are data, and those that only stand beside them: descriptions, and text beside tables."""
+    tables = any(suffix_of(name) not in TEXTS and name.lower() not in METADATA for _, name in files)
+    kept: list[T] = []
+    beside: list[tuple[T, str]] = []
+    for file, name in files:
+        if tables and name.lower() in METADATA:
+            beside.append((file, "it describes the data"))
+        elif tables and suffix_of(name) in TEXTS:
+            beside.append((file, "text beside tables"))
+        else:
+            kept.append(file)
+    return kept, beside
 
 
 def suffix_of(name: str) -> str:
-    return Path(name).suffix.lower()
+    return PurePosixPath(name).suffix.lower()
 
 
-def _read_folder(folder: Path) -> Iterator[RowOrProblem]:
-    files, left_out = list_files(folder)
+def _read_folder(folder: Path, tally: Tally) -> Iterator[SourceFile]:
+    files, passed_over = list_files(folder)
+    tally.passed_over += passed_over
     if not files:
-        said = f" Left out: {'; '.join(left_out[:5])}." if left_out else ""
+        said = f" Passed over: {'; '.join(passed_over[:5])}." if passed_over else ""
         raise StudioError(
             f"This folder holds no file that can be read.{said}",
             f"Put in one of: {', '.join(SUFFIXES)}.",
-            where=str(folder),
+            where=shown_name(str(folder)),
         )
     for path in files:
-        name = path.relative_to(folder).as_posix()
-        try:
-            with path.open("rb") as stream:
-                yield from _read_stream(stream, name, path.stat().st_size)
-        except StudioError as error:
-            yield error.problems[0]
-        except OSError as error:
-            yield Problem(f"This file cannot be read: {error.strerror or error}.", "Check its rights.", name)
+        yield from _open(path, shown_name(path.relative_to(folder).as_posix()), tally)
 
 
-def _read_stream(stream: BinaryIO, file: str, size: int) -> Iterator[RowOrProblem]:
-    """Dispatch by name, after a look at the first bytes: a name that lies about an archive is caught."""
-    head = stream.read(4)
-    stream.seek(0)
+def _open(path: Path, name: str, tally: Tally, *, alone: bool = False) -> Iterator[SourceFile]:
+    """The files of one file on the disk: itself, or those of an archive."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(4)
+            stream.seek(0)
+            if head == b"PK\x03\x04":
+                yield from _read_zip(stream, name, tally)
+            else:
+                yield SourceFile(name, _whole(stream, name, head, tally), alone)
+    except StudioError as error:
+        yield SourceFile(name, iter([Unseen(error.problems[0])]))
+    except OSError as error:
+        problem = Problem(f"This file cannot be read: {error.strerror or error}.", "Check its rights.", name)
+        yield SourceFile(name, iter([Unseen(problem)]))
+
+
+def _read_zip(stream: BinaryIO, file: str, tally: Tally) -> Iterator[SourceFile]:
+    names = [(name, PurePosixPath(name).name) for name, entry, _ in open_zip(stream, file) if entry]
+    readable = [pair for pair in names if suffix_of(pair[1]) in (*READERS, ".gz")]
+    kept, beside = _without_company(readable)
+    if not kept:
+        raise StudioError(
+            "This zip file holds no file that can be read.", f"Put in one of: {', '.join(READERS)}.", where=file
+        )
+    reasons = dict(beside)
+    for name, entry, reason in open_zip(stream, file):
+        where = f"{file}/{name}"
+        if entry is None or name not in kept:
+            tally.passed_over.append(f"{where}: {reason or reasons.get(name, 'not a kind of data')}")
+        else:
+            yield SourceFile(where, _whole(entry, where, b"", tally))
+
+
+def _whole(stream: BinaryIO, file: str, head: bytes, tally: Tally) -> Iterator[RowOrProblem]:
+    """All that a reader says of a file; a reader that stops before the end of the file is found out."""
+    stopped = False
+    try:
+        inner, reader = _reader(stream, file, head)
+        for item in reader(inner, file, tally):
+            stopped = stopped or isinstance(item, Unseen)
+            yield item
+        if not stopped and reader not in (read_parquet, read_arrow) and (rest := _count_bytes(inner)):
+            said = f"The last {rest} bytes of this file were not seen."
+            yield Unseen(Problem(said, "Save the file again.", file))
+    except StudioError as error:
+        yield Unseen(error.problems[0])
+    except OSError as error:
+        yield Unseen(Problem(f"This file cannot be read: {error.strerror or error}.", "Check its rights.", file))
+
+
+def _count_bytes(stream: BinaryIO) -> int:
+    return sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+
+
+def _reader(stream: BinaryIO, file: str, head: bytes) -> tuple[BinaryIO, Reader]:
+    """Stream and reader by the file's name, after a look at its first bytes: a name that lies is caught."""
     suffix = suffix_of(file)
-    if head[:2] == b"\x1f\x8b":
-        inner = file[: -len(suffix)] if suffix == ".gz" else file
-        yield from _reader(inner, file)(open_gzip(stream, file, size), file)
-    elif head == b"PK\x03\x04":
-        for name, entry in open_zip(stream, file):
-            yield from _reader(name, f"{file}/{name}")(entry, f"{file}/{name}")
-    elif suffix in (".gz", ".zip"):
+    if head[:2] == b"\x1f\x8b" or (suffix == ".gz" and not head):
+        return open_gzip(stream, file), _by_name(file.removesuffix(suffix) if suffix == ".gz" else file, file)
+    if suffix in (".gz", ".zip"):
         kind = "gzip" if suffix == ".gz" else "zip"
         raise StudioError(f"This is not a {kind} file, although its name says so.", "Save it again.", where=file)
-    elif head == b"PAR1":
-        yield from read_parquet(stream, file)
-    else:
-        yield from _reader(file, file)(stream, file)
+    if head == b"PAR1":
+        return stream, read_parquet
+    return stream, _by_name(file, file)
 
 
-def _reader(name: str, where: str) -> Reader:
+def _by_name(name: str, where: str) -> Reader:
     suffix = suffix_of(name)
     if suffix not in READERS:
         raise StudioError(

@@ -1,8 +1,9 @@
-"""A row as a file holds it, before anybody knows its format. Readers yield these, or a problem in their place."""
+"""A row as a file holds it, before anybody knows its format, and the count that no row can slip past."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_studio.core.errors import Problem
@@ -22,4 +23,28 @@ class Row:
     values: dict[str, Any]
 
 
-RowOrProblem = Row | Problem
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A stretch of a source in which nobody knows how many rows stand. It cannot be left out, only mended."""
+
+    problem: Problem
+
+
+RowOrProblem = Row | Problem | Unseen
+"""A problem stands for exactly one row that cannot be read."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the readers of one source have met. Each counts a record where it begins, before it makes anything of it."""
+
+    rows: int = 0
+    passed_over: list[str] = field(default_factory=list)
+    """What is no data and was not read: `README.md: text beside tables`."""
+    notes: list[str] = field(default_factory=list)
+    """Choices a reader made, as sentences."""
+
+
+def shown_name(name: str) -> str:
+    """A file's name as text that can be printed and written, also where the file system's bytes are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -14,7 +14,7 @@ from qlora_studio.core.dataset import DatasetReport
 from qlora_studio.core.errors import StudioError
 
 CONVERSATIONS, EVALUATION, PROMPTS = "conversations.jsonl", "evaluation.jsonl", "prompts.bin"
-REPORT, FINDINGS = "report.json", "findings.json"
+REPORT, FINDINGS, REFUSED = "report.json", "findings.json", "refused.jsonl"
 """The files of a set."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 

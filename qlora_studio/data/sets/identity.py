@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.readers.files import list_files
+from qlora_studio.data.readers.rows import shown_name
 
 
 def hash_path(path: Path) -> str:
@@ -16,24 +18,46 @@ def hash_path(path: Path) -> str:
         if path.is_dir():
             digest = hashlib.sha256()
             for file in list_files(path)[0]:
-                digest.update(f"{file.relative_to(path).as_posix()}\0{hash_path(file)}\n".encode())
+                name = os.fsencode(file.relative_to(path).as_posix())
+                digest.update(name + f"\0{hash_path(file)}\n".encode())
             return digest.hexdigest()
         if path.exists() and not path.is_file():
-            raise StudioError("This is neither a file nor a folder.", "Give a file of data.", where=str(path))
+            raise StudioError(
+                "This is neither a file nor a folder.", "Give a file of data.", where=shown_name(str(path))
+            )
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        raise StudioError("There is no such file.", "Check the path.", where=str(path)) from None
+        raise StudioError("There is no such file.", "Check the path.", where=shown_name(str(path))) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StudioError(f"This file cannot be read: {reason}.", "Check its rights.", where=str(path)) from None
+        raise StudioError(
+            f"This file cannot be read: {reason}.", "Check its rights.", where=shown_name(str(path))
+        ) from None
     except ValueError:
         raise StudioError("This is not the name of a file.", "Check the path.", where=repr(str(path))) from None
 
 
+def find_source(text: str) -> Path:
+    """The path a person means: in the quotes that "Copy as path" puts around it, with `~`, with space at the ends."""
+    path = Path(text)
+    if path.exists():
+        return path
+    bare = text.strip()
+    for quote in ('"', "'"):
+        if len(bare) > 2 and bare.startswith(quote) and bare.endswith(quote):
+            bare = bare[1:-1]
+    try:
+        return Path(bare).expanduser()
+    except RuntimeError:  # ~ of somebody who is not known here
+        return Path(bare)
+
+
 def slug(text: str) -> str:
     """A name that every file system takes."""
-    made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._") or "data"
+    made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._")
+    if not made:  # nothing of it is Latin: what tells it from others of its kind is its hash
+        made = f"data-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
     return f"set-{made}" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", made) else made
 
 

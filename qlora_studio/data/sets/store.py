@@ -22,6 +22,7 @@ from qlora_studio.data.sets.canonical import (
     read_conversations,
     read_report,
 )
+from qlora_studio.data.sets.identity import slug
 
 Split = Literal["train", "eval", "all"]
 
@@ -39,9 +40,11 @@ def list_datasets(folder: Path) -> list[DatasetReport]:
 
 
 def find_dataset(folder: Path, name: str) -> Path:
-    """The folder of a set. Raises a StudioError that lists the sets there are."""
+    """The folder of a set, by its name or its title. Raises a StudioError that lists the sets there are."""
     place = folder / name
-    if not name or Path(name).name != name or not (place / REPORT).exists():
+    if (name and Path(name).name != name) or "\0" in name or not (place / REPORT).exists():
+        place = folder / slug(name)
+    if not name or not (place / REPORT).exists():
         there = ", ".join(report.name for report in list_datasets(folder)) or "none yet"
         raise StudioError(f"There is no data set '{name}'.", f"There are: {there}.", field="data.sources")
     return place

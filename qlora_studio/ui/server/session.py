@@ -86,25 +86,13 @@ class Desk:
     @classmethod
     def open(cls, studio: Studio) -> Desk:
         desk = cls(studio, Talk(studio), Tokens(studio))
-        desk.choose_preset("memory", desk.fitting_memory_preset())
-        desk.choose_preset("rank", "balanced")
+        for family, name in studio.presets.defaults().items():
+            desk.choose_preset(family, name)
         names = [report.name for report in studio.data.sets()]
         if names:
             desk.draft["data.sources"] = [{"name": names[0], "weight": 1.0}]
         desk.make_plan()
         return desk
-
-    def fitting_memory_preset(self) -> str:
-        """The largest memory preset that this machine's first card holds; `cpu` without a card."""
-        cards = self.studio.machine.gpus()
-        if not cards:
-            return "cpu"
-        held = cards[0].total_bytes / 2**30 + 0.5  # a 12 GB card reports a little less than 12 GiB
-        sizes = {
-            preset.name: preset.changes.get("memory.budget_gib", 0) for preset in self.studio.presets.family("memory")
-        }
-        fitting = [name for name, size in sizes.items() if name != "cpu" and size <= held]
-        return max(fitting, key=lambda name: sizes[name], default="6gb")
 
     def choose_preset(self, family: str, name: str) -> None:
         """Lays one preset over the draft. Raises a StudioError for a name there is not."""

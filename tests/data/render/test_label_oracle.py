@@ -18,7 +18,7 @@ from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.data.render.traits import read_traits
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
-FOLDER = Path(__file__).parent.parent / "fixtures" / "chat_templates"
+FOLDER = Path(__file__).parent.parent.parent / "fixtures" / "chat_templates"
 
 
 @dataclass(frozen=True)

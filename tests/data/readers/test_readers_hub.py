@@ -10,7 +10,7 @@ import pytest
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.readers.hub_set import HubSet, read_hub
-from qlora_studio.data.readers.rows import Row
+from qlora_studio.data.readers.rows import Row, Tally
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ANSWERS = {
@@ -77,9 +77,11 @@ def test_every_answer_of_the_hub_is_a_commit_or_a_sentence():
     assert said == {
         "good/set": SHA,
         "gated/set": "gated/set: This data set asks you to accept its licence first. "
-        "Open its page on the hub, accept, and log in.",
-        "missing/set": "missing/set: The hub has no such data set, or it is private. Check the id.",
-        "old/set": "old/set: This data set has no revision 'v1'. Leave it empty.",
+        f"Open http://127.0.0.1:{server.server_port}/datasets/gated/set and accept it, then log in with "
+        "`hf auth login` or set HF_TOKEN.",
+        "missing/set": "missing/set: The hub has no such data set, or it is private. Check the Hub ID. "
+        "For a private one, log in with `hf auth login` or set HF_TOKEN.",
+        "old/set": "old/set: This data set has no revision 'v1'. Leave the revision empty for the newest.",
         "busy/set": "busy/set: The hub asks to wait: too many requests. Try again later.",
         "broken/set": "broken/set: The hub answers with an error (500). Try again later.",
     }
@@ -87,13 +89,12 @@ def test_every_answer_of_the_hub_is_a_commit_or_a_sentence():
 
 def test_a_hub_that_is_not_there_is_one_sentence():
     (said,) = ask("http://127.0.0.1:9", ["good/set"]).values()
-    assert said.startswith("good/set: The hub cannot be reached (")
-    assert said.endswith("). Check the network, or give a file.")
+    assert said == "good/set: The hub cannot be reached. Check the network, or give a file."
 
 
 def test_rows_are_streamed_with_their_numbers(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"a": "007"}\n{"a": "x"}\n')
     wanted = HubSet(str(tmp_path))
-    assert list(read_hub(wanted)) == [Row(str(wanted), 1, {"a": "007"}), Row(str(wanted), 2, {"a": "x"})]
+    assert list(read_hub(wanted, Tally())) == [Row(str(wanted), 1, {"a": "007"}), Row(str(wanted), 2, {"a": "x"})]
     with pytest.raises(StudioError, match=r"The data set cannot be read: .*Check subset and split on its page"):
-        list(read_hub(HubSet(str(tmp_path), split="nope")))
+        list(read_hub(HubSet(str(tmp_path), split="nope"), Tally()))

@@ -6,12 +6,16 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.formats.registry import FORMATS, conversations, convert, detect, find_format
+from qlora_studio.data.formats.registry import FORMATS, Converted, convert, convert_all, detect, find_format
 from qlora_studio.data.readers.rows import Row
 from qlora_studio.data.sets.canonical import from_line, to_line
 
 WEATHER = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object", "properties": {}}}
 CALL = {"name": "weather", "arguments": {"city": "Bern"}}
+
+
+def conversations(rows, entry, columns):
+    return [one.conversation if isinstance(one, Converted) else one for one in convert_all(rows, entry, columns)]
 
 
 def said(*turns):

@@ -13,7 +13,6 @@ from qlora_studio.data.sets.importer import (
     list_datasets,
     load_conversations,
     preview_file,
-    slug,
 )
 from qlora_studio.data.sets.store import eval_prompts, remove_dataset
 
@@ -119,7 +118,7 @@ def test_overlap_with_a_given_evaluation_file_is_counted_and_dropped_by_choice(t
 
 def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path, home):
     import_file(write(tmp_path / "rows.jsonl", pairs(3)), home)
-    for name in ("other", "../rows", "", "."):
+    for name in ("other", "../other", "", "."):
         with pytest.raises(StudioError) as caught:
             load_conversations(home, name)
         assert caught.value.hint == "There are: rows."
@@ -151,14 +150,29 @@ def test_a_wrong_column_map_is_refused(tmp_path, home, format, columns, message)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../x", "a/b", "a\0b", "con", "nul.txt", "x.", " x", "-rf", "X", "x" * 100, "\u202eevil", "日本", ".hidden"],
+    ("title", "name"),
+    [
+        ("My set 2", "my-set-2"),
+        ("../x", "x"),
+        ("a/b", "a-b"),
+        ("a\0b", "a-b"),
+        ("con", "set-con"),
+        ("nul.txt", "set-nul.txt"),
+        ("x.", "x"),
+        ("-rf", "rf"),
+        ("x" * 100, "x" * 60),
+        ("\u202eevil", "evil"),
+        ("日本", "data-cf2abf"),
+        (".hidden", "hidden"),
+    ],
 )
-def test_a_name_that_is_no_name_is_refused_with_one_that_is(tmp_path, home, name):
-    with pytest.raises(StudioError, match="cannot be the name of a data set"):
-        import_file(write(tmp_path / "rows.jsonl", pairs(1)), home, name=name)
-    assert slug(slug(name)) == slug(name)
-    assert import_file(tmp_path / "rows.jsonl", home, name=slug(name)).rows == 1
+def test_any_title_becomes_a_name_for_every_file_system(tmp_path, home, title, name):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "Once."}\n')
+    report = import_file(path, home, name=title)
+    assert (report.name, report.title) == (name, title)
+    assert [place.name for place in home.iterdir()] == [name]
+    assert len(list(load_conversations(home, title, "all"))) == 1
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "a\0b"])
@@ -172,7 +186,10 @@ def test_the_hub_that_is_switched_off_is_one_sentence(home, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(StudioError) as caught:
         import_hub(HubSet("someone/something"), home)
-    assert str(caught.value) == "someone/something: The hub is switched off (HF_HUB_OFFLINE). Give a file instead."
+    assert (
+        str(caught.value)
+        == "someone/something: The hub is switched off (HF_HUB_OFFLINE). Switch it on, or give a file."
+    )
     with pytest.raises(StudioError, match="is not the id of a hub data set"):
         import_hub(HubSet("../etc/passwd"), home)
 

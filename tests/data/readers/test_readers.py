@@ -147,7 +147,9 @@ def test_a_folder_is_read_in_order_without_links_and_hidden_files(tmp_path):
 
 def test_a_folder_without_data_says_so(tmp_path):
     (tmp_path / "notes.pdf").write_text("x")
-    with pytest.raises(StudioError, match=r"holds no file that can be read. Left out: notes.pdf: not a kind of data."):
+    with pytest.raises(
+        StudioError, match=r"holds no file that can be read. Passed over: notes.pdf: not a kind of data."
+    ):
         list(read_rows(tmp_path))
 
 

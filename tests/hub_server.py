@@ -1,0 +1,101 @@
+"""A small hub on this machine: it answers like the real one for a handful of models, and notes who asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class HubModel:
+    """A model as the hub keeps it."""
+
+    files: dict[str, bytes]
+    licence: str = "apache-2.0"
+    private: bool = False
+    """Only a token named `good` may see it."""
+
+
+@dataclass
+class Hub:
+    """The models there are, the errors that are served instead, and every request that came."""
+
+    models: dict[str, HubModel]
+    errors: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """By model: status and `X-Error-Code`."""
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    """Method, path, Authorization header."""
+    url: str = ""
+
+    def asked_for(self, part: str) -> int:
+        return sum(part in path for _, path, _ in self.asked)
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    """The hub at work on a free port of this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def _answer(self, *, with_body: bool) -> None:
+            token = self.headers.get("Authorization", "")
+            hub.asked.append((self.command, self.path, token))
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts == [""]:
+                return self._send(200, b"{}", with_body)
+            api = parts[0] == "api"
+            name = "/".join(parts[2:4] if api else parts[:2])
+            model = hub.models.get(name)
+            status, code = hub.errors.get(name, (200, ""))
+            if status == 200 and (model is None or (model.private and token != "Bearer good")):
+                status, code = (404, "RepoNotFound")
+            if status != 200 or model is None:
+                return self._send(status, b"{}", with_body, {"X-Error-Code": code})
+            if api and parts[4:5] == ["tree"]:
+                tree = [
+                    {"type": "file", "path": file, "size": len(content), "oid": "0" * 40}
+                    for file, content in model.files.items()
+                ]
+                return self._send(200, json.dumps(tree).encode(), with_body)
+            if api:
+                siblings = [{"rfilename": file, "size": len(content)} for file, content in model.files.items()]
+                said = {"id": name, "sha": SHA, "siblings": siblings, "cardData": {"license": model.licence}}
+                return self._send(200, json.dumps(said).encode(), with_body)
+            content = model.files.get("/".join(parts[4:]))
+            if content is None:
+                return self._send(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})
+            etag = hashlib.sha1(content).hexdigest()
+            return self._send(200, content, with_body, {"ETag": f'"{etag}"', "X-Repo-Commit": SHA})
+
+        def _send(self, status: int, body: bytes, with_body: bool, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()

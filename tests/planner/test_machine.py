@@ -1,0 +1,110 @@
+"""The computer as a value: which cards are seen, which torch is installed, without importing it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from qlora_studio.core.machine import Speed, TorchBuild
+from qlora_studio.core.plan import GpuInfo
+from qlora_studio.home import Home
+from qlora_studio.planner import machine as machine_module
+from qlora_studio.planner.machine import existing, read_machine, read_torch_build, visible_cards
+from qlora_studio.planner.speeds import learn_speed, read_speeds
+
+FIRST, SECOND = (
+    GpuInfo(index=index, name=f"card {index}", total_bytes=8, free_bytes=7, uuid=uuid)
+    for index, uuid in enumerate(("GPU-aa1", "GPU-ab2"))
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, [FIRST, SECOND]),
+        ("", []),
+        ("-1", []),
+        ("1", [SECOND]),
+        ("1,0", [SECOND, FIRST]),
+        ("GPU-ab", [SECOND]),
+        ("GPU-a", []),
+        ("0,7,1", [FIRST]),
+        ("0,0", [FIRST]),
+    ],
+)
+def test_only_visible_cards_are_planned_for(visible, seen):
+    assert visible_cards([FIRST, SECOND], visible) == seen
+
+
+@pytest.mark.parametrize(
+    ("text", "build"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", TorchBuild(version="2.13.0+cpu")),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\n", TorchBuild(version="2.13.0", cuda="13.0")),
+        ("__version__ = '2.4.1'\ncuda = '12.1'\n", TorchBuild(version="2.4.1", cuda="12.1")),
+        ("nothing\n", None),
+    ],
+)
+def test_the_build_of_torch_is_read_from_its_file(tmp_path, monkeypatch, text, build):
+    (tmp_path / "version.py").write_text(text)
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert read_torch_build() == build
+
+
+def test_the_build_that_is_read_is_the_one_that_is_installed():
+    code = "import torch; print(torch.__version__, torch.version.cuda or '')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, _, cuda = done.stdout.strip().partition(" ")
+    assert read_torch_build() == TorchBuild(version=version, cuda=cuda)
+
+
+def test_this_computer_is_read_without_torch(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from qlora_studio.home import Home; "
+        "from qlora_studio.planner.machine import read_machine; m = read_machine(Home(Path(sys.argv[1]))); "
+        "print(m.memory_bytes > m.memory_available_bytes > 0, m.cores > 0, m.disk_free_bytes > 0, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True", "False"]
+
+
+def test_a_home_that_is_not_there_yet_has_the_disk_of_its_parent(tmp_path):
+    assert existing(tmp_path / "a" / "b") == tmp_path
+    assert read_machine(Home(tmp_path / "a" / "b")).disk_free_bytes > 0
+    assert existing(Path("/")) == Path("/")
+
+
+@pytest.mark.parametrize(
+    ("platform", "release", "system"),
+    [
+        ("linux", "6.8.0-generic", "linux"),
+        ("linux", "5.15.167.4-microsoft-standard-WSL2", "wsl"),
+        ("win32", "10", "windows"),
+        ("darwin", "24.1", "macos"),
+    ],
+)
+def test_linux_under_windows_is_told_apart(monkeypatch, platform, release, system):
+    monkeypatch.setattr(machine_module.sys, "platform", platform)
+    monkeypatch.setattr("platform.release", lambda: release)
+    assert machine_module.read_system() == system
+
+
+def test_speeds_are_kept_by_machine_and_model_the_newest_first(tmp_path):
+    one, two = (Speed(model=name, weights=100, flops_per_second=1e12) for name in ("one", "two"))
+    faster = one.model_copy(update={"flops_per_second": 2e12})
+    for speed in (one, two, faster):
+        learn_speed(tmp_path, FIRST, speed)
+    assert read_speeds(tmp_path, FIRST) == (faster, two)
+    assert read_speeds(tmp_path, None) == ()
+    for number in range(20):
+        learn_speed(tmp_path, FIRST, one.model_copy(update={"model": str(number)}))
+    assert [speed.model for speed in read_speeds(tmp_path, FIRST)] == [str(number) for number in range(19, 11, -1)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cpu": 3}', '{"cpu": [{"model": 1}, 4]}'])
+def test_a_broken_file_of_speeds_says_nothing(tmp_path, text):
+    (tmp_path / "speeds.json").write_text(text)
+    assert read_speeds(tmp_path, None) == ()

@@ -1,0 +1,238 @@
+"""One readiness: whole sentences, what blocks, what is merely unusual, and steps that the loop will really take."""
+
+import pytest
+
+from qlora_studio.core.bases import FailedBase, ResolvedBase, UnresolvedBase
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.dataset import Finding
+from qlora_studio.core.errors import Problem
+from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.core.machine import Machine, Speed
+from qlora_studio.core.plan import GIB
+from qlora_studio.core.readiness import DataFacts, ExportFacts, LeftOut, TimeEstimate
+from qlora_studio.planner.readiness import assess, assess_export
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from qlora_studio.planner.tables import imagine_machine
+from qlora_studio.planner.time import count_weights
+from qlora_studio.planner.unusual import good_rate
+
+SMOL, EIGHT = REFERENCE_SHAPES["SmolLM2-135M"], REFERENCE_SHAPES["Llama-3.1-8B"]
+BASE = ResolvedBase(name="smol", shape=SMOL, weights="on_disk", weights_bytes=270_000_000)
+PROCESSOR = Machine(
+    memory_bytes=8 * GIB,
+    memory_available_bytes=7 * GIB,
+    cores=2,
+    cpu_bf16=True,
+    disk_free_bytes=50 * GIB,
+    speeds=(Speed(model="smol", weights=count_weights(SMOL), flops_per_second=2e11),),
+)
+CONFIG = TrainConfig().replace(
+    {
+        "data.sources": [{"name": "mine"}],
+        "data.max_length": 512,
+        "optim.epochs": 2,
+        "optim.batch_tokens": 1024,
+        "optim.optimizer": "adamw",
+        "memory.budget_gib": 4.0,
+    }
+)
+
+
+def counted(lengths, rows=None, /, **more):
+    """A report of rows of these lengths; `rows` counts what was read, the rest was too long."""
+    rows = len(lengths) if rows is None else rows
+    values = {
+        "rows": rows, "examples": len(lengths), "held_out_rows": 12, "tokens": sum(lengths), "limit": 512,
+        "trained_tokens": sum(lengths), "too_long": rows - len(lengths), "dropped": rows - len(lengths), "cut": 0,
+        "refused": 0, "median": 0, "p95": 0, "longest": max(lengths, default=0), "padding_share": 0.0,
+        "histogram": (), "lengths": tuple(lengths), "findings": (), "previews": (),
+    }  # fmt: skip
+    return TokeniseReport(**{**values, **more})
+
+
+def ready(config=CONFIG, base=BASE, tokens=None, machine=PROCESSOR, **data):
+    return assess(config, base, DataFacts(rows=200, tokens=tokens, **data), machine)
+
+
+def test_the_sentence_before_a_start():
+    seen = ready(tokens=counted([140, 150, 160] * 45 + [149, 151], 200))
+    assert seen.sentence == "137 of 200 rows, 63 too long, 46 steps, about 2 min, 2.1 of 4.0 GiB"
+    assert (seen.ready, seen.blocks, seen.over_budget, seen.unusual) == (True, (), None, ())
+    assert (seen.left_out, seen.held_out_rows) == ((LeftOut(63, "too long"),), 12)
+
+
+def test_every_part_of_the_sentence():
+    report = counted([100] * 40, 100, dropped=30, refused=10, cut=5, too_long=35)
+    base = BASE.model_copy(update={"weights": "to_download"})
+    seen = ready(tokens=report, base=base, machine=PROCESSOR.model_copy(update={"speeds": ()}))
+    assert seen.sentence == (
+        "40 of 100 rows, 30 too long, 10 with nothing to train, 20 left out by the mixture, 5 truncated, 8 steps, "
+        "under a minute, 2.1 of 4.0 GiB, 257 MiB to download first"
+    )
+
+
+def test_before_rows_are_tokenised_it_says_what_is_known():
+    seen = ready()
+    assert seen.sentence == "200 rows, not tokenised yet, 2.1 of 4.0 GiB"
+    assert (seen.steps, seen.time, seen.trained_rows, seen.ready) == (None, None, None, True)
+
+
+def test_steps_of_very_many_rows_are_said_to_be_about_so_many():
+    exact = ready(tokens=counted([150] * 900))
+    summary = ready(tokens=counted([150] * 900, lengths=()))
+    assert (exact.steps_exact, summary.steps_exact) == (True, False)
+    assert "about 264 steps" in summary.sentence and summary.steps == pytest.approx(exact.steps, rel=0.15)
+
+
+def finding(**values):
+    return Finding(**{"name": "secret", "severity": "error", "count": 1, "message": "A key stands in a row.", **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "blocks"),
+    [
+        ({"config": CONFIG.replace({"data.sources": []})}, ["There is no data to train on. Import a file first."]),
+        (
+            {"tokens": counted([], 9)},
+            [
+                "No row is left to train: of 9 none fits 512 tokens. Raise the max sequence length, or truncate long "
+                "rows instead of dropping them."
+            ],
+        ),
+        (
+            {"base": UnresolvedBase(name="x", needs="The hub has to be asked for its config.json.")},
+            ["The hub has to be asked for its config.json. Look the model up first."],
+        ),
+        (
+            {"base": FailedBase(name="x", stage="hub", message="The hub has no such model.", hint="Check the Hub ID.")},
+            ["The hub has no such model. Check the Hub ID."],
+        ),
+        (
+            {"base": BASE.model_copy(update={"weights": "missing", "weights_problem": "No weights."})},
+            ["No weights."],
+        ),
+        ({"findings": (finding(),)}, ["A key stands in a row."]),
+        ({"findings": (finding(severity="warning"),)}, []),
+        ({"findings": (finding(),), "config": CONFIG.replace({"data.accepted": ["secret"]})}, []),
+        ({"findings": (finding(),), "tokens": counted([100] * 300)}, []),
+        ({"tokens": counted([100] * 300, findings=(finding(),))}, ["A key stands in a row."]),
+        (
+            {"machine": PROCESSOR.model_copy(update={"disk_free_bytes": 100 << 20})},
+            [
+                "The run needs 250 MiB of disk, and 100 MiB are free. Free some space, or choose another disk."
+            ],
+        ),
+        (
+            {"machine": imagine_machine(8), "config": CONFIG.replace({"memory.budget_gib": 0.1})},
+            [
+                "The budget is 102 MiB, and CUDA's own context takes 560 MiB before there is any model. "
+                "Raise the budget, keep less free, or close other programs."
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_what_blocks_a_start(change, blocks):
+    seen = ready(**change)
+    assert [" ".join(filter(None, (one.message, one.hint))) for one in seen.blocks] == blocks
+    assert seen.ready == (not blocks) and not seen.can_start_anyway
+
+
+def test_an_over_full_plan_is_not_a_block_that_cannot_be_passed():
+    base = BASE.model_copy(update={"shape": EIGHT})
+    seen = ready(base=base, tokens=counted([100] * 300))
+    assert (seen.ready, seen.can_start_anyway, seen.blocks) == (False, True, ())
+    assert "over budget, and memory would run out" in seen.over_budget.message
+    assert not ready(base=base, tokens=counted([], 9)).can_start_anyway
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"optim.learning_rate": 1.0}, "optim.learning_rate", "A learning rate of 1 is 762 times what suits a model"),
+        ({"optim.learning_rate": 1e-7}, "optim.learning_rate", "A learning rate of 1e-07 is so low that hardly"),
+        ({"lora.rank": 512, "lora.alpha": 1024}, "lora.rank", "A rank of 512 is more than there are examples (300)."),
+        ({"lora.rank": 576, "lora.alpha": 1152}, "lora.rank", "A rank of 576 is no less than the model's width"),
+        ({"lora.alpha": 1600}, "lora.alpha", "alpha / rank is 100, which scales the adapter out of proportion."),
+        ({"optim.epochs": 40}, "optim.epochs", "Each row is seen 40 times; most runs forget after a few."),
+        ({"optim.max_steps": 3}, "optim.batch_tokens", "There are only 3 steps: little is learned."),
+        ({"optim.warmup_share": 0.8}, "optim.warmup_share", "The learning rate still rises after 80% of the run."),
+        ({"lora.dropout": 0.9}, "lora.dropout", "A dropout of 0.9 leaves most of the adapter's input out."),
+    ],
+    ids=lambda value: "",
+)
+def test_what_is_unusual_is_said_and_blocks_nothing(changes, field, said):
+    seen = ready(CONFIG.replace(changes), tokens=counted([150] * 300))
+    assert [(one.field, one.message.startswith(said)) for one in seen.unusual] == [(field, True)]
+    assert all(one.hint.endswith(".") for one in seen.unusual) and seen.ready
+
+
+@pytest.mark.parametrize(
+    ("report", "config", "said"),
+    [
+        (counted([150] * 300, 900), CONFIG, "Most rows are left out: 600 of 900."),
+        (
+            counted([150] * 300, cut=7),
+            CONFIG.replace({"data.too_long": "cut_answer"}),
+            "7 answers end in the middle: the model learns to break off.",
+        ),
+        (
+            counted([150] * 300, held_out_rows=0),
+            CONFIG,
+            "No row is held out, so nobody sees whether the model learns or memorises.",
+        ),
+    ],
+)
+def test_unusual_rows(report, config, said):
+    assert [one.message for one in ready(config, tokens=report).unusual] == [said]
+
+
+def test_shipped_settings_are_not_unusual():
+    for rate in (1e-4, 2e-4, 3e-4, 1e-3):
+        for shape in (SMOL, EIGHT):
+            base = BASE.model_copy(update={"shape": shape})
+            seen = ready(CONFIG.replace({"optim.learning_rate": rate}), base, counted([150] * 300))
+            assert seen.unusual == ()
+
+
+def test_a_good_rate_falls_with_width():
+    assert (good_rate(2000, "llama"), good_rate(576, "llama"), good_rate(4096, "llama")) == (
+        5e-4,
+        pytest.approx(1.3e-3, rel=0.02),
+        pytest.approx(2.9e-4, rel=0.02),
+    )
+
+
+def test_an_export_says_size_time_and_room():
+    facts = ExportFacts("merged model", 269 << 20, read_bytes=270 << 20, checks=3, free_bytes=13 * GIB)
+    seen = assess_export(BASE, facts, needs_base=True)
+    assert seen.sentence == "merged model, 269 MiB, under a minute, 13.00 GiB free"
+    assert (seen.ready, seen.time.measured) == (True, False)
+    full = assess_export(BASE, ExportFacts("merged model", 2 * GIB, 0, GIB, free_bytes=2 * GIB), needs_base=True)
+    assert full.blocks == (
+        Problem(
+            "The merged model needs 3.00 GiB of disk, and 2.00 GiB are free.",
+            "Free some space, or choose another disk.",
+        ),
+    )
+
+
+def test_an_export_that_reads_the_base_waits_for_it():
+    gone = FailedBase(name="x", stage="files", message="There is no model folder 'x'.")
+    facts = ExportFacts("adapter", 20 << 20, 20 << 20, free_bytes=GIB)
+    assert assess_export(gone, facts, needs_base=False).ready
+    assert [one.message for one in assess_export(gone, facts, needs_base=True).blocks] == [gone.message]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured", "said"),
+    [
+        (20, True, "under a minute"),
+        (300, True, "about 5 min"),
+        (300, False, "roughly 5 min"),
+        (7800, True, "about 2 h 10 min"),
+        (7150, True, "about 2 h"),
+        (400_000, False, "roughly 5 days"),
+    ],
+)
+def test_times_are_no_finer_than_they_are_known(seconds, measured, said):
+    assert str(TimeEstimate(seconds, 1.0, measured, "")) == said
