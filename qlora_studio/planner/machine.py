@@ -36,7 +36,7 @@ def read_machine(home: Home) -> Machine:
         memory_available_bytes=int(memory.available),
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         cpu_bf16=_cpu_has_bf16(),
-        disk_free_bytes=shutil.disk_usage(existing(home.root)).free,
+        disk_free_bytes=free_bytes_at(home.root),
         system=read_system(),
         torch=read_torch_build(),
         correction=read_correction(home.cache, card),
@@ -100,3 +100,8 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def free_bytes_at(path: Path) -> int:
+    """Bytes free on the disk that a path is or will be on."""
+    return shutil.disk_usage(existing(path)).free

@@ -12,6 +12,9 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.supervisor import detached, last_line, worker_command, worker_environment
 
+CLOSE_SECONDS = 5
+"""How long a worker may take to leave once nobody asks any more."""
+
 
 class ChatPipe:
     """A chat worker. Closing it, or the end of this process, ends the worker and gives its memory back."""
@@ -78,7 +81,7 @@ class ChatPipe:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
         try:
-            self.process.wait(5)
+            self.process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
 

@@ -119,3 +119,11 @@ def test_an_answer_that_nobody_reads_to_its_end_does_not_stand_in_the_next(pipe)
     next(answer)
     answer.close()
     assert [piece.text for piece in pipe.ask(ask("next one"))] == ["next", "next one", "next one"]
+
+
+def test_a_worker_that_does_not_leave_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("qlora_studio.runs.chat.CLOSE_SECONDS", 0.3)
+    job = create_job(tmp_path, "chat", ChatJobRequest(run=Path("/nowhere")))
+    pipe = ChatPipe(job, [sys.executable, "-c", "import time; time.sleep(60)"])
+    pipe.close()
+    assert pipe.process.wait(5) == -9
