@@ -10,7 +10,7 @@ from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
 from qlora_studio.planner.budget import choose_compute, find_budget
-from qlora_studio.planner.card import find_card_problem
+from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
 from qlora_studio.planner.estimate import checkpointing_words, estimate, micro_batch_words, total_bytes
 from qlora_studio.planner.search import (
@@ -39,7 +39,7 @@ def make_plan(
     Raises a StudioError where no plan could ever hold: the torch that is installed cannot use the card, the budget is
     less than a process takes, or the model's family was never measured.
     """
-    if (problem := find_card_problem(machine)) is not None:
+    if (problem := find_choice_problem(config, machine) or find_card_problem(machine)) is not None:
         raise StudioError.of([problem])
     if not shape.exact and shape.measured is None:
         raise StudioError(

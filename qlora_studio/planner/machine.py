@@ -23,12 +23,15 @@ from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.planner.speeds import read_speeds
 
 
-def read_machine(home: Home) -> Machine:
-    """This computer at this moment, with what earlier runs of this home measured on it. Milliseconds; never raises."""
+def read_machine(home: Home, card: str | None = None) -> Machine:
+    """This computer at this moment, with what earlier runs of this home measured on it. Milliseconds; never raises.
+
+    `card` names the one a run shall use, which then stands first; a plan refuses one that is not there.
+    """
     import psutil
 
-    cards = read_cards()
-    card = cards[0] if cards else None
+    cards = named_first(read_cards(), card)
+    first = cards[0] if cards else None
     memory = psutil.virtual_memory()
     return Machine(
         cards=tuple(cards),
@@ -39,14 +42,24 @@ def read_machine(home: Home) -> Machine:
         disk_free_bytes=free_bytes_at(home.root),
         system=read_system(),
         torch=read_torch_build(),
-        correction=read_correction(home.cache, card),
-        speeds=read_speeds(home.cache, card),
+        correction=read_correction(home.cache, first),
+        speeds=read_speeds(home.cache, first),
     )
 
 
 def read_cards() -> list[GpuInfo]:
     """The cards that a run may use, at this moment; none where no driver answers."""
     return visible_cards(read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def named_first(cards: Sequence[GpuInfo], named: str | None) -> list[GpuInfo]:
+    """The cards with those that go by this number or UUID before the others."""
+    return sorted(cards, key=lambda card: named is None or not goes_by(card, named))
+
+
+def goes_by(card: GpuInfo, named: str) -> bool:
+    """Whether a card has this number, or a UUID that begins like this."""
+    return bool(named) and (named == str(card.index) or card.uuid.startswith(named))
 
 
 def visible_cards(cards: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
@@ -58,7 +71,7 @@ def visible_cards(cards: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo
         return list(cards)
     chosen: list[GpuInfo] = []
     for entry in (part.strip() for part in visible.split(",")):
-        named = [card for card in cards if entry and (entry == str(card.index) or card.uuid.startswith(entry))]
+        named = [card for card in cards if goes_by(card, entry)]
         if len(named) != 1 or named[0] in chosen:
             break
         chosen += named

@@ -19,8 +19,8 @@ CLOSE_SECONDS = 5
 class ChatPipe:
     """A chat worker. Closing it, or the end of this process, ends the worker and gives its memory back."""
 
-    def __init__(self, folder: JobFolder, command: list[str] | None = None) -> None:
-        """`command` is the worker's own, unless another program shall answer."""
+    def __init__(self, folder: JobFolder, command: list[str] | None = None, *, card: str | None = None) -> None:
+        """`command` is the worker's own, unless another program shall answer; `card` the UUID of the card it uses."""
         self.folder = folder
         self.busy = threading.Lock()
         with folder.log.open("ab") as log:
@@ -29,7 +29,7 @@ class ChatPipe:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=worker_environment(),
+                env=worker_environment(card),
                 cwd=folder.path,
                 **detached(),  # type: ignore[call-overload]
             )

@@ -33,7 +33,8 @@ class Exports:
         prompts: Sequence[str] = (),
     ) -> JobRef:
         """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
-        run = self.runs.with_adapter(name).folder
+        view = self.runs.with_adapter(name)
+        run = view.folder
         target = Path(to).expanduser().absolute()
         if target.is_dir() and any(target.iterdir()):
             raise StudioError(
@@ -44,7 +45,7 @@ class Exports:
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
         request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
-        return self.jobs.start(run / "exports", request)
+        return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
     def readiness(self, name: str, kind: ExportKind, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
