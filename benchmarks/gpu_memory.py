@@ -41,8 +41,9 @@ from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
-from qlora_studio.engine.loop import Setup, train
+from qlora_studio.engine.loop import train
 from qlora_studio.engine.planned import tensor_budget_bytes
+from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.updates import make_optimizer
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan

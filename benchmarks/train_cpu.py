@@ -51,7 +51,8 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
     from qlora_studio.core.steps import Step
     from qlora_studio.engine import load
     from qlora_studio.engine.accelerator.cpu import CpuAccelerator
-    from qlora_studio.engine.loop import Setup, TrainingLoop
+    from qlora_studio.engine.loop import TrainingLoop
+    from qlora_studio.engine.setup import Setup
     from qlora_studio.home import Home
     from qlora_studio.planner.fit import make_plan
     from qlora_studio.planner.machine import read_machine

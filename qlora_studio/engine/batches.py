@@ -51,6 +51,16 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], micro_batch_token
     return groups
 
 
+def largest_micro_batch(steps: Sequence[Step], lengths: Sequence[int], micro_batch_tokens: int) -> tuple[int, ...]:
+    """The rows of that micro-batch of a run which takes the most memory: most tokens with padding, then most rows."""
+    batches = (
+        tuple(step.rows[place] for place in places)
+        for step in steps
+        for places in micro_batches(step.rows, lengths, micro_batch_tokens)
+    )
+    return max(batches, key=lambda rows: (len(rows) * max(lengths[row] for row in rows), len(rows)))
+
+
 def collate(examples: Sequence[Example], rows: Sequence[int], device: torch.device) -> MicroBatch:
     """The micro-batch of these rows of the data, padded to the longest.
 

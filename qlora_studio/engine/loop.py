@@ -10,22 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.example import Example
-from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.steps import Step, evaluation_steps
-from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.accumulator import Accumulator, StepRows
-from qlora_studio.engine.batches import micro_batches, plan_unit_steps
+from qlora_studio.engine.batches import largest_micro_batch, plan_unit_steps
 from qlora_studio.engine.checkpoints import Position, RunCheckpoints, TunedModel, read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
@@ -33,6 +27,7 @@ from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.planned import comparable_bytes
+from qlora_studio.engine.setup import Outcome, Setup
 from qlora_studio.engine.updates import Measured, Updates, make_optimizer
 
 Emit = Callable[[ev.Event], None]
@@ -40,37 +35,6 @@ Request = Literal["", "stop", "save"]
 
 NON_FINITE_LIMIT = 3
 """Updates in a row that may be refused before the run stops with its weights as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a training run works on and where it writes."""
-
-    config: TrainConfig
-    plan: MemoryPlan
-    accelerator: Accelerator
-    model: PeftModel
-    train: Sequence[Example]
-    held_out: Sequence[Example]
-    folder: Path
-    base: str
-    """Name of the base for the adapter's config: a hub id or a model's name, never a path."""
-    revision: str | None = None
-    resume: Path | None = None
-    """A verified checkpoint of the same run to go on from."""
-    objective: str = "supervised"
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a training ended."""
-
-    stopped: bool
-    step: int
-    total_steps: int
-    loss: float | None
-    held_out_before: float | None
-    held_out_after: float | None
 
 
 def train(setup: Setup, emit: Emit, asked: Callable[[], Request]) -> Outcome:
@@ -164,13 +128,7 @@ class TrainingLoop:
         self.emit(ev.PhaseEntered(phase="trying the largest step"))
         accelerator, lengths = self.setup.accelerator, self.accumulator.lengths
         accelerator.reset_peak()
-        limit = self.ladder.limits.micro_batch_tokens
-        groups = [
-            tuple(step.rows[place] for place in places)
-            for step in self.steps
-            for places in micro_batches(step.rows, lengths, limit)
-        ]
-        largest = max(groups, key=lambda rows: (len(rows) * max(lengths[row] for row in rows), len(rows)))
+        largest = largest_micro_batch(self.steps, lengths, self.ladder.limits.micro_batch_tokens)
         longest = max(lengths[row] for row in largest)
         self.accumulator.add_gradients(StepRows(largest, 0))
         self.setup.model.zero_grad(set_to_none=True)

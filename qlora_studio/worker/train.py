@@ -20,8 +20,9 @@ from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
 from qlora_studio.engine.ladder import Limits, smaller_limits
-from qlora_studio.engine.loop import Setup, train
+from qlora_studio.engine.loop import train
 from qlora_studio.engine.planned import tensor_budget_bytes
+from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.planner.corrections import learn_correction, step_settings
 from qlora_studio.planner.estimate import estimate

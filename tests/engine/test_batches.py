@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qlora_studio.core.example import IGNORED, Example
-from qlora_studio.core.steps import plan_steps
-from qlora_studio.engine.batches import collate, micro_batches, plan_unit_steps
+from qlora_studio.core.steps import Step, plan_steps
+from qlora_studio.engine.batches import collate, largest_micro_batch, micro_batches, plan_unit_steps
 from tests.engine.conftest import make_config
 
 
@@ -98,6 +98,14 @@ def test_micro_batches_are_places_in_the_step_longest_first():
     assert micro_batches((4, 0, 2, 1), lengths, 18) == [[3, 0], [2, 1]]
     assert micro_batches((4, 0, 2, 1), lengths, 17) == [[3], [0], [2, 1]]
     assert micro_batches((3, 3), lengths, 1) == [[0], [1]]
+
+
+def test_the_largest_micro_batch_of_a_run_counts_padding_then_rows():
+    lengths = [30, 10, 11, 30, 15, 15]
+    steps = [Step((0,), 0.3), Step((1, 2), 0.6), Step((3,), 0.8), Step((4, 5), 1.0)]
+    assert largest_micro_batch(steps, lengths, 30) == (4, 5)
+    assert largest_micro_batch(steps, lengths, 1) == (0,)
+    assert largest_micro_batch(steps[1:2], lengths, 22) == (2, 1)
 
 
 def test_collate_pads_right_and_labels_only_what_is_trained():

@@ -11,7 +11,8 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.steps import plan_steps
-from qlora_studio.engine.loop import Setup, train
+from qlora_studio.engine.loop import train
+from qlora_studio.engine.setup import Setup
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 ROWS, LENGTH, BATCH, STEPS = 24, 20, 4, 12
