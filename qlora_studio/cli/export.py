@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
@@ -47,6 +48,13 @@ def export(
         raise StudioError(f"There is no merge '{merge}'.", "Choose original or as-chatted.", field="--merge")
     studio, console = Studio(), Console()
     asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and what == "merged" else []
+    readiness = studio.exports.readiness(run, whats[what], to, len(asked))
+    console.print(f"[bold]{escape(readiness.sentence)}[/]")
+    blocks = [
+        problem for problem in readiness.blocks if problem.field != "model.base"
+    ]  # the job fetches a missing base
+    if blocks:
+        raise StudioError.of(blocks)
     job = studio.exports.start(run, whats[what], to, kinds[merge], asked)
     show_export(console, follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job)))
 

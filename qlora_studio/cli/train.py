@@ -17,12 +17,19 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.readiness import DataFacts, Readiness
+from qlora_studio.core.record import RunRecord
 from qlora_studio.core.words import clock
 from qlora_studio.studio import Studio
 
 
 def train(
-    files: Annotated[list[str], typer.Argument(help="Data files, or names of imported data sets; several are mixed.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Data files, or names of imported data sets; several are mixed."),
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option("--from", help="The record of a run to do again; flags change single settings of it.")
+    ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option("--weight", help="Weight of one set in a mixture, by name: --weight general=0.3. Others have 1."),
@@ -52,12 +59,15 @@ def train(
         "saving.name": name, "data.mix_by": mix_by,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
-    config = op.build_config(studio, rank, memory, changes, set)
+    config = op.build_config(studio, rank, memory, changes, set, read_record(record).config if record else None)
+    if not files and not config.data.sources:
+        raise StudioError("There is nothing to train on.", "Name a data file, or an imported data set.")
     studio.bases.find(config.model.base)
     look_up(studio, console, config.model)
-    names = [bring_in(studio, console, file, config) for file in files]
-    accepted = [*config.data.accepted, *(accept or [])]
-    config = config.replace({"data.sources": weigh(names, weight or []), "data.accepted": accepted})
+    if files:
+        names = [bring_in(studio, console, file, config) for file in files]
+        config = config.replace({"data.sources": weigh(names, weight or [])})
+    config = config.replace({"data.accepted": [*config.data.accepted, *(accept or [])]})
     studio.data.check(config)
     readiness = assess(studio, console, config)
     show_readiness(console, readiness)
@@ -67,6 +77,17 @@ def train(
         refused = readiness.over_budget
         raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
     start(studio, console, config)
+
+
+def read_record(file: str) -> RunRecord:
+    """The record in a file. Raises a StudioError that names the file where it is none."""
+    path = Path(file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise StudioError(f"The record cannot be read: {said}.", "Check the path.", where=file) from None
+    return RunRecord.parse(text, file)
 
 
 def bring_in(studio: Studio, console: Console, file: str, config: TrainConfig) -> str:

@@ -63,6 +63,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data.control_tokens", "Control tokens in the text", "rows"),
     Setting("model.template", "Chat template", "rows"),
     Setting("model.revision", "Revision", "rows"),
+    Setting("memory.card", "Card", "memory"),
     Setting("memory.keep_free_gib", "Leave free, GiB", "memory"),
     Setting("memory.micro_batch_tokens", "Tokens at once", "memory"),
     Setting("memory.gradient_checkpointing", "Layers computed twice", "memory"),

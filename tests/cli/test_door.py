@@ -167,7 +167,8 @@ def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, argument
         (("plan", "--rank", "0"), "field 'lora.rank': 0 is not allowed: should be greater than or equal to 1."),
         (("data", "inspect", "x.json", "--column", "a"), "'a' does not map a column."),
         (("nothing",), "No such command 'nothing'."),
-        (("train",), "Missing argument 'files."),
+        (("train",), "There is nothing to train on. Name a data file"),
+        (("train", "--from", "nowhere.json"), "nowhere.json: The record cannot be read: No such file or directory."),
     ],
 )
 def test_wrong_arguments_are_named(cli, arguments, said):
