@@ -12,7 +12,7 @@ from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.cleaning.duplicates import Duplicates
-from qlora_studio.data.cleaning.remedies import NearCopies, all_text, all_trained, answers, is_empty_answer
+from qlora_studio.data.cleaning.steps import NearCopies, all_text, all_trained, answers, is_empty_answer
 from qlora_studio.data.cleaning.text import (
     find_control_like,
     find_emails,
@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         "warning",
         "{rows} text that was decoded wrongly, such as \u00c3\u00a9 for \u00e9.",
         "Decode it again; replacement characters need the source.",
-        "mend-mojibake",
+        "fix-mojibake",
     ),
     "odd-characters": ("warning", "{rows} invisible characters.", "Remove them.", "remove-odd-characters"),
     "email": ("warning", "{rows} e-mail addresses of people.", "Replace them.", "mask-emails"),

@@ -94,7 +94,7 @@ def find_mojibake(text: str) -> str | None:
     return match[0] if match else (_REPLACEMENT if _REPLACEMENT in text else None)
 
 
-def mend_mojibake(text: str) -> str:
+def fix_mojibake(text: str) -> str:
     """The text decoded again as it should have been, stretch by stretch. Replacement characters cannot be mended."""
     return "".join(_decoded_again(piece) for piece in _pieces(text)) if find_mojibake(text) else text
 
