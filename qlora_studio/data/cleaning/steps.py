@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qlora_studio.core.conversation import Conversation, Segment, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.cleaning.duplicates import Duplicates
+from qlora_studio.data.cleaning.duplicates import NearDuplicates, Pair, text_hash
 from qlora_studio.data.cleaning.text import fix_mojibake, mask_emails, mask_secrets, remove_odd
 
 Clean = Callable[[Conversation], Conversation | None]
@@ -95,8 +95,16 @@ def _without_empty_prompts(rows: Iterable[Conversation]) -> Clean:
 
 
 def _without_copies(rows: Iterable[Conversation]) -> Clean:
-    duplicates, count = Duplicates(), iter(range(1 << 62))
-    return lambda row: row if duplicates.exact(all_trained(row), next(count)) is None else None
+    seen: set[int] = set()
+
+    def clean(row: Conversation) -> Conversation | None:
+        mark = text_hash(all_trained(row))
+        if mark in seen:
+            return None
+        seen.add(mark)
+        return row
+
+    return clean
 
 
 def _without_near_copies(rows: Iterable[Conversation]) -> Clean:
@@ -113,14 +121,14 @@ class NearCopies:
     """Rows that are nearly the same. A good and a bad answer to one question are a pair and no copies."""
 
     def __init__(self) -> None:
-        self.by_label: dict[bool | None, Duplicates] = {}
+        self.by_label: dict[bool | None, NearDuplicates] = {}
 
     def remember(self, row: Conversation, number: int) -> None:
-        self.by_label.setdefault(row.label, Duplicates()).remember(all_text(row), number)
+        self.by_label.setdefault(row.label, NearDuplicates()).remember(all_text(row), number)
 
-    def found(self) -> list[tuple[int, int]]:
-        """Pairs (row, earlier row) in order."""
-        return sorted(pair for duplicates in self.by_label.values() for pair in duplicates.near())
+    def found(self) -> list[Pair]:
+        """Each row that nearly repeats an earlier one, in order."""
+        return sorted(pair for duplicates in self.by_label.values() for pair in duplicates.pairs())
 
 
 def _without_unanswered_end(rows: Iterable[Conversation]) -> Clean:
