@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportKind, JobRef, MergeInto
+from qlora_studio.core.jobs import JobRef, MergeInto
 from qlora_studio.ui.server.machine import disk_free
 from qlora_studio.ui.server.messages import speaking, tell
 from qlora_studio.ui.server.session import Desk
@@ -19,7 +19,7 @@ from qlora_studio.ui.views.export import Check
 from qlora_studio.ui.views.html import Html, gib, page_head
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-WHATS: dict[str, tuple[ExportKind, MergeInto]] = {
+WHATS: dict[str, tuple[str, MergeInto]] = {
     "adapter": ("adapter", "original"),
     "merged-original": ("merged", "original"),
     "merged-as-chatted": ("merged", "as_chatted"),
