@@ -17,6 +17,7 @@ from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.data.sets.prepare import Prepared, prepare_sources
 from qlora_studio.engine import load, memory
 from qlora_studio.engine.checkpoint import newest_checkpoint
+from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.oom import Limits, next_lever
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.engine.train import Setup, train
@@ -58,13 +59,15 @@ def run(context: Context) -> ev.Event:
     if context.asked() == "stop":
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(config.model.compute_dtype)
+    device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
     # The context is not the allocator's: what is left of the budget is what tensors may take.
     memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
     model = load.load_base(base.folder, device)
     if plan.offload in ("embeddings", "both"):
         load.keep_embeddings_off_the_card(model)
     adapter = load.attach_adapter(model, config.lora, load.DTYPES[plan.adapter_precision], config.optim.seed)
+    for said in check_loaded(adapter, plan):
+        context.emit(ev.Noted(text=said))
     setup = Setup(
         config=config,
         plan=plan,
