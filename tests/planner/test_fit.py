@@ -386,5 +386,5 @@ def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
     assert not plan.fits
     assert plan.changes[:2] == (
         "Offloading would pin 1.41 GiB of the computer's memory, and 512 MiB may be.",
-        "Offload auto instead of boundaries fits: 6.0 of 11.6 GiB.",
+        "Offload auto instead of boundaries fits: 6.3 of 11.6 GiB.",
     )
