@@ -20,6 +20,7 @@ from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
 from qlora_studio.engine.ladder import Limits, smaller_limits
+from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
@@ -62,12 +63,14 @@ def run(context: Context) -> ev.Event:
     if context.asked() == "stop":
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(config.model.compute_dtype)
+    device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
     device.accelerator.cap(tensor_budget_bytes(plan))
     model = load.load_base(base.folder, device)
     if plan.offload in ("embeddings", "both"):
         load.keep_embeddings_off_the_card(model)
     adapter = load.attach_adapter(model, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
+    for said in check_loaded(adapter, plan):
+        context.emit(ev.Noted(text=said))
     setup = Setup(
         config=config,
         plan=plan,
