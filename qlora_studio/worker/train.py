@@ -12,9 +12,11 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.bases import BaseRef
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import token_lengths
 from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
-from qlora_studio.data.sets.prepare import Prepared, prepare_sources
+from qlora_studio.data.sets.prepare import Prepared, Stopped
+from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.formats import DTYPES
@@ -34,6 +36,7 @@ from qlora_studio.planner.time import measured_speed
 from qlora_studio.runs.folder import read_json, write_json
 from qlora_studio.worker.context import Context, FetchedBase
 from qlora_studio.worker.resolve import resolve_base
+from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.templates import vet_once
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
@@ -41,22 +44,17 @@ MUST_STAY = ("base", "revision", "tokens_sha256", "template_sha256")
 """Facts of the fingerprint without which a run that goes on is another run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Both sides of the data, as the model will see them."""
-
-    train: Prepared
-    held_out: Prepared
-
-
 def run(context: Context) -> ev.Event:
     choose_accelerator().prepare()
     config = context.config()
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
-    context.phase("turning rows into tokens")
+    context.phase("tokenising the rows")
     tokenizer = load_tokenizer(base.folder, config.model.template)
-    rows = prepare_rows(context, config, tokenizer)
+    try:
+        rows = prepare_rows(context, config, tokenizer)
+    except Stopped:
+        return ev.Stopped()
     planned = plan_run(context, config, base, rows.train)
     plan = planned.plan
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
@@ -133,12 +131,10 @@ def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
     write_json(file, made)
 
 
-def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) -> Rows:
+def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) -> TokenisedRows:
     """Training and held-out examples of a run. Raises a StudioError for findings that nobody accepted."""
-    folder, seed = context.home.datasets, config.optim.seed
-    train_rows = prepare_sources(folder, tokenizer, config.data, seed=seed)
-    train_rows.check(config.data.accepted)
-    rows = Rows(train_rows, prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed))
+    rows = tokenise(context, config, tokenizer)
+    rows.train.check(config.data.accepted)
     context.emit(
         ev.Noted(
             text=f"{len(rows.train.examples)} rows to train, {len(rows.held_out.examples)} held out; "
@@ -147,7 +143,10 @@ def prepare_rows(context: Context, config: TrainConfig, tokenizer: ChatTokenizer
     )
     for taken in rows.train.mixture:
         context.emit(
-            ev.Noted(text=f"{taken.name}: {taken.rows} of {taken.of_rows} rows, {taken.share:.0%} of the mixture.")
+            ev.Noted(
+                text=f"{taken.name}: {taken.rows} of {taken.of_rows} rows, {taken.share:.0%} of the mixture, "
+                f"each seen {taken.epochs * config.optim.epochs:.3g} times."
+            )
         )
     if rows.train.dropped or rows.train.cut:
         context.emit(
@@ -171,7 +170,7 @@ class Planned:
 def plan_run(context: Context, config: TrainConfig, base: FetchedBase, train_rows: Prepared) -> Planned:
     """The plan for the real token lengths, with what earlier runs measured here; said and kept."""
     machine = read_machine(context.home)
-    lengths = [len(example.input_ids) for example in train_rows.examples]
+    lengths = token_lengths(train_rows.examples)
     shape = resolve_base(context, BaseRef(str(base.folder))).shape.model_copy(update={"name": base.label})
     plan = make_plan(config, shape, machine, lengths)
     planned = Planned(shrink_plan(context, plan, max(lengths)), shape, machine.card)
@@ -216,16 +215,16 @@ def shrink_plan(context: Context, plan: MemoryPlan, longest: int) -> MemoryPlan:
     return plan.model_copy(update=changed)
 
 
-def fingerprint(config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: Rows) -> dict[str, Any]:
+def fingerprint(
+    config: TrainConfig, base: FetchedBase, tokenizer: ChatTokenizer, rows: TokenisedRows
+) -> dict[str, Any]:
     """What must be equal for the same curve: data, template, base, versions, seed."""
-    digest = hashlib.sha256()
-    for example in (*rows.train.examples, *rows.held_out.examples):
-        digest.update(repr((example.input_ids, example.spans)).encode())
+    tokens = f"{rows.train.sha256} {rows.held_out.sha256}"
     return {
-        "schema": 1,
+        "schema": 2,
         "base": base.label,
         "revision": base.revision,
-        "tokens_sha256": digest.hexdigest(),
+        "tokens_sha256": hashlib.sha256(tokens.encode()).hexdigest(),
         "template_sha256": hashlib.sha256(tokenizer.template.encode()).hexdigest(),
         "seed": config.optim.seed,
         "thinks": 2 * rows.train.reasoning_rows > len(rows.train.examples),
