@@ -5,7 +5,7 @@ from __future__ import annotations
 from qlora_studio.core.plan import GpuInfo
 from qlora_studio.core.runs import RunView
 from qlora_studio.core.words import clock
-from qlora_studio.ui.views.html import Html, bar, card, gib, join, number, tag
+from qlora_studio.ui.views.html import Html, bar, big_of, card, gib_of, join, number, tag
 
 BRAND = Html(
     '<div class="qs-brand"><svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true">'
@@ -37,7 +37,7 @@ def device_card(cards: list[GpuInfo], memory_used: int, memory_total: int) -> Ht
         share = memory_used / max(memory_total, 1)
         return card(
             "CPU",
-            _big(memory_used, memory_total, "memory in use"),
+            big_of(memory_used, memory_total, "memory in use"),
             bar(share, "Memory in use", "warn" if share > 0.9 else ""),
             tag("p", "No NVIDIA card was found. Small models train here, slowly.", class_="qs-small"),
             aside=number("no card"),
@@ -53,7 +53,7 @@ def device_card(cards: list[GpuInfo], memory_used: int, memory_total: int) -> Ht
     busy = gpu.utilisation_percent
     return card(
         gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce "),
-        _big(used, gpu.total_bytes, "VRAM"),
+        big_of(used, gpu.total_bytes, "VRAM"),
         bar(share, "VRAM used", "warn" if share > 0.92 else ""),
         join(
             (
@@ -108,10 +108,6 @@ def mini_line(run: RunView | None, cards: list[GpuInfo], memory_used: int, memor
         "div",
         state_chip(state),
         bar(share, "Progress", "thin"),
-        number(f"{used / 2**30:.1f}/{gib(total)}"),
+        number(gib_of(used, total)),
         class_="qs-mini",
     )
-
-
-def _big(used: int, total: int, what: str) -> Html:
-    return tag("div", number(f"{used / 2**30:.1f}"), tag("small", f" / {gib(total)} {what}"), class_="qs-big")
