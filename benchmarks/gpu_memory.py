@@ -35,11 +35,16 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.example import Example
 from qlora_studio.core.plan import MIB, MemoryPlan
-from qlora_studio.engine import load, memory
+from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
-from qlora_studio.engine.train import Setup, make_optimizer, train
+from qlora_studio.engine.loop import train
+from qlora_studio.engine.planned import tensor_budget_bytes
+from qlora_studio.engine.setup import Setup
+from qlora_studio.engine.updates import make_optimizer
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.gpu import read_gpus
@@ -152,7 +157,7 @@ def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryP
 def load_for(folder: Path, plan: MemoryPlan) -> Any:
     device = load.choose_device(plan.settings.compute if plan.settings else "auto")
     base = load.load_base(folder, device)
-    return load.attach_adapter(base, TrainConfig().lora, load.DTYPES[plan.adapter_precision], seed=0)
+    return load.attach_adapter(base, TrainConfig().lora, DTYPES[plan.adapter_precision], seed=0)
 
 
 def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
@@ -160,8 +165,9 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     config, plan = plan_for(model, cap)
     if not plan.fits:
         return {"says": f"does not fit: {plan.changes[0]}"}
-    memory.prepare_allocator()
-    memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
+    accelerator = choose_accelerator()
+    accelerator.prepare()
+    accelerator.cap(tensor_budget_bytes(plan))
     network = load_for(folder, plan).train()
     loss_function = LossFunction(network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -170,7 +176,7 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     row = config.data.max_length
     rows = plan.micro_batch_tokens // row
     ids = torch.arange(rows * row, device=loss_function.head.device).remainder(30_000).view(rows, row)
-    memory.reset_peak()
+    accelerator.reset_peak()
     for _ in range(2):
         (loss_function(ids, ids) / ids.numel()).backward()
         (loss_function(ids, ids) / ids.numel()).backward()
@@ -186,8 +192,8 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
         "tokens": ids.numel(),
         "twice": plan.checkpointed_layers,
         "predicted": bill.allocator_bytes if cuda else bill.total_bytes,
-        "allocated": memory.peak_bytes(),
-        "reserved": torch.cuda.max_memory_reserved() if cuda else 0,
+        "allocated": accelerator.peak().allocated_bytes,
+        "reserved": accelerator.peak().reserved_bytes if cuda else 0,
         "driver": (held[0] or 0) if held else 0,
     }
 
@@ -214,22 +220,23 @@ def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[st
             "memory.gradient_checkpointing": "none",
         },
     )
+    accelerator = choose_accelerator()
     network = load_for(folder, plan)
     settings = plan.settings
     assert settings is not None
     if forced and torch.cuda.is_available():
         moving = sum(plan.estimate.part_bytes(key) for key in ("activations", "loss", "workspace"))
         static = plan.estimate.part_bytes("gradients") + plan.estimate.part_bytes("optimizer")
-        memory.cap(torch.cuda.memory_reserved() + static + round(ROOM * moving))
+        accelerator.cap(torch.cuda.memory_reserved() + static + round(ROOM * moving))
     lengths = [row - 37 * (index % 5) for index in range(4 * STEPS)]
     ids = torch.randint(0, 30_000, (row,), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(tuple(ids[-length:]), ((length // 4, length),)) for length in lengths]
     events: list[ev.Event] = []
     with tempfile.TemporaryDirectory() as run:
-        train(Setup(config, plan, network, examples, [], Path(run), model), events.append, lambda: "")
+        train(Setup(config, plan, accelerator, network, examples, [], Path(run), model), events.append, lambda: "")
     return {
         "losses": [event.loss for event in events if isinstance(event, ev.StepLogged)],
-        "levers": [event.lever for event in events if isinstance(event, ev.StepRetriedSmaller)],
+        "levers": [event.change for event in events if isinstance(event, ev.StepRetriedSmaller)],
     }
 
 

@@ -22,7 +22,8 @@ import torch
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.plan import MIB, ModelShape, PlanSettings
-from qlora_studio.engine import load, memory
+from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.allocations import peak_of
 from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.forward import LossFunction
@@ -50,7 +51,7 @@ def measure(name: str) -> list[str]:
     """The model's lines of the table."""
     shape = two_layers(name)
     with tempfile.TemporaryDirectory() as folder:
-        base = load.load_base(write_random_model(shape, Path(folder)), load.Device("cpu", torch.bfloat16))
+        base = load.load_base(write_random_model(shape, Path(folder)), load.Device(CpuAccelerator(), torch.bfloat16))
     model = load.attach_adapter(base, LoraSettings(rank=RANK), torch.float32, seed=0).train()
     loss_function = LossFunction(model)
     for parameter in model.parameters():
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, help="models; all of them without a name")
     names = parser.parse_args().names
-    memory.prepare_allocator()
+    CpuAccelerator().prepare()
     print(f"{datetime.date.today()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("predicted / measured MiB of forward and backward, bf16, rank 16, two layers at real width\n")
     print("| model | layers computed twice | " + " | ".join(f"{tokens} tokens" for tokens in LENGTHS) + " |")

@@ -69,11 +69,16 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
 
 
 def _quiet_parts(node: ast.AST) -> Iterator[ast.AST]:
-    """What a change in says nothing about behaviour: annotations, decorators, docstrings."""
+    """Where a change says nothing about behaviour: annotations, decorators, docstrings, tuned constants, pauses."""
     if isinstance(node, ast.AnnAssign):
         yield node.annotation
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield from node.decorator_list
+    if isinstance(node, ast.Assign) and all(isinstance(one, ast.Name) and one.id.isupper() for one in node.targets):
+        yield node  # how long, how often, how many: a choice, not behaviour
+    if isinstance(node, ast.Expr) and ast.unparse(node.value).startswith("time.sleep("):
+        yield node
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield from (
             argument.annotation
             for argument in ast.walk(node.args)

@@ -49,20 +49,24 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
 
     from qlora_studio.core.config import LoraSettings, TrainConfig
     from qlora_studio.core.steps import Step
-    from qlora_studio.engine import load, memory
-    from qlora_studio.engine.train import Setup, _Training
+    from qlora_studio.engine import load
+    from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+    from qlora_studio.engine.loop import TrainingLoop
+    from qlora_studio.engine.setup import Setup
     from qlora_studio.home import Home
     from qlora_studio.planner.fit import make_plan
     from qlora_studio.planner.machine import read_machine
     from qlora_studio.planner.shape import read_shape
 
-    memory.prepare_allocator()
+    accelerator = CpuAccelerator()
+    accelerator.prepare()
     config = TrainConfig().replace({"optim.optimizer": "adamw", "optim.learning_rate": RATE, "lora.rank": RANK})
-    model = load.load_base(folder, load.Device("cpu", torch.bfloat16))
+    model = load.load_base(folder, load.Device(accelerator, torch.bfloat16))
     adapter = load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, 1)
     machine = read_machine(Home.find()).model_copy(update={"cards": ()})
     plan = make_plan(config, read_shape(folder, folder.name), machine, [len(one.input_ids) for one in examples])
-    training = _Training(Setup(config, plan, adapter, examples, [], folder, "x"), lambda event: None, lambda: "")
+    setup = Setup(config, plan, accelerator, adapter, examples, [], folder, "x")
+    training = TrainingLoop(setup, lambda event: None, lambda: "")
     steps = [Step(tuple(range(start, start + ROWS)), 0.0) for start in range(0, STEPS * ROWS, ROWS)]
     training.steps = steps
     training._take(steps[0])  # warm-up

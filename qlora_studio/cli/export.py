@@ -6,15 +6,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ExportKind, MergeInto
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.verdict import could_agree_better, find_verdict
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
+COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")
 
 
@@ -47,6 +50,13 @@ def export(
         raise StudioError(f"There is no merge '{merge}'.", "Choose original or as-chatted.", field="--merge")
     studio, console = Studio(), Console()
     asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and what == "merged" else []
+    readiness = studio.exports.readiness(run, whats[what], to, len(asked))
+    console.print(f"[bold]{escape(readiness.sentence)}[/]")
+    blocks = [
+        problem for problem in readiness.blocks if problem.field != "model.base"
+    ]  # the job fetches a missing base
+    if blocks:
+        raise StudioError.of(blocks)
     job = studio.exports.start(run, whats[what], to, kinds[merge], asked)
     show_export(console, follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job)))
 
@@ -57,5 +67,9 @@ def show_export(console: Console, state: Progress) -> None:
             f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of positions, "
             f"KL {done.kl:.4f} nats; {done.identical_answers} of {done.answers} answers the same to the last word."
         )
+        verdict = find_verdict(done)
+        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/]")
+        if could_agree_better(done):
+            console.print("Export again with --merge as-chatted: that merge answers as the chat did.")
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")

@@ -29,10 +29,19 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting:
 
 
 def build_config(
-    studio: Studio, rank: str | None, memory: str | None, changes: dict[str, Any], settings: list[str] | None
+    studio: Studio,
+    rank: str | None,
+    memory: str | None,
+    changes: dict[str, Any],
+    settings: list[str] | None,
+    start: cf.TrainConfig | None = None,
 ) -> cf.TrainConfig:
-    """The presets that suit this machine or those that are named, then flags, then `--set`: the later wins."""
-    names = studio.presets.defaults()
+    """Presets, then flags, then `--set`: the later wins.
+
+    The presets are those that suit this machine, unless others are named. With a `start` to change, such as that of an
+    earlier run, only those that are named are laid over it.
+    """
+    names = studio.presets.defaults() if start is None else {}
     extra: dict[str, Any] = {}
     if rank is not None:
         if rank.isdigit():
@@ -44,7 +53,7 @@ def build_config(
             extra["memory.budget_gib"] = float(memory)
         else:
             names["memory"] = memory
-    config = studio.presets.apply(cf.TrainConfig(), names)
+    config = studio.presets.apply(start or cf.TrainConfig(), names)
     extra |= {field: value for field, value in changes.items() if value is not None}
     extra |= dict(parse_setting(text) for text in settings or [])
     return config.replace(extra)

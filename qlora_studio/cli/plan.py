@@ -46,8 +46,17 @@ def plan(
 
 
 def show_table(rows: Iterable[Any], *, by_card: bool) -> None:
-    """One plan a line: what it takes of its budget, tokens at once, layers computed twice, and what else would fit."""
-    titles = ("Card" if by_card else "Model", "Takes", "Budget", "", "At once", "Twice", "Longest row", "Largest rank")
+    """One plan a line: what it takes of its budget, micro-batch in tokens, checkpointed layers, what else would fit."""
+    titles = (
+        "Card" if by_card else "Model",
+        "Takes",
+        "Budget",
+        "",
+        "Micro-batch",
+        "Checkpointed",
+        "Longest row",
+        "Largest rank",
+    )
     table = Table(*titles, box=None, pad_edge=False)
     for column in (*table.columns[:3], *table.columns[4:6]):
         column.no_wrap = True

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.runs import differing_settings
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
 app = typer.Typer(help="List past and present runs, and look at one.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
 
 @app.command("list")
@@ -23,12 +28,11 @@ def list_runs() -> None:
     if not runs:
         print("There are no runs yet. `qlora-studio demo` makes one.")
         return
-    table = Table(
-        "Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", box=None, pad_edge=False
-    )
+    headings = ("Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", "Said of it")
+    table = Table(*headings, box=None, pad_edge=False)
     for run in runs:
         table.add_row(
-            run.name,
+            f"{'★ ' if run.pinned else ''}{run.name}",
             run.base or "–",
             str(run.rank or "–"),
             "unreadable" if run.unreadable else run.state,
@@ -37,6 +41,7 @@ def list_runs() -> None:
             f"{run.held_out:.3f}" if run.held_out is not None else "–",
             clock(run.seconds),
             when(run.created),
+            escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
         )
     Console().print(table)
     for run in runs:
@@ -45,11 +50,15 @@ def list_runs() -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+def show(name: Name) -> None:
     """One run: settings, plan beside measurement, losses, what happened."""
     console, run = Console(), Studio().runs.open(name)
     progress = run.progress
-    console.print(f"[bold]{run.name}[/]  {run.state}  begun {when(run.created)}, {clock(run.seconds)}")
+    console.print(
+        f"[bold]{escape(run.title)}[/] ({run.name})  {run.state}  begun {when(run.created)}, {clock(run.seconds)}"
+    )
+    if run.labels.tags or run.labels.note:
+        console.print(escape(" ".join((*(f"#{tag}" for tag in run.labels.tags), run.labels.note))))
     for section, fields in run.config.model_dump(mode="json").items():
         console.print(
             f"[dim]{section}:[/] " + ", ".join(f"{key} {value}" for key, value in fields.items()), highlight=False
@@ -74,7 +83,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
 
 
 @app.command("resume")
-def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+def resume(name: Name) -> None:
     """Go on with a run that was stopped, failed or interrupted, from its newest checkpoint."""
     studio, console = Studio(), Console()
     studio.runs.resume(name)
@@ -83,7 +92,92 @@ def resume(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> Non
 
 
 @app.command("stop")
-def stop(name: Annotated[str, typer.Argument(help="Name of the run.")]) -> None:
+def stop(name: Name) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
     Studio().runs.stop(name)
     print(f"{name} stops after this step.")
+
+
+@app.command("rename")
+def rename(name: Name, title: Annotated[str, typer.Argument(help="What it shall be called.")]) -> None:
+    """Give a run another title. Its name, which commands use, stays."""
+    Studio().runs.label(name, title=title.strip())
+    print(f"{name} is called '{title.strip()}'." if title.strip() else f"{name} has its first title again.")
+
+
+@app.command("note")
+def note(name: Name, text: Annotated[str, typer.Argument(help="What to remember; empty removes the note.")]) -> None:
+    """Write a note to a run."""
+    Studio().runs.label(name, note=text.strip())
+    print(f"Noted for {name}." if text.strip() else f"{name} has no note.")
+
+
+@app.command("tag")
+def tag(
+    name: Name, tags: Annotated[list[str] | None, typer.Argument(help="All its tags; none removes them.")] = None
+) -> None:
+    """Set the tags of a run."""
+    labels = Studio().runs.label(name, tags=tuple(dict.fromkeys(one.strip().lstrip("#") for one in tags or [])))
+    print(f"{name}: {' '.join(f'#{one}' for one in labels.tags) or 'no tags'}")
+
+
+@app.command("pin")
+def pin(name: Name, off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False) -> None:
+    """Keep a run above the others, safe from deletion."""
+    Studio().runs.label(name, pinned=not off)
+    print(f"{name} is {'no longer ' if off else ''}pinned.")
+
+
+@app.command("delete")
+def delete(
+    names: Annotated[list[str], typer.Argument(help="Names of the runs.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete runs with their checkpoints and adapters. What was exported elsewhere stays."""
+    studio = Studio()
+    for name in names:
+        size = gib(studio.runs.size_bytes(name))
+        if not yes and not typer.confirm(f"Delete {name} and all it holds ({size})?"):
+            print(f"{name} stays.")
+            continue
+        studio.runs.delete(name)
+        print(f"{name} is deleted; {size} are free again.")
+
+
+@app.command("compare")
+def compare(names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")]) -> None:
+    """Show the settings in which runs differ, and what came of each."""
+    runs = [Studio().runs.open(name) for name in names]
+    table = Table("", *(escape(run.name) for run in runs), box=None, pad_edge=False)
+    for field, values in differing_settings(runs):
+        table.add_row(field, *(escape(str(value)) for value in values))
+    table.add_section()
+    results: dict[str, list[str]] = {
+        "state": [str(run.state) for run in runs],
+        "steps": [f"{run.progress.step}/{run.progress.total_steps}" for run in runs],
+        "loss": [f"{run.progress.last.loss:.4f}" if run.progress.last else "–" for run in runs],
+        "held-out loss": [
+            f"{run.progress.evaluations[-1][1]:.4f}" if run.progress.evaluations else "–" for run in runs
+        ],
+        "peak memory": [gib(run.progress.peak_bytes) for run in runs],
+        "time": [clock(run.seconds) for run in runs],
+    }
+    for title, shown in results.items():
+        table.add_row(title, *shown)
+    Console().print(table)
+
+
+@app.command("record")
+def record(
+    name: Name, to: Annotated[str | None, typer.Option("--to", help="File to write; otherwise it is printed.")] = None
+) -> None:
+    """Write what it takes to do a run again: settings, hashes, versions, losses. `train --from` reads it."""
+    text = Studio().runs.record(name).model_dump_json(indent=1)
+    if to is None:
+        print(text)
+        return
+    path = Path(to).expanduser()
+    if path.exists():
+        raise StudioError("This file is there already.", "Name a new one.", where=str(path))
+    path.write_text(text + "\n", encoding="utf-8")
+    print(f"The record of {name} is in {path}.")

@@ -1,24 +1,42 @@
-"""`qlora-studio train`: a data file becomes an adapter."""
+"""`qlora-studio train`: data files become an adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.bases import look_up
 from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.core.readiness import DataFacts, Readiness
+from qlora_studio.core.record import RunRecord
 from qlora_studio.core.words import clock
 from qlora_studio.studio import Studio
 
 
 def train(
-    file: Annotated[str, typer.Argument(help="A data file, or the name of an imported data set.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Data files, or names of imported data sets; several are mixed."),
+    ] = None,
+    record: Annotated[
+        str | None, typer.Option("--from", help="The record of a run to do again; flags change single settings of it.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option("--weight", help="Weight of one set in a mixture, by name: --weight general=0.3. Others have 1."),
+    ] = None,
+    mix_by: Annotated[
+        str | None, typer.Option("--mix-by", help="rows or tokens: what the weights of a mixture count.")
+    ] = None,
     model: op.Model = None,
     rank: op.Rank = None,
     memory: op.Memory = None,
@@ -38,25 +56,89 @@ def train(
     studio, console = Studio(), Console()
     changes = {
         "model.base": model, "data.max_length": max_length, "optim.epochs": epochs, "optim.seed": seed,
-        "saving.name": name,
+        "saving.name": name, "data.mix_by": mix_by,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
-    config = op.build_config(studio, rank, memory, changes, set)
+    config = op.build_config(studio, rank, memory, changes, set, read_record(record).config if record else None)
+    if not files and not config.data.sources:
+        raise StudioError("There is nothing to train on.", "Name a data file, or an imported data set.")
     studio.bases.find(config.model.base)
     look_up(studio, console, config.model)
-    plan = studio.plans.make(config)
-    if file in {report.name for report in studio.data.sets()} and not Path(file).exists():
-        dataset = file
-    else:
-        report = studio.data.import_rows(file, format=config.data.format, columns=config.data.columns)
-        dataset = report.name
-        console.print(f"{report.rows} rows as {report.format} ({report.reason})")
-    show_plan(console, plan)
-    if not plan.fits and not anyway:
-        raise StudioError("The plan does not fit, so nothing was started.", "Change what it names, or add --anyway.")
-    accepted = [*config.data.accepted, *(accept or [])]
-    config = config.replace({"data.sources": [{"name": dataset}], "data.accepted": accepted})
+    if files:
+        names = [bring_in(studio, console, file, config) for file in files]
+        config = config.replace({"data.sources": weigh(names, weight or [])})
+    config = config.replace({"data.accepted": [*config.data.accepted, *(accept or [])]})
     studio.data.check(config)
+    readiness = assess(studio, console, config)
+    show_readiness(console, readiness)
+    if readiness.blocks:
+        raise StudioError.of(readiness.blocks)
+    if readiness.over_budget is not None and not anyway:
+        refused = readiness.over_budget
+        raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
+    start(studio, console, config)
+
+
+def read_record(file: str) -> RunRecord:
+    """The record in a file. Raises a StudioError that names the file where it is none."""
+    path = Path(file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise StudioError(f"The record cannot be read: {said}.", "Check the path.", where=file) from None
+    return RunRecord.parse(text, file)
+
+
+def bring_in(studio: Studio, console: Console, file: str, config: TrainConfig) -> str:
+    """The name of the data set that this is, imported first where it is a file."""
+    if file in {report.name for report in studio.data.sets()} and not Path(file).exists():
+        return file
+    report = studio.data.import_rows(file, format=config.data.format, columns=config.data.columns)
+    console.print(escape(f"{report.rows} rows as {report.format} ({report.reason})"))
+    return report.name
+
+
+def weigh(names: list[str], weights: list[str]) -> list[dict[str, Any]]:
+    """The sources of a mixture. Raises a StudioError for a weight that is none, or of a set that is not mixed."""
+    shares: dict[str, float] = {}
+    for text in weights:
+        name, sign, value = text.rpartition("=")
+        try:
+            shares[name] = float(value) if sign else float("nan")
+        except ValueError:
+            shares[name] = float("nan")
+        if not shares[name] > 0:
+            raise StudioError(f"'{text}' is not a weight.", "Write it as NAME=NUMBER, such as general=0.3.")
+        if name not in names:
+            raise StudioError(f"'{name}' is not among the sets.", f"There are: {', '.join(names)}.", field="--weight")
+    return [{"name": name, "weight": shares.get(name, 1.0)} for name in names]
+
+
+def assess(studio: Studio, console: Console, config: TrainConfig) -> Readiness:
+    """What the run will do, from the real tokens of its rows."""
+    job = studio.data.tokenise(config, previews=0)
+    state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
+    if not isinstance(state.report, TokeniseReport):
+        raise typer.Exit(130)
+    return studio.plans.readiness(config, DataFacts(rows=state.report.rows, tokens=state.report))
+
+
+def show_readiness(console: Console, readiness: Readiness) -> None:
+    """The plan, what is unusual, and the run in one sentence."""
+    if readiness.plan is not None:
+        show_plan(console, readiness.plan)
+    for problem in readiness.unusual:
+        console.print(f"[yellow]Unusual[/]: {escape(_plain(problem))}")
+    console.print(f"[bold]{escape(readiness.sentence)}[/]")
+
+
+def _plain(problem: Problem) -> str:
+    return " ".join(part for part in (problem.message, problem.hint) if part)
+
+
+def start(studio: Studio, console: Console, config: TrainConfig) -> None:
+    """Starts the run and shows it to its end."""
     run = studio.runs.start(config)
     console.print(f"Run [bold]{run}[/]")
     state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))

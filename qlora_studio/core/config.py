@@ -117,6 +117,9 @@ class OptimConfig(Section):
 class MemoryConfig(Section):
     """What the run may take of the card. What is left open, the planner decides."""
 
+    card: str | None = Field(
+        None, description="Which card trains, by number or UUID as `doctor` lists them; empty takes the first."
+    )
     budget_gib: float | None = Field(None, gt=0, description="Memory the run may use in GiB; empty takes what is free.")
     keep_free_gib: float = Field(0.0, ge=0, description="Memory to leave to the desktop in GiB.")
     micro_batch_tokens: int | None = Field(

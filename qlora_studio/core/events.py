@@ -94,6 +94,8 @@ class StepLogged(Event):
     peak_bytes: int
     """Most memory held since the run began: the allocator's peak on CUDA, the process's on a CPU."""
     seconds_left: float | None = None
+    metrics: dict[str, float] = {}
+    """What the objective shows beside its loss, by name."""
 
 
 class EvaluationLogged(Event):

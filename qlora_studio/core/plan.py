@@ -68,7 +68,7 @@ class ModelShape(_Value):
     sliding_layers: int = 0
     """How many layers are local."""
     whole_logits: bool = False
-    """Whether the model scales or caps its logits, so that its loss cannot be computed a chunk at a time."""
+    """Whether the model scales or caps its logits, so that its loss cannot be computed in chunks."""
     rotary_dim: int | None = None
     """How much of a head is rotated, where it is not all of it."""
     exact: bool = True
@@ -102,7 +102,7 @@ class Moment:
     per_token: float
     """Bytes per token of the micro-batch."""
     fixed: int = 0
-    """Bytes whatever the number of tokens, such as one weight matrix taken out of its four bits."""
+    """Bytes whatever the number of tokens, such as one dequantised weight matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ class StepCosts:
     """What forward and backward hold, apart from the loss: bytes per token of the micro-batch, and fixed bytes."""
 
     boundary: float
-    """A layer's input: all that stays of a layer that is computed twice."""
+    """A layer's input: all that is kept of a checkpointed layer."""
     saved: float
-    """Kept from forward to backward by a layer that is computed once."""
+    """Kept from forward to backward by a layer that is not checkpointed."""
     saved_fixed: int
     """Kept by such a layer whatever the number of tokens: its adapter's weights in the compute format."""
     first_saved_less: float
@@ -208,7 +208,7 @@ class MemoryPlan(_Value):
     estimate: MemoryEstimate
     micro_batch_tokens: int
     checkpointed_layers: int
-    """How many decoder layers are computed twice."""
+    """On how many decoder layers there is gradient checkpointing."""
     layers: int
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str

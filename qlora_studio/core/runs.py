@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.labels import Labels
 from qlora_studio.core.progress import AT_WORK, JobView, Progress, State
 
 
@@ -34,6 +37,9 @@ class RunSummary(BaseModel):
     peak_bytes: int = 0
     has_adapter: bool = False
     has_curve: bool = False
+    note: str = ""
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
 
     @property
     def at_work(self) -> bool:
@@ -51,6 +57,7 @@ class RunView:
     job: JobView
     folder: Path
     has_adapter: bool
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def state(self) -> State:
@@ -67,3 +74,21 @@ class RunView:
     @property
     def at_work(self) -> bool:
         return self.job.at_work
+
+
+def differing_settings(runs: Sequence[RunView]) -> list[tuple[str, tuple[Any, ...]]]:
+    """The settings in which these runs differ: dotted name, and the value of each run in their order."""
+    flat = [
+        {
+            f"{section}.{name}": value
+            for section, fields in run.config.model_dump(mode="json").items()
+            for name, value in fields.items()
+        }
+        for run in runs
+    ]
+    found = []
+    for name in flat[0] if flat else ():
+        values = tuple(one[name] for one in flat)
+        if any(value != values[0] for value in values):
+            found.append((name, values))
+    return found

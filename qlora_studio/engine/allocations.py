@@ -1,4 +1,4 @@
-"""The most bytes that a piece of work holds at once, as the allocator itself counts them."""
+"""The most bytes that a piece of work on a CPU holds at once, as torch's allocator itself counts them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 def peak_of(work: Callable[[], object]) -> int:
     """Bytes held at the worst moment of `work` on top of what was held before it.
 
-    On CUDA from the allocator's own peak; on a CPU from every allocation and release that torch reports, kernels'
-    scratch memory included. What `work` returns is dropped before this returns.
+    From every allocation and release that torch reports, kernels' scratch memory included. What `work` returns is
+    dropped before this returns.
     """
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     results = profiler.profiler.kineto_results

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import warnings
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_studio.core.doctor import Check, install_torch
+from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.load import choose_device
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
 TOLERANCE = 0.05
 """Largest difference of a 4-bit product from the same product with the weights taken out of their four bits."""
-BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "plain": SDPBackend.MATH,
-}
 
 
 def check_engine(cards: int) -> list[Check]:
@@ -44,8 +36,9 @@ def _check_versions() -> Check:
 
 def _check_build(cards: int) -> Check:
     """Whether torch was built for the card that the driver sees."""
-    if torch.cuda.is_available():
-        says = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {torch.cuda.get_device_name(0)}."
+    accelerator = choose_accelerator()
+    if accelerator.name == "cuda":
+        says = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {accelerator.label}."
         return Check(name="torch", state="ok", says=says)
     if not cards:
         return Check(name="torch", state="ok", says=f"torch {torch.__version__} runs on the processor.")
@@ -107,23 +100,12 @@ def _check_format() -> Check:
 def _check_attention() -> Check:
     """Which attention kernels run here, tried on a few tokens."""
     device = choose_device()
-    q = torch.zeros(1, 2, 16, 64, dtype=device.dtype, device=device.torch)
-    there = [name for name, backend in BACKENDS.items() if _runs(q, backend)]
+    there = device.accelerator.attention_kernels(device.dtype)
     says = f"Attention kernels: {', '.join(there) or 'none'}."
-    if there and there != ["plain"]:
+    if there and there != ("plain",):
         return Check(name="Attention", state="ok", says=says)
     remedy = "Long rows will be slow and take more memory; a newer card or torch has better kernels."
     return Check(name="Attention", state="warn", says=says, remedy=remedy)
-
-
-def _runs(q: torch.Tensor, backend: SDPBackend) -> bool:
-    try:
-        with warnings.catch_warnings(), sdpa_kernel([backend]):
-            warnings.simplefilter("ignore")
-            scaled_dot_product_attention(q, q, q, is_causal=True)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _check_triton() -> Check:

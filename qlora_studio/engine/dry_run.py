@@ -33,9 +33,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import LinearShape, MeasuredShape, Moment, StepCosts
+from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers
 from qlora_studio.engine.kernels.lora import lora_forward
-from qlora_studio.engine.load import ADAPTER, DTYPES, linear_names
+from qlora_studio.engine.load import ADAPTER, linear_names
 
 RANK = 16
 FEW, MANY, MOST = (64, 128), (512, 1024), (8192, 16384)
@@ -81,7 +82,7 @@ class StorageCount(TorchDispatchMode):
 
 
 class FourBitProduct(torch.autograd.Function):
-    """x·Wᵀ with W taken out of its four bits for the moment, in both directions; nothing of x is saved."""
+    """x·Wᵀ with W dequantised for the moment, in both directions; nothing of x is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: AdaptedLinear) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Held-out loss: a token-weighted mean that is the same for any batch size."""
+"""Evaluation loss: the objective over the whole evaluation set, the same for any micro-batch."""
 
 from __future__ import annotations
 
@@ -9,39 +9,50 @@ import torch
 from qlora_studio.core.example import Example
 from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
-from qlora_studio.engine.memory import release
-from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.engine.ladder import Limits, MemoryLadder
+from qlora_studio.engine.objectives.protocol import Objective, RowLosses
+
+Advanced = Callable[[int, int], None]
+
+
+def evaluate(
+    objective: Objective,
+    loss_function: LossFunction,
+    examples: Sequence[Example],
+    ladder: MemoryLadder,
+    advanced: Advanced = lambda done, total: None,
+) -> float:
+    """The objective's loss over all examples, divided by its divisor for all of them.
+
+    Out of memory, the rest of the set is cut smaller; what was computed is not computed again. Raises a StudioError
+    where the longest row alone does not fit.
+    """
+    losses = row_losses(loss_function, examples, ladder, advanced)
+    tokens = torch.tensor([float(example.trained_tokens) for example in examples])
+    whole = objective.loss(RowLosses(tuple(range(len(examples))), losses, tokens))
+    return float(whole.summed) / objective.divisor(examples)
 
 
 @torch.no_grad()
-def held_out_loss(
+def row_losses(
     loss_function: LossFunction,
     examples: Sequence[Example],
-    micro_batch_tokens: int,
-    advanced: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[float, int]:
-    """Mean loss in nats over all trained tokens of the examples, and their number.
-
-    Out of memory, the set is cut smaller and the rows that failed are computed again; the training state is untouched.
-    """
+    ladder: MemoryLadder,
+    advanced: Advanced = lambda done, total: None,
+) -> torch.Tensor:
+    """The loss of each example in nats, summed over its trained tokens; (examples,) fp32 on the CPU."""
     lengths = [len(example.input_ids) for example in examples]
-    tokens = sum(example.trained_tokens for example in examples)
-    total, done, device = 0.0, 0, loss_function.head.device
-    waiting = micro_batches(range(len(examples)), lengths, micro_batch_tokens)
-    while waiting:
-        rows = waiting.pop(0)
-        loss = None
-        try:
-            loss = float(loss_function(*collate([examples[row] for row in rows], device)))
-        except Exception as error:
-            if not is_out_of_memory(error) or len(rows) == 1:
-                raise
-        if loss is None:
-            release()
-            half = len(rows) // 2
-            waiting[:0] = [rows[:half], rows[half:]]
-            continue
-        total += loss
-        done += len(rows)
-        advanced(done, len(examples))
-    return total / max(1, tokens), tokens
+    losses = torch.zeros(len(examples), dtype=torch.float32)
+    waiting = list(range(len(examples)))
+
+    def work(limits: Limits) -> None:
+        rows = list(waiting)
+        for places in micro_batches(rows, lengths, limits.micro_batch_tokens):
+            group = [rows[place] for place in places]
+            losses[group] = loss_function.row_losses(collate(examples, group, loss_function.head.device)).cpu()
+            for row in group:
+                waiting.remove(row)
+            advanced(len(examples) - len(waiting), len(examples))
+
+    ladder.until_it_fits(work, max(lengths), backward=False)
+    return losses

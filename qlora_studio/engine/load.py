@@ -23,9 +23,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.lora import replace_lora_forwards
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ADAPTER = "default"
 
 
@@ -33,30 +34,26 @@ ADAPTER = "default"
 class Device:
     """Where the arithmetic happens, and in which number format."""
 
-    type: str
-    """`cuda` or `cpu`."""
+    accelerator: Accelerator
     dtype: torch.dtype
 
     @property
+    def type(self) -> str:
+        """`cuda`, `cpu`: the accelerator's name."""
+        return self.accelerator.name
+
+    @property
     def torch(self) -> torch.device:
-        return torch.device(self.type, 0) if self.type == "cuda" else torch.device(self.type)
+        return self.accelerator.device
 
 
 def choose_device(compute: str = "auto") -> Device:
-    """The card if there is one. `auto` is bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if compute != "auto":
-        if kind == "cpu" and compute == "fp16":
-            raise StudioError(
-                "This machine has no card, and fp16 is not for processors.",
-                "Choose bf16, fp32 or auto.",
-                field="model.compute_dtype",
-            )
-        return Device(kind, DTYPES[compute])
-    if kind == "cuda":
-        return Device(kind, torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16)
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Device(kind, torch.bfloat16 if fast else torch.float32)
+    """The preferred accelerator of this machine, computing in `bf16`, `fp16`, `fp32` or, with `auto`, the safest fast.
+
+    Raises a StudioError for a format that it cannot compute in.
+    """
+    accelerator = choose_accelerator()
+    return Device(accelerator, accelerator.choose_dtype(compute))
 
 
 def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrainedModel:

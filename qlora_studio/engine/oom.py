@@ -1,14 +1,10 @@
-"""Out of memory: recognised in whatever form it comes, and answered by the next smaller way to compute the same step.
-
-Nothing here touches a model; the training loop applies the limits that come out.
-"""
+"""Out of memory, recognised in whatever form it comes. `ladder.py` answers it."""
 
 from __future__ import annotations
 
 import errno
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,40 +36,11 @@ SIGN_PAIRS: tuple[tuple[str, str], ...] = (
 """Messages that mean it only where both parts stand together."""
 NO_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
 """oneDNN on a CPU: no room for a kernel's buffers. With "descriptor" behind it, it means an operation it does not know."""
-CHECKPOINT_STEPS = 4
-"""In how many steps the ladder goes from no layer computed twice to all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of a step is computed at once, and how much of it is kept."""
-
-    micro_batch_tokens: int
-    checkpointed_layers: int
-    layers: int
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this error, or one that led to it, says that memory ran out."""
     return any(_says_so(link) for link in _chain(error))
-
-
-def next_lever(limits: Limits, longest: int) -> tuple[Limits, str] | None:
-    """The next smaller limits and what was changed, in words; None where nothing is left to make smaller.
-
-    `longest` is the longest row of the step in tokens: it is computed in one piece. Micro-batches are halved first,
-    which costs little time; then more layers are computed twice. Neither changes what the step learns.
-    """
-    if limits.micro_batch_tokens > longest:
-        tokens = max(longest, limits.micro_batch_tokens // 2)
-        words = f"{tokens} instead of {limits.micro_batch_tokens} tokens at once"
-        return replace(limits, micro_batch_tokens=tokens), words
-    if limits.checkpointed_layers < limits.layers:
-        more = max(1, -(-limits.layers // CHECKPOINT_STEPS))
-        layers = min(limits.layers, limits.checkpointed_layers + more)
-        words = f"{layers} instead of {limits.checkpointed_layers} of {limits.layers} layers computed twice"
-        return replace(limits, checkpointed_layers=layers), words
-    return None
 
 
 def _says_so(error: BaseException) -> bool:

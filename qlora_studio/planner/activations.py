@@ -41,23 +41,27 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     computed again, when everything behind it is gone.
     """
     costs, tokens = step_costs(shape, settings), settings.micro_batch_tokens
-    twice, once = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
+    checkpointed, whole = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
     window = _window_bytes(shape, settings)
     layer = costs.saved * tokens + costs.saved_fixed
-    local = once * shape.sliding_layers / shape.layers
-    waiting = min(twice, 2) if settings.offload in ("boundaries", "both") else twice
-    start = waiting * costs.boundary * tokens + costs.around * tokens + (_mask_bytes(shape, settings) if twice else 0)
-    kept = start + once * layer + local * window - (0 if twice else costs.first_saved_less * tokens)
+    local = whole * shape.sliding_layers / shape.layers
+    waiting = min(checkpointed, 2) if settings.offload in ("boundaries", "both") else checkpointed
+    start = (
+        waiting * costs.boundary * tokens
+        + costs.around * tokens
+        + (_mask_bytes(shape, settings) if checkpointed else 0)
+    )
+    kept = start + whole * layer + local * window - (0 if checkpointed else costs.first_saved_less * tokens)
     ending = kept + costs.ending * tokens
     moments = [
         StepPeak(round(ending), loss_bytes(shape, settings), 0),
         _at(ending, costs.end, tokens),
     ]
     for moment in costs.layer:
-        if once:
+        if whole:
             moments.append(_at(kept, moment, tokens))
-        if twice:
-            first = costs.first_saved_less * tokens if twice == 1 else 0
+        if checkpointed:
+            first = costs.first_saved_less * tokens if checkpointed == 1 else 0
             again = start + layer + (window if shape.sliding_layers else 0) - first
             moments.append(_at(again, moment, tokens))
     return max(moments, key=lambda moment: moment.total)
@@ -130,7 +134,7 @@ def _dropout_bytes(shape: ModelShape, settings: PlanSettings) -> float:
 def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     """The worst moments of a layer's backward pass: around the MLP, where its largest tensors are all still there."""
     h, inner = settings.compute_bytes * shape.hidden, settings.compute_bytes * shape.intermediate
-    matrix = settings.compute_bytes * shape.hidden * shape.intermediate  # one matrix of the MLP out of its four bits
+    matrix = settings.compute_bytes * shape.hidden * shape.intermediate  # one matrix of the MLP dequantised
     gradient: float = h
     moments = []
     if family_of(shape).norms == 4:
@@ -165,7 +169,7 @@ def _window_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 def _mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """The mask of local layers, one byte for each pair of tokens of a row; none where rows are shorter than the window.
 
-    Layers that are computed twice hold on to it; a layer that is kept has its own in the compute format.
+    Checkpointed layers hold on to it; a layer that is kept has its own in the compute format.
     """
     row = settings.row_tokens or settings.micro_batch_tokens
     local = shape.sliding_layers and shape.sliding_window is not None and row >= shape.sliding_window

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.doctor import PROCESSOR_INSTEAD, install_torch
 from qlora_studio.core.errors import Problem
 from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GpuInfo
+from qlora_studio.planner.machine import goes_by
 
 OLDEST_DRIVER = {13: 580, 12: 525}
 """First driver branch for a CUDA major version (NVIDIA, CUDA Toolkit release notes, "minor version compatibility")."""
@@ -24,6 +26,19 @@ def find_card_problem(machine: Machine) -> Problem | None:
             f"{install_torch(build.version)} {PROCESSOR_INSTEAD}",
         )
     return find_driver_problem(card, build) or find_capability_problem(card, build)
+
+
+def find_choice_problem(config: TrainConfig, machine: Machine) -> Problem | None:
+    """That the card a person chose is not there; None where it is, or where none was chosen."""
+    named = config.memory.card
+    if named is None or (machine.card is not None and goes_by(machine.card, named)):
+        return None
+    there = ", ".join(f"{card.index} ({card.name})" for card in machine.cards) or "none"
+    return Problem(
+        f"There is no card '{named}'.",
+        f"This computer has: {there}. Leave it empty for the first.",
+        field="memory.card",
+    )
 
 
 def find_driver_problem(card: GpuInfo, build: TorchBuild) -> Problem | None:

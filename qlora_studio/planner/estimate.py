@@ -30,8 +30,8 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     """Every item of the bill in bytes. Static items are exact; activations, loss and workspace are formulas."""
     linears = sum(linear.count for linear in list_linears(shape))
     adapter = count_adapter_weights(shape, settings.rank)
-    twice = settings.checkpointed_layers
     correction = settings.correction
+    checkpointing = checkpointing_words(settings, shape.layers)
     peak = step_peak(shape, settings)
     measured = f", times {correction:.2f} as measured on this machine" if correction != 1 else ""
     parts = [
@@ -69,7 +69,7 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
             key="activations",
             label="Activations",
             bytes=round(peak.activations * correction),
-            says=f"{settings.micro_batch_tokens} tokens at once, {twice} of {shape.layers} layers twice{measured}",
+            says=f"{micro_batch_words(settings)}, {checkpointing.lower()}{measured}",
         ),
         MemoryPart(
             key="loss",
@@ -81,7 +81,7 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
             key="workspace",
             label="Workspace",
             bytes=round(peak.workspace * correction),
-            says="A weight matrix taken out of its four bits" if peak.workspace else NOT_AT_PEAK,
+            says="A weight matrix, dequantised" if peak.workspace else NOT_AT_PEAK,
         ),
     ]
     slack = round(SLACK[settings.device] * sum(part.bytes for part in parts))
@@ -89,6 +89,18 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], says=says))
     parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, says="What the allocator cannot hand out again"))
     return MemoryEstimate(parts=tuple(parts))
+
+
+def micro_batch_words(settings: PlanSettings) -> str:
+    """How much is computed in one forward and backward pass, as the field says it."""
+    return f"Micro-batch of {settings.micro_batch_tokens} tokens"
+
+
+def checkpointing_words(settings: PlanSettings, layers: int) -> str:
+    """On how many layers there is gradient checkpointing, as the field says it."""
+    if not settings.checkpointed_layers:
+        return "No gradient checkpointing"
+    return f"Gradient checkpointing on {settings.checkpointed_layers} of {layers} layers"
 
 
 def _says_loss(shape: ModelShape, peak: StepPeak) -> str:

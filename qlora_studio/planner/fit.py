@@ -10,9 +10,9 @@ from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
 from qlora_studio.planner.budget import choose_compute, find_budget
-from qlora_studio.planner.card import find_card_problem
+from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
-from qlora_studio.planner.estimate import estimate, total_bytes
+from qlora_studio.planner.estimate import checkpointing_words, estimate, micro_batch_words, total_bytes
 from qlora_studio.planner.search import (
     Situation,
     choose_settings,
@@ -22,10 +22,10 @@ from qlora_studio.planner.search import (
     smallest_settings,
 )
 
-WAITING = {
-    "embeddings": "Input embeddings stay",
-    "boundaries": "Inputs of layers that are computed twice wait",
-    "both": "Input embeddings and inputs of layers that are computed twice stay",
+OFFLOADED = {
+    "embeddings": "Input embeddings are",
+    "boundaries": "Inputs of checkpointed layers are",
+    "both": "Input embeddings and inputs of checkpointed layers are",
 }
 
 
@@ -39,7 +39,7 @@ def make_plan(
     Raises a StudioError where no plan could ever hold: the torch that is installed cannot use the card, the budget is
     less than a process takes, or the model's family was never measured.
     """
-    if (problem := find_card_problem(machine)) is not None:
+    if (problem := find_choice_problem(config, machine) or find_card_problem(machine)) is not None:
         raise StudioError.of([problem])
     if not shape.exact and shape.measured is None:
         raise StudioError(
@@ -72,7 +72,7 @@ def make_plan(
         offload=settings.offload,
         settings=settings,
         reasons=(why_budget, *_reasons(situation, settings, known_lengths=bool(lengths))) if chosen else (why_budget,),
-        changes=() if chosen else find_changes(situation, machine.card),
+        changes=() if chosen else find_changes(situation, machine),
         longest_context=find_longest_context(situation),
         largest_rank=find_largest_rank(situation),
     )
@@ -93,29 +93,30 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         whose = (
             "your setting" if situation.config.memory.offload != "auto" else "with everything on the card nothing fits"
         )
-        yield f"{WAITING[settings.offload]} in the computer's memory: {whose}."
+        yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory: {whose}."
     if situation.correction != 1:
         yield f"Activations are planned {situation.correction:.2f} times the formula, as earlier runs measured here."
 
 
 def _why_micro_batch(situation: Situation, settings: PlanSettings, row: str) -> str:
     tokens, batch = settings.micro_batch_tokens, situation.config.optim.batch_tokens
+    said = micro_batch_words(settings)
     if situation.config.memory.micro_batch_tokens is not None:
-        return f"{tokens} tokens at once: your setting."
+        return f"{said}: your setting."
     if tokens == situation.longest_row:
-        return f"{tokens} tokens at once: {row}; more does not fit or is not faster."
+        return f"{said}: {row}; more does not fit or is not faster."
     if tokens == batch:
-        return f"{tokens} tokens at once: the whole effective batch."
-    return f"{tokens} tokens at once: the fastest that fits; the effective batch stays {batch} tokens."
+        return f"{said}: the whole effective batch."
+    return f"{said}: the fastest that fits; the effective batch stays {batch} tokens."
 
 
 def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
-    layers, twice = situation.shape.layers, settings.checkpointed_layers
+    checkpointed, said = settings.checkpointed_layers, checkpointing_words(settings, situation.shape.layers)
     if situation.config.memory.gradient_checkpointing != "auto":
-        return f"{twice} of {layers} layers computed twice: your setting."
-    if twice == 0:
-        return "No layer is computed twice: everything fits, which is fastest."
+        return f"{said}: your setting."
+    if not checkpointed:
+        return f"{said}: everything fits, and nothing is recomputed."
     tokens, precision, offload = settings.micro_batch_tokens, settings.adapter_precision, settings.offload
-    fewer = settings_for(situation, tokens, twice - 1, precision, offload)
+    fewer = settings_for(situation, tokens, checkpointed - 1, precision, offload)
     over = total_bytes(situation.shape, fewer) - situation.budget_bytes
-    return f"{twice} of {layers} layers computed twice: with one less, {gib(over)} would be missing."
+    return f"{said}: with one less, {gib(over)} would be missing."

@@ -23,12 +23,15 @@ from qlora_studio.planner.gpu import read_gpus
 from qlora_studio.planner.speeds import read_speeds
 
 
-def read_machine(home: Home) -> Machine:
-    """This computer at this moment, with what earlier runs of this home measured on it. Milliseconds; never raises."""
+def read_machine(home: Home, card: str | None = None) -> Machine:
+    """This computer at this moment, with what earlier runs of this home measured on it. Milliseconds; never raises.
+
+    `card` names the one a run shall use, which then stands first; a plan refuses one that is not there.
+    """
     import psutil
 
-    cards = read_cards()
-    card = cards[0] if cards else None
+    cards = named_first(read_cards(), card)
+    first = cards[0] if cards else None
     memory = psutil.virtual_memory()
     return Machine(
         cards=tuple(cards),
@@ -36,17 +39,27 @@ def read_machine(home: Home) -> Machine:
         memory_available_bytes=int(memory.available),
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         cpu_bf16=_cpu_has_bf16(),
-        disk_free_bytes=shutil.disk_usage(existing(home.root)).free,
+        disk_free_bytes=free_bytes_at(home.root),
         system=read_system(),
         torch=read_torch_build(),
-        correction=read_correction(home.cache, card),
-        speeds=read_speeds(home.cache, card),
+        correction=read_correction(home.cache, first),
+        speeds=read_speeds(home.cache, first),
     )
 
 
 def read_cards() -> list[GpuInfo]:
     """The cards that a run may use, at this moment; none where no driver answers."""
     return visible_cards(read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def named_first(cards: Sequence[GpuInfo], named: str | None) -> list[GpuInfo]:
+    """The cards with those that go by this number or UUID before the others."""
+    return sorted(cards, key=lambda card: named is None or not goes_by(card, named))
+
+
+def goes_by(card: GpuInfo, named: str) -> bool:
+    """Whether a card has this number, or a UUID that begins like this."""
+    return bool(named) and (named == str(card.index) or card.uuid.startswith(named))
 
 
 def visible_cards(cards: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
@@ -58,7 +71,7 @@ def visible_cards(cards: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo
         return list(cards)
     chosen: list[GpuInfo] = []
     for entry in (part.strip() for part in visible.split(",")):
-        named = [card for card in cards if entry and (entry == str(card.index) or card.uuid.startswith(entry))]
+        named = [card for card in cards if goes_by(card, entry)]
         if len(named) != 1 or named[0] in chosen:
             break
         chosen += named
@@ -100,3 +113,8 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def free_bytes_at(path: Path) -> int:
+    """Bytes free on the disk that a path is or will be on."""
+    return shutil.disk_usage(existing(path)).free

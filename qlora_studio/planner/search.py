@@ -11,11 +11,11 @@ from qlora_studio.core.plan import ModelShape, PlanSettings
 from qlora_studio.planner.estimate import total_bytes
 
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
-"""Largest micro-batch worth having: beyond it the weights' way out of four bits no longer shows in the time."""
+"""Largest micro-batch worth having: beyond it dequantising the weights no longer shows in the time."""
 STEPS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Micro-batches that are tried, in tokens."""
 DEQUANTISE_TOKENS = 155
-"""Taking the weights out of four bits costs as much time as so many tokens (RTX 4090: 7 % of a step of 2,048)."""
+"""Dequantising the weights costs as much time as so many tokens (RTX 4090: 7 % of a step of 2,048)."""
 LARGEST_RANK = 1024
 """The largest rank a config allows."""
 
@@ -70,11 +70,11 @@ def smallest_bytes(situation: Situation) -> int:
 def step_time(settings: PlanSettings, shape: ModelShape) -> float:
     """Time per token relative to no checkpointing and endless micro-batches.
 
-    A layer computed twice costs half as much again (6 instead of 4 multiplications per weight); each micro-batch takes
-    the weights out of four bits anew.
+    A checkpointed layer costs half as much again (6 instead of 4 multiplications per weight); each micro-batch
+    dequantises the weights anew.
     """
-    twice = settings.checkpointed_layers / shape.layers
-    return (1 + twice / 2) * (1 + DEQUANTISE_TOKENS / settings.micro_batch_tokens)
+    share = settings.checkpointed_layers / shape.layers
+    return (1 + share / 2) * (1 + DEQUANTISE_TOKENS / settings.micro_batch_tokens)
 
 
 def micro_batch_choices(situation: Situation) -> list[int]:
@@ -87,7 +87,7 @@ def micro_batch_choices(situation: Situation) -> list[int]:
 
 
 def checkpoint_choices(situation: Situation) -> Iterable[int]:
-    """How many layers may be computed twice, fewest first."""
+    """On how many layers there may be gradient checkpointing, fewest first."""
     layers = situation.shape.layers
     fixed = {"none": 0, "half": -(-layers // 2), "full": layers}
     choice = situation.config.memory.gradient_checkpointing

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import Request, parse_request
+from qlora_studio.core.labels import Labels
 from qlora_studio.runs.lock import is_held
 
 SCHEMA = 2
@@ -67,6 +70,10 @@ class JobFolder:
         return self.path / "config.json"
 
     @property
+    def labels_file(self) -> Path:
+        return self.path / "labels.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -83,6 +90,20 @@ class JobFolder:
             raise StudioError(
                 f"This job was written by another version ({error}).", "Start it anew.", where=str(self.job_file)
             ) from None
+
+    def read_labels(self) -> Labels:
+        """What a person said of this run; nothing where nobody did or where the file is broken."""
+        try:
+            return Labels.model_validate_json(self.labels_file.read_bytes())
+        except (OSError, ValueError):
+            return Labels()
+
+    def write_labels(self, labels: Labels) -> None:
+        write_json(self.labels_file, labels.model_dump(mode="json"))
+
+    def size_bytes(self) -> int:
+        """Bytes of everything in the folder, checkpoints and trash included; links are not followed."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if not path.is_dir())
 
     def worker_lives(self) -> bool:
         """Whether a worker holds the lock: the only sign of life that cannot be stale."""
@@ -168,3 +189,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise StudioError("This file does not hold an object.", where=str(path))
     return values
+
+
+def delete_job(folder: JobFolder) -> None:
+    """Removes a job with all it holds: out of sight first, so that a kill in between leaves no half of it visible."""
+    trash = folder.path.parent / ".trash" / f"{folder.name}-{time.time_ns()}"
+    trash.parent.mkdir(exist_ok=True)
+    folder.path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        trash.parent.rmdir()

@@ -18,7 +18,7 @@ from qlora_studio.runs.folder import JobFolder, find_job, read_json, write_json
 from qlora_studio.runs.journal import Follower
 
 CACHE = "run-summaries.json"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever summaries of before mean something else."""
 Mark = list[int]
 """Time and size of the files that a summary was made from."""
@@ -50,7 +50,7 @@ class RunStore:
         return [summary.name for summary in self.summaries()]
 
     def summaries(self) -> list[RunSummary]:
-        """All runs, newest first; one that cannot be read is listed with that fact."""
+        """All runs, the pinned first, then the newest; one that cannot be read is listed with that fact."""
         with self.lock:
             if self.kept is None:
                 self.kept = self._read_cache()
@@ -67,16 +67,16 @@ class RunStore:
             if fresh or gone:
                 self._write_cache(found)
             summaries = [kept.summary for kept in found.values()]
-        return sorted(summaries, key=lambda summary: (-summary.created, summary.name))
+        return sorted(summaries, key=lambda summary: (not summary.pinned, -summary.created, summary.name))
 
     def open(self, name: str) -> RunView:
         """One run. Raises a StudioError for a name that is none, and for a run whose files cannot be read."""
         folder = find_job(self.runs, name, "run")
         job = folder.read_job()
         config = TrainConfig.parse(read_json(folder.config_file), str(folder.config_file))
-        return RunView(
-            folder.name, job.title, job.created, config, self.look(folder), folder.path, _has_adapter(folder)
-        )
+        labels = folder.read_labels()
+        title, adapter = labels.title or job.title, _has_adapter(folder)
+        return RunView(folder.name, title, job.created, config, self.look(folder), folder.path, adapter, labels)
 
     def look(self, folder: JobFolder) -> JobView:
         """Progress, state and duration of any job folder. The state is derived, never stored."""
@@ -120,6 +120,9 @@ class RunStore:
             values["created"] = values["created"] or folder.job_file.stat().st_mtime
         if not watched and not view.at_work:
             self.forget(folder)  # hundreds of ended runs need not stay in memory
+        labels = folder.read_labels()
+        values |= {"note": labels.note, "tags": labels.tags, "pinned": labels.pinned}
+        values["title"] = labels.title or values["title"]
         return RunSummary(**values, **_figures(view.progress), seconds=view.seconds, has_adapter=_has_adapter(folder))
 
     def _read_cache(self) -> dict[str, _Kept]:
@@ -165,7 +168,13 @@ def _figures(progress: Progress) -> dict[str, Any]:
 def _mark(folder: JobFolder) -> Mark:
     """Changes whenever the run's summary would: its own time, and time and size of journal, config and job file."""
     mark = []
-    for path in (folder.job_file, folder.config_file, folder.events, folder.adapter / "MANIFEST.json"):
+    for path in (
+        folder.job_file,
+        folder.config_file,
+        folder.labels_file,
+        folder.events,
+        folder.adapter / "MANIFEST.json",
+    ):
         try:
             facts = path.stat()
         except OSError:

@@ -36,8 +36,11 @@ def training_lock(folder: JobFolder) -> Path:
     return folder.path.parent / ".training.lock"
 
 
-def worker_environment() -> dict[str, str]:
-    """What must stand in the environment before the worker imports torch."""
+def worker_environment(card: str | None = None) -> dict[str, str]:
+    """What must stand in the environment before the worker imports torch.
+
+    `card` is the UUID of the only card it shall see: the driver and CUDA count several in different orders.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
     environment |= {
         "GOMP_SPINCOUNT": "0",  # libgomp's threads would spin between operations and starve each other
@@ -50,6 +53,8 @@ def worker_environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
+    if card is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = card
     # `python app.py` in a checkout works without an installation: the worker must find the same package.
     places = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
@@ -74,19 +79,21 @@ def detached() -> dict[str, object]:
     return {"start_new_session": True}
 
 
-def start(folder: JobFolder) -> None:
-    """Starts the worker of a job folder and returns once it has said so.
+def start(folder: JobFolder, command: list[str] | None = None, *, card: str | None = None) -> None:
+    """Starts the worker of a job folder, or another `command` in its place, and returns once it has said so.
+
+    `card` is the UUID of the card it works on, where there are several.
 
     Raises a StudioError where it does not, and `TrainingBusy` where another training is at work in this home.
     """
     said = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.log.open("ab") as log:
         process = subprocess.Popen(
-            worker_command(folder),
+            command or worker_command(folder),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=worker_environment(),
+            env=worker_environment(card),
             cwd=folder.path,
             **detached(),  # type: ignore[call-overload]
         )

@@ -29,7 +29,7 @@ class Studio:
         self.data = Data(self.home, self.jobs, self.bases)
         self.runs = Runs(self.home, self.jobs, self.bases, self.data)
         self.exports = Exports(self.home, self.jobs, self.bases, self.runs)
-        self.chats = Chats(self.home, self.runs)
+        self.chats = Chats(self.home, self.jobs, self.runs)
 
     @property
     def assets(self) -> Path:

@@ -7,16 +7,18 @@ from qlora_studio.core.jobs import ChatJobRequest
 from qlora_studio.home import Home
 from qlora_studio.runs.chat import ChatPipe
 from qlora_studio.runs.folder import create_job
+from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.runs import Runs
 
 
 class Chats:
     """The chats of a home."""
 
-    def __init__(self, home: Home, runs: Runs) -> None:
-        self.home, self.runs = home, runs
+    def __init__(self, home: Home, jobs: Jobs, runs: Runs) -> None:
+        self.home, self.jobs, self.runs = home, jobs, runs
 
     def open(self, name: str) -> Chat:
         """A worker that answers as this run and as its base; the caller closes it."""
-        run = self.runs.with_adapter(name).folder
-        return ChatPipe(create_job(self.home.chats, name, ChatJobRequest(run=run)))
+        run = self.runs.with_adapter(name)
+        job = create_job(self.home.chats, name, ChatJobRequest(run=run.folder))
+        return ChatPipe(job, card=self.jobs.card_of(run.config.memory.card))

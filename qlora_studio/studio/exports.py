@@ -7,10 +7,15 @@ from pathlib import Path
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ExportKind, ExportRequest, JobRef, MergeInto
+from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.home import Home
+from qlora_studio.planner.machine import free_bytes_at
+from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.runs import Runs
+
+TITLES: dict[ExportKind, str] = {"adapter": "adapter", "merged": "merged model"}
 
 
 class Exports:
@@ -28,7 +33,8 @@ class Exports:
         prompts: Sequence[str] = (),
     ) -> JobRef:
         """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
-        run = self.runs.with_adapter(name).folder
+        view = self.runs.with_adapter(name)
+        run = view.folder
         target = Path(to).expanduser().absolute()
         if target.is_dir() and any(target.iterdir()):
             raise StudioError(
@@ -39,7 +45,21 @@ class Exports:
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
         request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
-        return self.jobs.start(run / "exports", request)
+        return self.jobs.start(run / "exports", request, card=view.config.memory.card)
+
+    def readiness(self, name: str, kind: ExportKind, to: str, checks: int = 0) -> ExportReadiness:
+        """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
+        view = self.runs.with_adapter(name)
+        adapter, merged = self.sizes(name)
+        facts = ExportFacts(
+            kind=TITLES[kind],
+            result_bytes=adapter if kind == "adapter" else merged,
+            read_bytes=adapter + ((merged or 0) if kind == "merged" else 0),
+            checks=checks,
+            free_bytes=free_bytes_at(Path(to).expanduser().absolute()),
+        )
+        base = self.bases.facts(view.config.model.base, view.config.model.revision)
+        return assess_export(base, facts, needs_base=kind == "merged")
 
     def sizes(self, name: str) -> tuple[int, int | None]:
         """Bytes of a run's adapter, and about those of its merged model; None while its base is not on this machine."""

@@ -6,17 +6,22 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
 from qlora_studio.core.jobs import EvaluateRequest, JobRef, TrainRequest
+from qlora_studio.core.labels import Labels
+from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.home import Home
 from qlora_studio.runs import supervisor
-from qlora_studio.runs.folder import JobFolder, create_job, find_job
+from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
+from qlora_studio.runs.records import read_record
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.jobs import Jobs
@@ -40,7 +45,7 @@ class Runs:
         title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
         job = create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
         try:
-            supervisor.start(job)
+            supervisor.start(job, card=self.jobs.card_of(config.memory.card))
         except supervisor.TrainingBusy:
             shutil.rmtree(job.path, ignore_errors=True)
             raise
@@ -54,7 +59,7 @@ class Runs:
         self.refuse_second()
         job = JobFolder(view.folder)
         supervisor.clear_requests(job)
-        supervisor.start(job)
+        supervisor.start(job, card=self.jobs.card_of(view.config.memory.card))
 
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""
@@ -71,7 +76,42 @@ class Runs:
 
     def newest(self) -> RunSummary | None:
         """The newest run, which is the one at work where there is one."""
-        return next(iter(self.all()), None)
+        return max(self.all(), key=lambda run: (run.at_work, run.created), default=None)
+
+    def label(self, name: str, **changes: Any) -> Labels:
+        """Changes what is said of a run: title, note, tags, pinned. Raises a StudioError for what is too long."""
+        folder = find_job(self.home.runs, name, "run")
+        try:
+            labels = Labels.model_validate(folder.read_labels().model_dump() | changes)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise StudioError(f"This cannot be said of a run: {first['msg']}.", field=str(first["loc"][0])) from None
+        folder.write_labels(labels)
+        return labels
+
+    def size_bytes(self, name: str) -> int:
+        """What a run holds on disk: checkpoints, adapter, evaluations, journal."""
+        return find_job(self.home.runs, name, "run").size_bytes()
+
+    def delete(self, name: str) -> None:
+        """Removes a run with all it holds. Exports of it lie elsewhere and stay.
+
+        Raises a StudioError for one that is at work, pinned, or being chatted with, evaluated or exported.
+        """
+        folder = find_job(self.home.runs, name, "run")
+        if folder.worker_lives():
+            raise StudioError(f"The run '{name}' is at work.", "Stop it first.")
+        if folder.read_labels().pinned:
+            raise StudioError(f"The run '{name}' is pinned.", "Unpin it first: `qlora-studio runs pin NAME --off`.")
+        for job in (*self.jobs_of(name, "evaluations"), *self.jobs_of(name, "exports")):
+            if JobFolder(job.folder).worker_lives():
+                raise StudioError(f"The run '{name}' is in use by '{job.name}'.", "Wait for it, or stop it.")
+        self.jobs.store.forget(folder)
+        delete_job(folder)
+
+    def record(self, name: str) -> RunRecord:
+        """What it takes to do a run again: its settings, hashes and versions, and the losses it had."""
+        return read_record(self.open(name))
 
     def stop(self, name: str) -> None:
         """Asks a run to stop after its step; its adapter is saved."""
@@ -83,9 +123,9 @@ class Runs:
 
     def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling) -> JobRef:
         """Starts evaluating a run: held-out loss and answers of base and adapter."""
-        run = self.with_adapter(name).folder
-        request = EvaluateRequest(run=run, prompts=tuple(prompts), sampling=sampling)
-        return self.jobs.start(run / "evaluations", request)
+        run = self.with_adapter(name)
+        request = EvaluateRequest(run=run.folder, prompts=tuple(prompts), sampling=sampling)
+        return self.jobs.start(run.folder / "evaluations", request, card=run.config.memory.card)
 
     def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
         """What was started for a run, the newest first."""

@@ -90,13 +90,10 @@ def _sidebar() -> tuple[list[Slot], gr.Button]:
     mini = gr.HTML(elem_id="mini")
     theme.click(None, None, None, js="() => window.studioSwitchTheme()", api_visibility="private")
 
-    def memory(scene: Scene) -> tuple[Any, int, int]:
-        return scene.world.cards, scene.world.machine.memory_used, scene.world.machine.memory_total
-
     return [
-        slot(device, lambda scene: side.device_card(*memory(scene))),
+        slot(device, lambda scene: side.device_card(scene.world.cards, scene.world.memory)),
         slot(run, lambda scene: side.run_card(scene.world.run)),
-        slot(mini, lambda scene: side.mini_line(scene.world.run, *memory(scene))),
+        slot(mini, lambda scene: side.mini_line(scene.world.run, scene.world.cards, scene.world.memory)),
         slot(stop, _stop_button),
     ], stop
 

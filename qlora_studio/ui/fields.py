@@ -67,6 +67,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data.control_tokens", "Control tokens in the text", "rows"),
     Setting("model.template", "Chat template", "rows"),
     Setting("model.revision", "Revision", "rows"),
+    Setting("memory.card", "Card", "memory"),
     Setting("memory.keep_free_gib", "Leave free, GiB", "memory"),
     Setting("memory.micro_batch_tokens", "Micro-batch, tokens", "memory"),
     Setting("memory.gradient_checkpointing", "Gradient checkpointing", "memory"),

@@ -14,7 +14,6 @@ from qlora_studio.core.chat import CHAT_MESSAGES, ChatPiece, ChatRequest, StopAn
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ChatJobRequest, ChatReport
-from qlora_studio.engine import memory
 from qlora_studio.engine.load import keep_layout
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.runs.folder import JobFolder
@@ -36,7 +35,7 @@ def run(context: Context) -> ev.Event:
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
     while (request := requests.get()) is not None:
         if not _tried(live, request, stop, out):
-            memory.release()  # outside the handler, so that what the failed answer held is gone
+            live.device.accelerator.release()  # outside the handler, so that what the failed answer held is gone
             if not _tried(live, request, stop, out):
                 hint = "Start a new chat, shorten it, or allow fewer new tokens."
                 _send(out, ChatPiece(error="There is not enough memory for this answer.", hint=hint))

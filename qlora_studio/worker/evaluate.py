@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Side
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import EvaluateReport, EvaluateRequest
 from qlora_studio.data.sets.prepare import prepare_sources
-from qlora_studio.engine.evaluate import held_out_loss
+from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.load import keep_layout
+from qlora_studio.engine.objectives.supervised import Supervised
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
@@ -32,13 +36,11 @@ def run(context: Context) -> ev.Event:
     if held_out.examples:
         context.phase("measuring the held-out loss")
         loss_function = LossFunction(live.model)
-        micro = max(MICRO_BATCH_TOKENS, max(len(example.input_ids) for example in held_out.examples))
+        ladder = MemoryLadder(live.model, live.device.accelerator, Limits(MICRO_BATCH_TOKENS, 0, 0))
+        tokens = sum(example.trained_tokens for example in held_out.examples)
         for adapter in (False, True):
-            if adapter:
-                loss, tokens = held_out_loss(loss_function, held_out.examples, micro)
-            else:
-                with live.model.disable_adapter():
-                    loss, tokens = held_out_loss(loss_function, held_out.examples, micro)
+            with nullcontext() if adapter else live.model.disable_adapter():
+                loss = evaluate(Supervised(), loss_function, held_out.examples, ladder)
             event = ev.EvaluationLogged(step=0, loss=loss, tokens=tokens, rows=len(held_out.examples), adapter=adapter)
             context.emit(event)
             losses["tuned_loss" if adapter else "base_loss"] = loss

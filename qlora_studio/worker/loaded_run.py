@@ -11,7 +11,8 @@ from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.data.sets.prepare import options_of
-from qlora_studio.engine import load, memory
+from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.generate import choose_side, generate
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.runs.folder import JobFolder, read_json
@@ -58,7 +59,7 @@ class LiveRun:
 
 def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LiveRun:
     """Loads the run's base in 4 bits with its adapter. Raises a StudioError for a run that has saved none."""
-    memory.prepare_allocator()
+    choose_accelerator().prepare()
     config = context.config(folder)
     base = context.fetch_base(config)
     if with_adapter and not (folder.adapter / "MANIFEST.json").is_file():

@@ -15,11 +15,15 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape
 from qlora_studio.data.sets.prepare import Prepared, prepare_sources
-from qlora_studio.engine import load, memory
-from qlora_studio.engine.checkpoint import newest_checkpoint
-from qlora_studio.engine.oom import Limits, next_lever
+from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.accelerator.formats import DTYPES
+from qlora_studio.engine.checkpoints import newest_checkpoint
+from qlora_studio.engine.ladder import Limits, smaller_limits
+from qlora_studio.engine.loop import train
+from qlora_studio.engine.planned import tensor_budget_bytes
+from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
-from qlora_studio.engine.train import Setup, train
 from qlora_studio.planner.corrections import learn_correction, step_settings
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
@@ -45,7 +49,7 @@ class Rows:
 
 
 def run(context: Context) -> ev.Event:
-    memory.prepare_allocator()
+    choose_accelerator().prepare()
     config = context.config()
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
@@ -59,15 +63,15 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped()
     context.phase("loading the model in 4 bits")
     device = load.choose_device(config.model.compute_dtype)
-    # The context is not the allocator's: what is left of the budget is what tensors may take.
-    memory.cap(plan.budget_bytes - plan.estimate.part_bytes("context"))
+    device.accelerator.cap(tensor_budget_bytes(plan))
     model = load.load_base(base.folder, device)
     if plan.offload in ("embeddings", "both"):
         load.keep_embeddings_off_the_card(model)
-    adapter = load.attach_adapter(model, config.lora, load.DTYPES[plan.adapter_precision], config.optim.seed)
+    adapter = load.attach_adapter(model, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
     setup = Setup(
         config=config,
         plan=plan,
+        accelerator=device.accelerator,
         model=adapter,
         train=rows.train.examples,
         held_out=rows.held_out.examples,
@@ -196,14 +200,14 @@ def learn_from_probe(context: Context, planned: Planned, probe: ev.ProbeMeasured
 
 
 def shrink_plan(context: Context, plan: MemoryPlan, longest: int) -> MemoryPlan:
-    """The plan with as many levers of the out-of-memory ladder pulled as the guard has counted."""
+    """The plan as many rungs down the out-of-memory ladder as the guard has counted."""
     file = context.folder.path / "limits.json"
     limits = Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers)
     for _ in range(read_json(file)["levers"] if file.exists() else 0):
-        pulled = next_lever(limits, longest)
-        if pulled is None:
+        found = smaller_limits(limits, longest)
+        if found is None:
             break
-        limits, words = pulled
+        limits, words = found
         context.emit(ev.Noted(text=f"With {words}."))
     changed = {"micro_batch_tokens": limits.micro_batch_tokens, "checkpointed_layers": limits.checkpointed_layers}
     return plan.model_copy(update=changed)

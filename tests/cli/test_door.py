@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from qlora_studio.cli.app import run as run_cli
+from qlora_studio.cli.train import weigh
+from qlora_studio.core.errors import StudioError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,7 +167,8 @@ def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, argument
         (("plan", "--rank", "0"), "field 'lora.rank': 0 is not allowed: should be greater than or equal to 1."),
         (("data", "inspect", "x.json", "--column", "a"), "'a' does not map a column."),
         (("nothing",), "No such command 'nothing'."),
-        (("train",), "Missing argument 'file'."),
+        (("train",), "There is nothing to train on. Name a data file"),
+        (("train", "--from", "nowhere.json"), "nowhere.json: The record cannot be read: No such file or directory."),
     ],
 )
 def test_wrong_arguments_are_named(cli, arguments, said):
@@ -234,3 +237,26 @@ def test_help_comes_in_a_background_job_too():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     assert "Usage:" in done.stdout and done.stderr == ""
+
+
+def test_a_mixture_takes_its_weights_by_name():
+    assert weigh(["mine", "general"], ["general=0.3"]) == [
+        {"name": "mine", "weight": 1.0},
+        {"name": "general", "weight": 0.3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("general=much", "'general=much' is not a weight. Write it as NAME=NUMBER"),
+        ("0.3", "'0.3' is not a weight."),
+        ("mine=0", "'mine=0' is not a weight."),
+        ("mine=-1", "'mine=-1' is not a weight."),
+        ("other=1", "'other' is not among the sets. There are: mine."),
+    ],
+)
+def test_a_weight_that_is_none_is_refused(text, said):
+    with pytest.raises(StudioError) as refused:
+        weigh(["mine"], [text])
+    assert said in str(refused.value)

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from qlora_studio.core.config import LoraSettings, TrainConfig
 from qlora_studio.core.example import Example
 from qlora_studio.core.plan import MemoryEstimate, MemoryPlan
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.load import Device, attach_adapter, load_base
 
 VOCAB = 256
-FP32 = Device("cpu", torch.float32)
+FP32 = Device(CpuAccelerator(), torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +78,8 @@ def make_plan(micro_batch_tokens: int, optimizer: str = "adamw", checkpointed: i
 def make_config(**changes) -> TrainConfig:
     """A config whose dotted fields are given with double underscores: `optim__epochs=1`."""
     return TrainConfig().replace({name.replace("__", "."): value for name, value in changes.items()})
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """How far a is from b, as a share of b's norm."""
+    return float((a - b).norm() / b.norm())

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 
 from qlora_studio.core.example import IGNORED, Example
-from qlora_studio.core.steps import plan_steps
-from qlora_studio.engine.batches import collate, micro_batches
-from tests.engine.conftest import make_config, make_examples
+from qlora_studio.core.steps import Step, plan_steps
+from qlora_studio.engine.batches import collate, largest_micro_batch, micro_batches, plan_unit_steps
+from tests.engine.conftest import make_config
 
 
 def optim(**changes):
@@ -55,7 +56,61 @@ def test_micro_batches_keep_rows_times_longest_within_the_bound(bound):
     assert all(len(group) * max(lengths[row] for row in group) <= bound for group in groups)
 
 
+def test_steps_take_rows_in_the_order_of_the_seeded_shuffle():
+    """Written out, so that another order, however well shuffled, is noticed: a resumed run would see other rows."""
+    order = list(range(6))
+    random.Random("42:0").shuffle(order)
+    assert order == [4, 2, 1, 5, 3, 0]
+    steps = plan_steps([10] * 6, optim(batch_tokens=20, epochs=1, seed=42))
+    assert [step.rows for step in steps] == [(4, 2), (1, 5), (3, 0)]
+    assert [step.epoch for step in steps] == pytest.approx([2 / 6, 4 / 6, 1])
+
+
+def test_a_step_may_cross_the_end_of_an_epoch():
+    first, second = list(range(3)), list(range(3))
+    random.Random("7:0").shuffle(first)
+    random.Random("7:1").shuffle(second)
+    steps = plan_steps([10] * 3, optim(batch_tokens=40, epochs=2, seed=7))
+    assert [step.rows for step in steps] == [(*first, second[0]), tuple(second[1:])]
+
+
+def test_a_step_is_full_when_the_next_row_would_not_fit():
+    assert len(plan_steps([10] * 4, optim(batch_tokens=20, epochs=1))) == 2
+    assert len(plan_steps([10] * 4, optim(batch_tokens=19, epochs=1))) == 4
+
+
+def test_units_stand_whole_in_one_step():
+    units = [(0, 1), (2, 3), (4, 5)]
+    steps = plan_unit_steps(units, [10] * 6, optim(batch_tokens=40, epochs=1, seed=1))
+    assert [len(step.rows) for step in steps] == [4, 2]
+    assert all(step.rows[place : place + 2] in units for step in steps for place in range(0, len(step.rows), 2))
+    assert sorted(row for step in steps for row in step.rows) == list(range(6))
+
+
+def test_units_of_one_row_are_rows():
+    lengths = [random.Random(3).randint(5, 50) for _ in range(20)]
+    settings = optim(batch_tokens=100, epochs=2)
+    assert plan_unit_steps([(row,) for row in range(20)], lengths, settings) == plan_steps(lengths, settings)
+
+
+def test_micro_batches_are_places_in_the_step_longest_first():
+    lengths = [5, 9, 7, 3, 9]
+    assert micro_batches((4, 0, 2, 1), lengths, 18) == [[3, 0], [2, 1]]
+    assert micro_batches((4, 0, 2, 1), lengths, 17) == [[3], [0], [2, 1]]
+    assert micro_batches((3, 3), lengths, 1) == [[0], [1]]
+
+
+def test_the_largest_micro_batch_of_a_run_counts_padding_then_rows():
+    lengths = [30, 10, 11, 30, 15, 15]
+    steps = [Step((0,), 0.3), Step((1, 2), 0.6), Step((3,), 0.8), Step((4, 5), 1.0)]
+    assert largest_micro_batch(steps, lengths, 30) == (4, 5)
+    assert largest_micro_batch(steps, lengths, 1) == (0,)
+    assert largest_micro_batch(steps[1:2], lengths, 22) == (2, 1)
+
+
 def test_collate_pads_right_and_labels_only_what_is_trained():
-    ids, labels = collate([Example((7, 8, 9), ((1, 3),)), Example((5,), ())], make_examples.__globals__["FP32"].torch)
-    assert ids.tolist() == [[7, 8, 9], [5, 0, 0]]
-    assert labels.tolist() == [[IGNORED, 8, 9], [IGNORED] * 3]
+    examples = [Example((5,), ()), Example((1, 2), ()), Example((7, 8, 9), ((1, 3),))]
+    batch = collate(examples, (2, 0), torch.device("cpu"))
+    assert batch.ids.tolist() == [[7, 8, 9], [5, 0, 0]]
+    assert batch.labels.tolist() == [[IGNORED, 8, 9], [IGNORED] * 3]
+    assert (batch.rows, batch.lengths) == ((2, 0), (3, 1))

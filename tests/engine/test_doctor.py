@@ -2,8 +2,8 @@
 
 import torch
 
-from qlora_studio.core.doctor import Check
-from qlora_studio.engine.doctor import CUDA_BUILDS, TORCH, _attempt, check_engine
+from qlora_studio.core.doctor import Check, install_torch
+from qlora_studio.engine.doctor import _attempt, check_engine
 
 
 def test_every_check_speaks_and_the_kernels_multiply():
@@ -20,7 +20,7 @@ def test_a_card_without_a_build_for_it_is_bad_news():
     (found,) = [check for check in check_engine(cards=1) if check.name == "torch"]
     assert (found.state, found.remedy) == (
         "bad",
-        f"Run: pip install --force-reinstall torch=={TORCH} --index-url {CUDA_BUILDS}",
+        install_torch(torch.__version__),
     )
 
 

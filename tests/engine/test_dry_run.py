@@ -11,6 +11,7 @@ from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import PlanSettings
 from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.allocations import peak_of
 from qlora_studio.engine.copies import config_for
 from qlora_studio.engine.dry_run import measure, measure_folder
@@ -60,7 +61,7 @@ def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
     shape = resolve(BaseRef(str(folder)), Home(tmp_path / "home"), measure_folder, lambda said: None).shape
     assert (shape.exact, unmeasured.measured, shape.measured is not None) == (False, None, True)
 
-    model = load.load_base(folder, load.Device("cpu", torch.bfloat16))
+    model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
     model = load.attach_adapter(model, LoraSettings(rank=8), torch.float32, seed=0).train()
     loss_function = LossFunction(model)
     for parameter in model.parameters():

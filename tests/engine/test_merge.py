@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.checkpoint import save_adapter, write_folder
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
 from qlora_studio.engine.load import Device, load_base
+from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.merge import merge
 from qlora_studio.engine.safetensors_stream import SafetensorsFile
 from tests.engine.conftest import FP32
@@ -22,7 +24,7 @@ IDS = torch.arange(3, 43).unsqueeze(0)
 
 @pytest.fixture
 def adapter_folder(tiny_adapter_model, tmp_path):
-    write_folder(tmp_path / "adapter", lambda stage: save_adapter(tiny_adapter_model, stage, "tiny", None))
+    write_folder(tmp_path / "adapter", lambda stage: save_adapter(TunedModel(tiny_adapter_model, "tiny"), stage))
     return tmp_path / "adapter"
 
 
@@ -127,4 +129,4 @@ def test_a_base_with_a_missing_weight_is_refused(tiny_folder, tmp_path):
         StudioError,
         match=r"1 weights of the model are missing or of another shape, first model\.layers\.1\.mlp\.down_proj\.weight",
     ):
-        load_base(folder, Device("cpu", torch.float32))
+        load_base(folder, Device(CpuAccelerator(), torch.float32))

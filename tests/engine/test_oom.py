@@ -1,4 +1,4 @@
-"""Every known form of out-of-memory is recognised, nothing else is, and the ladder ends."""
+"""Every known form of out-of-memory is recognised, and nothing else is."""
 
 import errno
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.oom import Limits, is_out_of_memory, next_lever
+from qlora_studio.engine.oom import is_out_of_memory
 
 FORMS = {
     "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -75,26 +75,3 @@ def test_a_circle_of_causes_ends():
     first, second = RuntimeError("one"), RuntimeError("two")
     first.__cause__, second.__cause__ = second, first
     assert not is_out_of_memory(first)
-
-
-def test_the_ladder_halves_down_to_the_longest_row_then_computes_layers_twice():
-    limits, said = Limits(2048, 0, 30), []
-    while (pulled := next_lever(limits, longest=700)) is not None:
-        limits, words = pulled
-        said.append((limits.micro_batch_tokens, limits.checkpointed_layers, words))
-    assert said == [
-        (1024, 0, "1024 instead of 2048 tokens at once"),
-        (700, 0, "700 instead of 1024 tokens at once"),
-        (700, 8, "8 instead of 0 of 30 layers computed twice"),
-        (700, 16, "16 instead of 8 of 30 layers computed twice"),
-        (700, 24, "24 instead of 16 of 30 layers computed twice"),
-        (700, 30, "30 instead of 24 of 30 layers computed twice"),
-    ]
-
-
-def test_a_row_longer_than_the_micro_batch_leaves_only_the_layers():
-    assert next_lever(Limits(512, 4, 4), longest=900) is None
-    assert next_lever(Limits(512, 3, 4), longest=900) == (
-        Limits(512, 4, 4),
-        "4 instead of 3 of 4 layers computed twice",
-    )

@@ -11,8 +11,9 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.steps import plan_steps
-from qlora_studio.engine.train import Setup, train
-from tests.engine.conftest import make_config, make_examples, make_plan
+from qlora_studio.engine.loop import train
+from qlora_studio.engine.setup import Setup
+from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 ROWS, LENGTH, BATCH, STEPS = 24, 20, 4, 12
 RATE = 5e-3
@@ -40,7 +41,8 @@ def test_losses_equal_those_of_trl_on_the_same_batches(tiny_adapter_model, tmp_p
         if isinstance(event, ev.StepLogged):
             ours.append(event.loss)
 
-    setup = Setup(config, make_plan(BATCH * LENGTH), tiny_adapter_model, examples, [], tmp_path / "run", "tiny")
+    plan, folder = make_plan(BATCH * LENGTH), tmp_path / "run"
+    setup = Setup(config, plan, FP32.accelerator, tiny_adapter_model, examples, [], folder, "tiny")
     (tmp_path / "run").mkdir()
     train(setup, emit, lambda: "")
     assert len(ours) == STEPS

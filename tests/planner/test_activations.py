@@ -6,12 +6,14 @@ import torch
 from qlora_studio.core.config import LoraSettings, OptimConfig, TrainConfig
 from qlora_studio.core.plan import ModelShape, PlanSettings
 from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.allocations import bytes_of, peak_of
 from qlora_studio.engine.copies import config_for, write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.loss import CHUNK
-from qlora_studio.engine.train import make_optimizer
+from qlora_studio.engine.updates import make_optimizer
 from qlora_studio.planner.activations import LOSS_CHUNK, step_peak
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.shape import read_shape, shape_from_config
@@ -43,7 +45,7 @@ def loaded(request, tmp_path_factory):
     """A small copy, written and loaded by the engine, with an fp32 adapter."""
     shape = SMALL[request.param]
     folder = write_random_model(shape, tmp_path_factory.mktemp(request.param))
-    model = load.load_base(folder, load.Device("cpu", torch.bfloat16))
+    model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
     model = load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, seed=0)
     return folder, shape, model.train()
 
@@ -121,7 +123,7 @@ def test_several_rows_and_few_trained_tokens(loaded):
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_dropout_keeps_an_input_and_a_mask_for_every_linear_layer(family, tmp_path):
     shape = SMALL[family]
-    model = load.load_base(write_random_model(shape, tmp_path), load.Device("cpu", torch.bfloat16))
+    model = load.load_base(write_random_model(shape, tmp_path), load.Device(CpuAccelerator(), torch.bfloat16))
     model = load.attach_adapter(model, LoraSettings(rank=RANK, dropout=0.1), torch.float32, seed=0).train()
     for layers in (0, 2):
         checkpoint_layers(model, layers)
@@ -134,8 +136,8 @@ def test_dropout_keeps_an_input_and_a_mask_for_every_linear_layer(family, tmp_pa
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_number_formats(family, precision, tmp_path):
     shape = SMALL[family]
-    dtype = load.DTYPES[precision]
-    model = load.load_base(write_random_model(shape, tmp_path), load.Device("cpu", dtype))
+    dtype = DTYPES[precision]
+    model = load.load_base(write_random_model(shape, tmp_path), load.Device(CpuAccelerator(), dtype))
     model = load.attach_adapter(model, LoraSettings(rank=RANK), dtype, seed=0).train()
     step = one_step(model, 512)
     plan = settings(compute=precision, adapter_precision=precision, micro_batch_tokens=512, trained_tokens=511)
@@ -144,7 +146,7 @@ def test_other_number_formats(family, precision, tmp_path):
 
 def test_where_the_vocabulary_is_large_the_loss_is_the_peak(tmp_path):
     shape = SMALL["llama"].model_copy(update={"vocab": 32768})
-    model = load.load_base(write_random_model(shape, tmp_path), load.Device("cpu", torch.bfloat16))
+    model = load.load_base(write_random_model(shape, tmp_path), load.Device(CpuAccelerator(), torch.bfloat16))
     model = load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, seed=0).train()
     for tokens in (200, 700):
         peak = step_peak(shape, settings(micro_batch_tokens=tokens, trained_tokens=tokens - 1))

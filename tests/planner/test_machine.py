@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from qlora_studio.core.machine import Speed, TorchBuild
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.machine import Machine, Speed, TorchBuild
 from qlora_studio.core.plan import GpuInfo
 from qlora_studio.home import Home
 from qlora_studio.planner import machine as machine_module
-from qlora_studio.planner.machine import existing, read_machine, read_torch_build, visible_cards
+from qlora_studio.planner.card import find_choice_problem
+from qlora_studio.planner.machine import existing, named_first, read_machine, read_torch_build, visible_cards
 from qlora_studio.planner.speeds import learn_speed, read_speeds
 
 FIRST, SECOND = (
@@ -108,3 +110,29 @@ def test_speeds_are_kept_by_machine_and_model_the_newest_first(tmp_path):
 def test_a_broken_file_of_speeds_says_nothing(tmp_path, text):
     (tmp_path / "speeds.json").write_text(text)
     assert read_speeds(tmp_path, None) == ()
+
+
+CARDS = [
+    GpuInfo(index=index, name=name, total_bytes=8, free_bytes=7, uuid=uuid)
+    for index, (name, uuid) in enumerate((("Small", "GPU-aa"), ("Large", "GPU-bb")))
+]
+
+
+@pytest.mark.parametrize(
+    ("named", "first"),
+    [(None, "Small"), ("1", "Large"), ("GPU-b", "Large"), ("0", "Small"), ("7", "Small"), ("", "Small")],
+)
+def test_the_card_a_person_names_stands_first(named, first):
+    ordered = named_first(CARDS, named)
+    assert ordered[0].name == first and sorted(card.index for card in ordered) == [0, 1]
+
+
+def test_a_card_that_is_not_there_is_refused_by_the_plan():
+    machine = Machine(cards=tuple(CARDS))
+    problem = find_choice_problem(TrainConfig().replace({"memory.card": "7"}), machine)
+    assert problem is not None
+    assert str(problem) == (
+        "field 'memory.card': There is no card '7'. This computer has: 0 (Small), 1 (Large). Leave it empty for the first."
+    )
+    for named in (None, "0", "GPU-a"):
+        assert find_choice_problem(TrainConfig().replace({"memory.card": named}), machine) is None

@@ -87,3 +87,31 @@ def test_runs_are_listed_newest_first_and_one_that_cannot_be_read_is_listed_as_s
     foreign = RunStore(tmp_path).summaries()[0]
     assert [run.name for run in RunStore(tmp_path).summaries()][1:] == ["new", "old"]
     assert foreign.name == "foreign" and "written by another version" in foreign.unreadable
+
+
+def test_a_journal_that_was_replaced_by_a_shorter_one_is_read_from_its_start(tmp_path):
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path)
+    for number in range(5):
+        journal.append(ev.Noted(text=f"note {number}"))
+    journal.close()
+    follower = Follower(path)
+    assert len(follower.read()) == 5
+    path.unlink()
+    journal = Journal(path)
+    journal.append(ev.JobStarted(job="train"))
+    journal.close()
+    assert follower.read() == [ev.JobStarted(job="train")]
+    assert follower.progress.notes == () and follower.progress.state == "running"
+
+
+def test_a_job_of_the_first_version_is_read_and_one_of_the_next_is_not(tmp_path):
+    job = create_job(tmp_path, "One", TrainRequest())
+    old = {"schema": 1, "job": "train", "title": "One", "created": 5, "arguments": {}}
+    job.job_file.write_text(json.dumps(old))
+    read = job.read_job()
+    assert (read.title, read.created, read.request) == ("One", 5.0, TrainRequest())
+    for broken in ({"schema": 3}, {"schema": 2, "title": "x", "created": 1, "request": {"job": "dance"}}, {}):
+        job.job_file.write_text(json.dumps(broken))
+        with pytest.raises(StudioError, match="written by another version"):
+            job.read_job()

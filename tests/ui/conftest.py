@@ -42,7 +42,7 @@ def workspace(tmp_path, monkeypatch):
     studio = Studio(Home(tmp_path))
     started: list[str] = []
 
-    def start(parent, request, files=None):
+    def start(parent, request, files=None, **_):
         started.append(request.job)
         return JobRef(create_job(parent, request.job, request, files).path)
 

@@ -51,7 +51,7 @@ def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
     fill_number(page, "evaluation-every-steps", "50")
     fill_number(page, "optim-max-steps", "3")
     fill_number(page, "optim-batch-tokens", "256")
-    expect(page.locator("#plan")).to_contain_text("256")
+    expect(page.locator("#plan")).to_contain_text("Micro-batch of 256 tokens")
     page.locator("#start-btn").click()
     expect(page.locator("#run-state")).to_have_text("running")
     expect(page.locator("#start-btn")).to_be_disabled()

@@ -4,8 +4,9 @@ import pytest
 
 from qlora_studio.cli.app import run as run_cli
 from qlora_studio.core.dataset import Finding
-from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.machine import Machine, TorchBuild
+from qlora_studio.core.plan import GIB, GpuInfo
 from qlora_studio.core.words import gib, gib_of
 from qlora_studio.ui.tabs import train as train_tab
 from tests.ui.fakes import Tab
@@ -133,11 +134,18 @@ def test_an_error_among_the_findings_blocks_until_it_is_accepted_by_name(ready):
     assert buttons(ready) == (True, False)
 
 
-def test_that_torch_cannot_use_the_card_stands_on_the_train_page_with_the_command(ready):
-    assert ready.value("train-device") == ""
-    says, remedy = "torch 2.13.0+cpu is built for processors only, but there is a card.", "Run: pip install torch"
-    ready.workspace.examination.engine = (Check(name="torch", state="bad", says=says, remedy=remedy),)
-    assert ready.look().words("train-device") == f"{says} {remedy}"
+def test_that_torch_cannot_use_the_card_stands_on_the_train_page_with_the_command(ready, monkeypatch):
+    card = GpuInfo(index=0, name="NVIDIA GeForce RTX 3060", total_bytes=12 * GIB, free_bytes=11 * GIB)
+    machine = Machine(
+        cards=(card,), memory_bytes=32 * GIB, disk_free_bytes=99 * GIB, torch=TorchBuild(version="2.13.0+cpu")
+    )
+    monkeypatch.setattr("qlora_studio.studio.plans.read_machine", lambda *_: machine)
+    ready.workspace.draft.change({})
+    ready.look()
+    for element in ("plan", "readiness"):
+        said = ready.words(element)
+        assert "torch 2.13.0+cpu is built for processors only" in said and "Run: pip install" in said
+    assert buttons(ready) == (False, False)
 
 
 @pytest.mark.parametrize(

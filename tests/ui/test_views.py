@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from qlora_studio.core import events as ev
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding, RowAccount
@@ -15,6 +13,7 @@ from qlora_studio.core.words import clock
 from qlora_studio.ui.views import chat, data, export, plan, run, runs, side, start, tokens
 from qlora_studio.ui.views.chart import line, lines, smoothed, thin
 from qlora_studio.ui.views.html import bar, count, gib, gib_of, tag, text
+from qlora_studio.ui.views.side import Memory
 from tests.ui.fakes import make_view, words
 
 EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
@@ -64,7 +63,7 @@ def test_text_is_escaped_wherever_it_stands(tmp_path):
     unreadable = RunSummary(name=EVIL, title=EVIL, created=0.0, state="interrupted", unreadable=EVIL)
     gpu = GpuInfo(index=0, name=EVIL, total_bytes=GIB, free_bytes=GIB)
     shown = [
-        side.run_card(view), side.device_card([gpu], 1, 2), run.ending(view), run.log(view), runs.run_details(view),
+        side.run_card(view), side.device_card([gpu], Memory(1, 2)), run.ending(view), run.log(view), runs.run_details(view),
         data.conversations_list([row]), data.sets_table([report], [EVIL]), data.left_over(report),
         data.findings_table([finding], [EVIL]), tokens.token_page(result, [EVIL], current=True), runs.peaks_card([view]),
         plan.no_plan([EVIL]), export.export_card(view.job), start.notes([EVIL], [EVIL]),
@@ -179,12 +178,12 @@ def test_the_runs_table_is_text_only(tmp_path):
 
 
 def test_without_a_card_the_sidebar_shows_the_computers_memory():
-    assert words(side.device_card([], 2 * GIB, 8 * GIB)).startswith("CPU no card 2.0 of 8.0 GiB memory in use")
+    assert words(side.device_card([], Memory(2 * GIB, 8 * GIB))).startswith("CPU no card 2.0 of 8.0 GiB memory in use")
     gpu = GpuInfo(
         index=0, name="NVIDIA GeForce RTX 3060", total_bytes=12 * GIB, free_bytes=3 * GIB, temperature_c=71,
         power_watts=164.4, utilisation_percent=97,
     )  # fmt: skip
-    said = words(side.device_card([gpu], 0, 1))
+    said = words(side.device_card([gpu], Memory(0, 1)))
     assert said == "RTX 3060 71 °C · 164 W 9.0 of 12.0 GiB VRAM Compute 97 %"
 
 
@@ -232,31 +231,19 @@ def test_a_smoothed_curve_has_less_noise_and_the_same_steps():
     assert smoothed(noisy[:3]) == noisy[:3]
 
 
-@pytest.mark.parametrize(
-    ("kl", "identical", "kind", "word"),
-    [
-        (0.195, 0, "bad", "disagrees"),
-        (0.05, 0, "bad", "disagrees"),
-        (0.05, 2, "warn", "differs a little"),
-        (0.001, 1, "good", "agrees"),
-    ],
-)
-def test_the_verdict_on_an_export(kl, identical, kind, word):
-    check = ev.Checked(what="merged", same_top1=0.9, kl=kl, identical_answers=identical, answers=3)
-    verdict = export.find_verdict(check)
-    assert (verdict.kind, verdict.word) == (kind, word)
-
-
 def test_a_merge_that_disagrees_does_not_end_under_a_green_finished():
     events = [
         ev.JobStarted(job="export"),
         ev.Exported(what="merged model", path="/out", bytes=GIB),
-        ev.Checked(what="merged model", same_top1=0.7, kl=0.195, identical_answers=0, answers=3),
+        ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3),
     ]
     card = export.export_card(JobView("finished", fold([*events, ev.Finished()]), 9.0))
     assert '<span class="qs-chip bad">disagrees</span>' in card and "finished" not in card
     assert "Export again as chatted" in card
-    assert export.can_be_exported_as_chatted(fold(events))
+    as_chatted = events[-1].model_copy(update={"what": "merged, as chatted"})
+    assert "Export again" not in export.export_card(
+        JobView("finished", fold([*events[:-1], as_chatted, ev.Finished()]))
+    )
 
 
 def test_both_sides_of_an_of_have_one_unit():

@@ -114,3 +114,9 @@ def test_what_a_job_raises_becomes_its_last_event(tmp_path, error, message):
     job = create_job(tmp_path, "one", TrainRequest())
     failed = failure(error, job)
     assert failed.message == message
+
+
+def test_a_worker_sees_only_the_card_it_was_given(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "CUDA_VISIBLE_DEVICES" not in worker_environment()
+    assert worker_environment("GPU-1234")["CUDA_VISIBLE_DEVICES"] == "GPU-1234"

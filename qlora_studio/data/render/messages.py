@@ -11,14 +11,17 @@ from qlora_studio.data.render.traits import Traits
 
 def message_of(turn: Turn, traits: Traits) -> dict[str, Any]:
     """The message of one turn. Reasoning goes into the answer where the template has no place of its own for it."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    content = turn.content
+    message: dict[str, Any] = {"role": turn.role}
     if turn.reasoning:
-        if traits.knows_reasoning:
+        has_place = traits.knows_reasoning_in_calls if turn.tool_calls else traits.knows_reasoning
+        if has_place:
             message["reasoning_content"] = turn.reasoning
         else:
-            message["content"] = f"<think>\n{turn.reasoning}\n</think>\n\n{turn.content}"
+            content = f"<think>\n{turn.reasoning}\n</think>\n\n{content}"
+    message["content"] = [{"type": "text", "text": content}] if traits.content_is_parts else content
     if turn.tool_calls:
-        message["tool_calls"] = [_call(call) for call in turn.tool_calls]
+        message["tool_calls"] = [_call(call, traits.arguments_are_text) for call in turn.tool_calls]
     if turn.name:
         message["name"] = turn.name
     if turn.tool_call_id:
@@ -26,11 +29,13 @@ def message_of(turn: Turn, traits: Traits) -> dict[str, Any]:
     return message
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    """Arguments go as an object where they are one: that is what templates turn into JSON themselves."""
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
-        arguments = call.arguments
-    spoken = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-    return {"id": call.id, **spoken} if call.id else spoken
+def _call(call: ToolCall, as_text: bool) -> dict[str, Any]:
+    """Arguments go as an object where they are one, for templates that turn it into JSON themselves."""
+    arguments: Any = call.arguments
+    if not as_text:
+        try:
+            arguments = json.loads(call.arguments)
+        except (ValueError, RecursionError):
+            arguments = call.arguments
+    said = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id, **said} if call.id else said

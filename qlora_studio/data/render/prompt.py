@@ -6,13 +6,14 @@ It reads no files and knows no model library. `drafts` makes text with marked ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_studio.core.conversation import Conversation, Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
+from qlora_studio.data.render.content import Piece, find_lost_of_answer, find_lost_of_context
 from qlora_studio.data.render.control import Escapes
 from qlora_studio.data.render.encode import Draft, encode_drafts
 from qlora_studio.data.render.messages import message_of
@@ -162,10 +163,13 @@ class _Row:
         return self._prompts[key]
 
     def _render(self, count: int, thinking: bool, add_generation_prompt: bool) -> str:
+        return self._render_messages(self.messages[:count], thinking, add_generation_prompt)
+
+    def _render_messages(self, messages: Sequence[dict[str, Any]], thinking: bool, add_generation_prompt: bool) -> str:
         variables = {"enable_thinking": thinking} if self.traits.knows_thinking else {}
         try:
             return self.tokenizer.render(
-                self.messages[:count],
+                messages,
                 tools=self.conversation.tools,
                 add_generation_prompt=add_generation_prompt,
                 variables=variables,
@@ -192,16 +196,28 @@ class _Row:
         before = self.prompt(index, bool(turn.reasoning))
         text = self._render(index + 1, bool(turn.reasoning), add_generation_prompt=False)
         if not text.startswith(before):
-            text = before + self._continuation(before, index)
+            text = before + self._continuation(before, index, text)
+        if self.traits.stops_at_next_role:
+            text += (self.traits.call_end if turn.tool_calls else "") or self.traits.end_of_turn
+            return text, (len(before), len(text))
         end = self.traits.find_end(text, len(before))
         return text[:end], (len(before), end)
 
-    def _continuation(self, before: str, index: int) -> str:
-        """The answer as it follows a prompt that already opens the reasoning; anything else is refused."""
+    def _continuation(self, before: str, index: int, whole: str) -> str:
+        """The answer as it follows a prompt that already opens the reasoning, or one whose earlier turns the template
+        writes otherwise once they are answered; anything else is refused.
+        """
         turn = self.turns[index]
-        if before.rstrip().endswith("<think>") and not turn.tool_calls:
+        if before.rstrip().endswith("<think>"):
             closing = "\n</think>\n\n" if before.endswith("\n") else "\n\n</think>\n\n"
-            return f"{turn.reasoning or ''}{closing}{turn.content}{self.traits.end_of_turn}"
+            said = self._without_reasoning(before, index) if turn.tool_calls else None
+            if said is None and not turn.tool_calls:
+                said = turn.content + ("" if self.traits.stops_at_next_role else self.traits.end_of_turn)
+            if said is not None:
+                return f"{turn.reasoning or ''}{closing}{said}"
+        opening = before.removeprefix(self._render(index, bool(turn.reasoning), add_generation_prompt=False))
+        if opening.strip() and opening != before and opening in whole:
+            return whole[whole.rindex(opening) + len(opening) :]
         raise RowRefused(
             "prompt-not-prefix",
             f"With this template the prompt before turn {index + 1} is not how the whole conversation begins.",
@@ -209,6 +225,13 @@ class _Row:
             where=self.where,
             field=f"turn {index + 1}",
         )
+
+    def _without_reasoning(self, before: str, index: int) -> str | None:
+        """What the template writes of an answer behind the place where its reasoning would open; None if it cannot."""
+        head = before[: before.rindex("<think>")]
+        bare = message_of(replace(self.turns[index], reasoning=None), self.traits)
+        text = self._render_messages([*self.messages[:index], bare], False, add_generation_prompt=False)
+        return text[len(head) :] if text.startswith(head) else None
 
     def whole(self, wanted: set[int], train_on: str) -> list[Draft]:
         """One draft for the row; none where the template rewrites what it said before."""
@@ -231,6 +254,7 @@ class _Row:
         chosen = wanted if train_on != "everything" else set(range(last + 1)) - wanted
         if missing := chosen - set(spans):
             raise self._refused("template-drops", min(missing), "The chat template writes this turn in its own words.")
+        self._check_content(text, {index: spans[index] for index in wanted if index in spans}, last)
         marked = tuple(sorted(spans[index] for index in chosen))
         if train_on == "everything":
             marked = _without((0, len(text)), marked)
@@ -248,10 +272,33 @@ class _Row:
             )
         text, span = self._closed(index)
         self._places(text, index)
+        self._check_content(text, {index: span}, index)
         return Draft(text, self.starts(text, index + 1), (span,), self.escapes, self.conversation)
+
+    def _check_content(self, text: str, trained: Mapping[int, Span], last: int) -> None:
+        """Raises RowRefused where something the row says is not found in the text: the law of content.
+
+        What a trained answer says must stand in its own stretch, everything before the last answer in the prompt.
+        """
+        lost: Piece | None = None
+        for index, (start, end) in sorted(trained.items()):
+            turn = self.turns[index]
+            if turn.role == "assistant":
+                lost = lost or find_lost_of_answer(turn, index, text[start:end])
+        if lost is None and (self.conversation.tools or any(turn.tool_calls for turn in self.turns[:last])):
+            before = text[: trained[last][0]] if last in trained else text
+            lost = find_lost_of_context(self.turns[:last], self.conversation.tools, before)
+        if lost:
+            index = max(lost.turn, 0)
+            place = f" of turn {lost.turn + 1}" if lost.turn >= 0 else ""
+            raise self._refused("template-drops", index, f"The chat template drops {lost.name}{place}.")
 
     def _refused(self, finding: str, index: int, message: str) -> RowRefused:
         hint = "Choose another template, or leave such rows out."
+        if self.turns[index].reasoning and "the reasoning" in message:
+            hint = "Choose another template, move the reasoning into the answer, or leave such rows out."
+        elif self.turns[index].tool_calls:
+            hint = "Choose a template with tools (chatml-tools), give the row its tools, or leave such rows out."
         return RowRefused(finding, message, hint, where=self.where, field=f"turn {index + 1}")
 
     def _places(self, text: str, last: int) -> dict[int, Span]:
@@ -261,7 +308,7 @@ class _Row:
             words = turn.content.strip()
             found = text.find(words, position)
             if found < 0 and (turn.role == "tool" or turn.tool_calls):
-                continue  # templates re-spell what tools say; losing it is looked for when the template is vetted
+                continue  # templates re-spell what tools say; whether it is there is checked with the content
             if found < 0 and turn.role == "system" and words in text:
                 continue  # some families move the system prompt into the last question
             if found < 0:

@@ -1,4 +1,4 @@
-"""Which decoder layers are computed twice. Any number of them, not only all or none."""
+"""Gradient checkpointing on any number of decoder layers, not only all or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
@@ -25,21 +24,22 @@ def decoder_layers(model: nn.Module) -> list[Any]:
     return max(lists, key=len, default=[])
 
 
-def checkpoint_layers(model: nn.Module, count: int, *, offload: bool = False) -> None:
-    """Keeps only the input of the first `count` layers and computes the rest of them again in the backward pass.
+def checkpoint_layers(model: nn.Module, count: int, *, offload: bool = False, pin: bool = False) -> None:
+    """Gradient checkpointing on the first `count` layers: only their input is kept, the rest is recomputed backward.
 
     The first layers are chosen because they are the last to be freed: what the later ones save is gone by then. With
-    `offload` these inputs wait in the computer's memory.
+    `offload` these inputs wait in the computer's memory, with `pin` in pinned pages of it.
     """
+    function = partial(checkpoint_offloaded, pin) if offload else checkpoint_here
     for index, layer in enumerate(decoder_layers(model)):
         layer.gradient_checkpointing = index < count
-        layer._gradient_checkpointing_func = checkpoint_offloaded if offload else checkpoint_here
+        layer._gradient_checkpointing_func = function
 
 
 checkpoint_here = partial(checkpoint, use_reentrant=False, preserve_rng_state=True)
 
 
-def checkpoint_offloaded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A checkpoint whose saved inputs are copied to pinned memory and back; on a CPU they are only copied."""
-    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+def checkpoint_offloaded(pin: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """A checkpoint whose saved inputs are copied to the computer's memory and back; on a CPU they are only copied."""
+    with save_on_cpu(pin_memory=pin):
         return checkpoint_here(function, *arguments)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from qlora_studio.engine.kernels.dropout import RowDropout, RowSeeds
+
 
 def lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """`W·x + scale·B·A·x` for x (..., in) -> (..., out), in x's dtype. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
@@ -32,11 +34,14 @@ def lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def replace_lora_forwards(model: nn.Module) -> int:
-    """Gives every plain LoRA linear layer this forward; returns how many there are."""
-    count = 0
+    """Gives every plain LoRA linear layer this forward and a dropout by row seeds; returns how many there are."""
+    count, seeds = 0, RowSeeds()
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear) and not module.lora_variant:
             replaced: Any = module
             replaced.forward = types.MethodType(lora_forward, module)
+            for name, dropout in module.lora_dropout.items():
+                if isinstance(dropout, nn.Dropout):
+                    module.lora_dropout[name] = RowDropout(dropout.p, count, seeds)
             count += 1
     return count

@@ -28,11 +28,6 @@ class Examination:
         """What is being tried; empty when nothing is."""
         return (self._studio.jobs.look(self._job).progress.phase or "starting") if self._job is not None else ""
 
-    @property
-    def torch_problem(self) -> Check | None:
-        """Why torch cannot use the card there is, as far as it was looked at."""
-        return next((check for check in self.engine if check.name == "torch" and check.state == "bad"), None)
-
     def check_machine(self, config: TrainConfig | None) -> None:
         """Looks at the machine anew; with a config, whether disk and memory do for its model."""
         try:

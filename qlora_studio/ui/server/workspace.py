@@ -86,8 +86,6 @@ class Workspace:
             names = list(workspace.world().datasets)
             sources = [{"name": names[0], "weight": 1.0}] if names else []
             workspace.draft.change({**values, "data.sources": sources}, studio.presets.defaults())
-        if workspace.world().cards:
-            workspace.examination.check_engine()
         return workspace
 
     def choose_preset(self, family: str, name: str) -> None:

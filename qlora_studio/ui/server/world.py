@@ -13,7 +13,8 @@ from qlora_studio.core.plan import GpuInfo
 from qlora_studio.core.progress import JobView
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.studio import Studio
-from qlora_studio.ui.server.machine import Machine, read_machine
+from qlora_studio.ui.server.memory import read_memory
+from qlora_studio.ui.views.side import Memory
 
 FRESH_SECONDS = 0.9
 """A little less than a tick: the first tab that ticks reads anew, and the others take what it read."""
@@ -40,8 +41,8 @@ class World:
         return self._studio.machine.gpus()
 
     @cached_property
-    def machine(self) -> Machine:
-        return read_machine(self._studio.home.root)
+    def memory(self) -> Memory:
+        return read_memory()
 
     @cached_property
     def datasets(self) -> dict[str, DatasetReport]:

@@ -58,8 +58,8 @@ def wire(page: Page, tab: DoctorTab, opened: gr.Tab) -> None:
 
     def enter(view_: View) -> Updates:
         workspace.examination.check_machine(_config(workspace))
-        world = workspace.world()
-        return {tab.facts: view.machine_cards(world.cards, world.machine, str(workspace.studio.home.root))}
+        machine = workspace.studio.machine.read()
+        return {tab.facts: view.machine_cards(machine, str(workspace.studio.home.root))}
 
     page.on(tab.examine.click, lambda _: workspace.examination.check_engine())
     page.on(opened.select, enter, also=[tab.facts])

@@ -9,8 +9,8 @@ import gradio as gr
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ExportKind, JobRef, MergeInto
+from qlora_studio.core.verdict import could_agree_better
 from qlora_studio.ui import fields
-from qlora_studio.ui.server.machine import disk_free
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
@@ -25,6 +25,8 @@ CARDS: dict[str, tuple[ExportKind, MergeInto]] = {
     "merged-as-chatted": ("merged", "as_chatted"),
 }
 """What can be exported, by the name of its card."""
+CHECK_PROMPTS = 3
+"""What chat and merged model are both asked."""
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class ExportTab:
     stop: gr.Button
     again: gr.Button
     notes: gr.HTML
+    readiness: gr.HTML
     state: gr.HTML
 
 
@@ -77,9 +80,10 @@ def build() -> ExportTab:
             state = gr.HTML(elem_id="export-state")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
     with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
+        readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(run, what, folder, check, start, stop, again, notes, state)
+    return ExportTab(run, what, folder, check, start, stop, again, notes, readiness, state)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -96,6 +100,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         ),
         slot(tab.folder, lambda scene: str(_default_folder(scene) or ""), _export_mark),
         slot(tab.notes, _notes, lambda scene: (_export_mark(scene), scene.view.export_folder)),
+        slot(tab.readiness, _readiness, lambda scene: (_export_mark(scene), scene.view.export_folder)),
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
         slot(tab.again, lambda scene: gr.update(visible=_disagrees(scene))),
@@ -151,7 +156,7 @@ def start(workspace: Workspace, run: str | None, what: str, folder: str, *, chec
     if job is not None and job.at_work:
         raise StudioError("An export is under way.", "Wait for it, or stop it.")
     kind, merge_into = CARDS[what]
-    prompts = workspace.studio.data.demo().prompts[:3] if check and kind == "merged" else ()
+    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and kind == "merged" else ()
     if kind == "merged":
         workspace.refuse_while_training("Export")
         workspace.chat.close()
@@ -177,40 +182,37 @@ def default_folder(exports: Path, run: str, what: str) -> Path:
 def find_notes(workspace: Workspace, run_name: str, what: str, folder: str) -> list[Note]:
     """What to know before this export."""
     run = workspace.studio.runs.open(run_name)
+    place = Path(fields.without_quotes(folder)).expanduser()
+    readiness = workspace.studio.exports.readiness(run.name, CARDS[what][0], str(place))
     adapter, merged = workspace.studio.exports.sizes(run.name)
-    need = adapter if what == "adapter" else merged
     notes = [
         Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
     ]
+    notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
     if merged is None:
         notes.append(
             Note("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
         )
-    else:
+    elif what != "adapter":
         notes.append(Note("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
     if run.state not in ("finished", "stopped"):
         notes.append(Note("warn", f"The run is {run.state}; what it saved last is exported."))
-    notes += _folder_notes(Path(fields.without_quotes(folder)).expanduser(), need)
+    notes.append(_folder_note(place))
     if what == "merged-as-chatted":
-        notes.append(
-            Note("good", "Merged into the dequantised 4-bit weights: it answers as the chat did, but is not smaller.")
-        )
+        says = "Merged into the dequantised 4-bit weights: it answers as the chat did, but is not smaller."
+        notes.append(Note("good", says))
     elif what != "adapter":
         says = "Merged into the base's own weights: answers can differ from the chat's; the comparison says how much."
         notes.append(Note("warn", says))
     return [*notes, Note("warn", "The base's licence stays in force for what you make of it.")]
 
 
-def _folder_notes(place: Path, need: int | None) -> list[Note]:
+def _folder_note(place: Path) -> Note:
     if not place.is_absolute():
-        return [Note("bad", "Give the folder with its whole path.")]
-    free = disk_free(place)
-    notes = []
-    if need is not None:
-        notes.append(Note("good" if free > need * 1.05 else "bad", f"{gib(free)} free there, {gib(need)} needed."))
-    taken = place.exists() and (place.is_file() or any(place.iterdir()))
-    empty = Note("good", "The folder is new or empty.")
-    return [*notes, Note("bad", "The folder is not empty; name a new one.") if taken else empty]
+        return Note("bad", "Give the folder with its whole path.")
+    if place.exists() and (place.is_file() or any(place.iterdir())):
+        return Note("bad", "The folder is not empty; name a new one.")
+    return Note("good", "The folder is new or empty.")
 
 
 def _exporting(scene: Scene) -> bool:
@@ -233,13 +235,26 @@ def _default_folder(scene: Scene) -> Path | None:
     return default_folder(scene.workspace.studio.home.exports, run, scene.view.export_what) if run else None
 
 
+def _folder(scene: Scene) -> str:
+    """Where this tab would export to."""
+    typed = scene.view.export_folder
+    return typed if typed is not None else str(_default_folder(scene) or "")
+
+
 def _notes(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return view.nothing_to_export()
-    folder = scene.view.export_folder
-    place = folder if folder is not None else str(_default_folder(scene))
-    return view.checklist(find_notes(scene.workspace, run, scene.view.export_what, place))
+    return view.checklist(find_notes(scene.workspace, run, scene.view.export_what, _folder(scene)))
+
+
+def _readiness(scene: Scene) -> Html:
+    """What the export becomes and takes, in one sentence."""
+    run = chosen_run(scene)
+    if run is None:
+        return Html("")
+    kind, checks = CARDS[scene.view.export_what][0], CHECK_PROMPTS if scene.view.export_what != "adapter" else 0
+    return view.readiness_line(scene.workspace.studio.exports.readiness(run, kind, _folder(scene), checks).sentence)
 
 
 def _buttons(scene: Scene, tab: ExportTab) -> Updates:
@@ -262,4 +277,4 @@ def _state(scene: Scene) -> Html:
 def _disagrees(scene: Scene) -> bool:
     """Whether the newest export says something else than the chat, and another one would not."""
     job = scene.world.newest_job(chosen_run(scene), "exports")
-    return job is not None and job.state == "finished" and view.can_be_exported_as_chatted(job.progress)
+    return job is not None and job.state == "finished" and any(map(could_agree_better, job.progress.checks))

@@ -34,7 +34,6 @@ class TrainTab:
     presets: dict[str, gr.Radio]
     controls: list[Control]
     data: gr.HTML
-    device: gr.HTML
     plan: gr.HTML
     look_up: gr.Button
     notes: gr.HTML
@@ -72,7 +71,6 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
                     gr.HTML(tag("h3", title, class_="qs-part"))
                     place(fields.at(part))
         with gr.Column(scale=7, min_width=330):
-            device = gr.HTML(elem_id="train-device")
             plan = gr.HTML(elem_id="plan")
             look_up = gr.Button("Look the model up again", size="sm", visible=False, elem_id="look-up-btn")
             notes = gr.HTML(elem_id="start-notes")
@@ -88,7 +86,7 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
         start = gr.Button("Start training", variant="primary", elem_id="start-btn", min_width=160)
     controls = [Control(fields.BY_NAME[dotted], component) for dotted, component in placed.items()]
     return TrainTab(
-        presets, controls, data, device, plan, look_up, notes, readiness, start, anyway, tiles, ending, chart, proof, log
+        presets, controls, data, plan, look_up, notes, readiness, start, anyway, tiles, ending, chart, proof, log
     )  # fmt: skip
 
 
@@ -97,7 +95,6 @@ def slots(tab: TrainTab) -> list[Slot]:
         *settings.slots(tab.controls),
         *(_preset_slot(family, radio) for family, radio in tab.presets.items()),
         slot(tab.data, lambda scene: start_view.learns_from(scene.workspace.chosen_sets()), _draft_mark),
-        slot(tab.device, lambda scene: start_view.torch_problem(scene.workspace.examination.torch_problem)),
         slot(tab.plan, _plan, _plan_mark),
         slot(tab.look_up, _again_button, _draft_mark),
         slot(tab.notes, _notes, _draft_mark),

@@ -8,14 +8,10 @@ from typing import Literal
 
 from qlora_studio.core.events import Checked
 from qlora_studio.core.progress import JobView, Progress
+from qlora_studio.core.verdict import Verdict, could_agree_better, find_verdict
 from qlora_studio.core.words import clock
 from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, empty, gib, gib_of, join, number, says_error, tag
 from qlora_studio.ui.views.side import state_chip
-
-CLOSE_KL = 0.02
-"""Nats. Below this the exported model's next-token distributions are those of the chat but for rounding."""
-FAR_KL = 0.1
-"""Nats. From here on other words are chosen often enough that a person reads another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +22,11 @@ class Note:
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether an export says what was chatted with."""
-
-    kind: Literal["good", "warn", "bad"]
-    word: str
-    says: str
-
-
-def find_verdict(check: Checked) -> Verdict:
-    """What a comparison of chat and artefact amounts to: the distance of their distributions decides."""
-    if check.kl >= FAR_KL or (check.answers and check.identical_answers == 0 and check.kl >= CLOSE_KL):
-        return Verdict("bad", "disagrees", "The exported model does not answer as the chat did.")
-    if check.kl >= CLOSE_KL:
-        return Verdict("warn", "differs a little", "Some answers of the exported model differ from the chat's.")
-    return Verdict("good", "agrees", "The exported model answers as the chat did.")
-
-
 def worst_verdict(progress: Progress) -> Verdict | None:
     """The verdict on a whole export; None where nothing was compared."""
     order = ("bad", "warn", "good")
     verdicts = [find_verdict(check) for check in progress.checks]
     return min(verdicts, key=lambda verdict: order.index(verdict.kind), default=None)
-
-
-def can_be_exported_as_chatted(progress: Progress) -> bool:
-    """Whether an export disagrees with the chat and a merge into the weights of the chat would not."""
-    verdict = worst_verdict(progress)
-    as_chatted = any("chatted" in exported.what for exported in progress.exported)
-    return verdict is not None and verdict.kind != "good" and not as_chatted
 
 
 def cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
@@ -75,6 +46,10 @@ def nothing_to_export() -> Html:
     return empty(
         "Nothing to export yet", "An adapter appears here as soon as a run has saved one. Begin on the Train page."
     )
+
+
+def readiness_line(sentence: str) -> Html:
+    return tag("p", sentence[:1].upper() + sentence[1:], class_="qs-ready")
 
 
 def checklist(notes: Sequence[Note]) -> Html:
@@ -113,7 +88,7 @@ def export_card(job: JobView) -> Html:
     verdict = worst_verdict(progress)
     return card(
         "Export",
-        _verdict(verdict, can_be_exported_as_chatted(progress)) if verdict else "",
+        _verdict(verdict, any(map(could_agree_better, progress.checks))) if verdict else "",
         bullets([*written, *map(_compared, progress.checks)]),
         aside=join(
             (number(clock(job.seconds)), " ", chip(verdict.word, verdict.kind) if verdict else state_chip(state))

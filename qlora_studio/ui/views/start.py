@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_studio.core.dataset import DatasetReport
-from qlora_studio.core.doctor import Check
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.readiness import Readiness
 from qlora_studio.ui.views.html import Html, bar, bullets, card, join, plural, says_error, tag
@@ -17,11 +16,6 @@ def learns_from(sets: Sequence[DatasetReport]) -> Html:
         return tag("p", "No data chosen yet: begin on the Data page.", class_="qs-guess bad")
     named = ", ".join(f"{report.name} ({plural(report.rows, 'row')})" for report in sets)
     return tag("p", "Learns from ", tag("b", named), ".", class_="qs-guess")
-
-
-def torch_problem(check: Check | None) -> Html:
-    """That torch cannot use the card there is, with the command that mends it."""
-    return says_error([check.remedy], check.says) if check is not None else Html("")
 
 
 def start_line(readiness: Readiness | None, blocks: Sequence[str]) -> Html:

@@ -1,0 +1,203 @@
+"""A run's adapter and training states on disk: saved whole, kept to a number, read back exactly.
+
+A checkpoint is the adapter in PEFT's format, the optimizer's tensors as safetensors and the position as JSON: no pickle,
+so nothing can run on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.accelerator.protocol import Accelerator
+from qlora_studio.engine.ladder import Limits
+from qlora_studio.engine.manifest import find_damage, remove, write_folder
+from qlora_studio.engine.oom import is_out_of_memory
+
+RANDOM = "rng."
+"""Prefix of the generators' states among the tensors of a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """A model with its adapter, and the name of its base that the adapter carries on disk."""
+
+    model: PeftModel
+    base: str
+    """A hub id or a model's name, never a path of this machine."""
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Everything besides tensors that the next step depends on."""
+
+    step: int
+    """Whole steps taken."""
+    held_out_before: float | None
+    updates: Mapping[str, Any]
+    """Schedule and loss scale, as `Updates.state` gives them."""
+    limits: Limits | None = None
+    """The limits in force; None in a checkpoint of an earlier version."""
+
+    def to_json(self) -> dict[str, Any]:
+        limits = None if self.limits is None else asdict(self.limits)
+        return {"step": self.step, "held_out_before": self.held_out_before, **self.updates, "limits": limits}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Position:
+        updates = {name: values[name] for name in ("schedule", "scaler")}
+        limits = Limits(**values["limits"]) if values.get("limits") else None
+        return cls(values["step"], values["held_out_before"], updates, limits)
+
+
+class RunCheckpoints:
+    """The adapter and the checkpoints of one run's folder."""
+
+    def __init__(self, folder: Path, tuned: TunedModel, accelerator: Accelerator, keep: int) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.tuned = tuned
+        self.accelerator = accelerator
+        self.keep = keep
+
+    @property
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none yet."""
+        steps = [int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")]
+        return max(steps, default=None)
+
+    def save_adapter(self) -> None:
+        """Writes `adapter/`. Raises a StudioError where it cannot; an older one stays."""
+        self._write(self.folder / "adapter", lambda stage: save_adapter(self.tuned, stage))
+
+    def save(self, optimizer: torch.optim.Optimizer, position: Position) -> str:
+        """Writes the checkpoint of a step and gives its path in the run folder; the oldest beyond `keep` go.
+
+        Raises a StudioError where it cannot be written; those before it stay.
+        """
+
+        def fill(stage: Path) -> None:
+            save_adapter(self.tuned, stage)
+            save_state(stage, optimizer, position, self.accelerator)
+
+        target = self.checkpoints / f"step-{position.step:06d}"
+        self.checkpoints.mkdir(exist_ok=True)
+        self._write(target, fill)
+        for old in sorted(self.checkpoints.glob("step-*"))[: -self.keep]:
+            remove(old)
+        return f"{self.checkpoints.name}/{target.name}"
+
+    def load(self, checkpoint: Path, optimizer: torch.optim.Optimizer) -> Position:
+        """Puts adapter, optimizer and random numbers back as they were when saved; gives the position.
+
+        The folder must have passed `find_damage`.
+        """
+        state = load_file(checkpoint / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.tuned.model, state, adapter_name="default")
+        return load_state(checkpoint, optimizer, self.accelerator)
+
+    def says(self) -> str:
+        """Where the run can go on from, in a sentence."""
+        step = self.newest_step
+        return "There is no checkpoint yet." if step is None else f"The last checkpoint is that of step {step}."
+
+    def _write(self, target: Path, fill: Callable[[Path], None]) -> None:
+        try:
+            write_folder(target, fill)
+        except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise StudioError(
+                f"Saving failed: {reason}.",
+                f"Make room on that disk or in memory, then resume the run. {self.says()}",
+                where=str(target),
+            ) from error
+
+
+def read_position(checkpoint: Path) -> Position:
+    """The position of a checkpoint, without its tensors."""
+    return Position.from_json(_read_state(checkpoint)["position"])
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every byte is as written, and what was wrong with those passed over."""
+    damages = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if damage := find_damage(path):
+            damages.append(damage)
+            continue
+        return path, damages
+    return None, damages
+
+
+def save_adapter(tuned: TunedModel, folder: Path) -> None:
+    """The adapter in PEFT's format, loadable by PEFT itself; names the base by id, never by a path of this machine."""
+    model = tuned.model
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    values: dict[str, Any] = model.peft_config["default"].to_dict()
+    values |= {"base_model_name_or_path": tuned.base, "revision": tuned.revision, "inference_mode": True}
+    values["target_modules"] = sorted(values["target_modules"])
+    (folder / "adapter_config.json").write_text(
+        json.dumps(values, indent=1, sort_keys=True, default=_plain), encoding="utf-8"
+    )
+
+
+def save_state(folder: Path, optimizer: torch.optim.Optimizer, position: Position, accelerator: Accelerator) -> None:
+    """Optimizer states and random states as safetensors, the position in the run as JSON."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in _leaves(optimizer.state_dict()["state"], ()):
+        if isinstance(value, torch.Tensor):
+            tensors[key] = value.detach().cpu().clone()  # bitsandbytes shares its code tables between states
+        else:
+            plain[key] = value
+    tensors |= {f"{RANDOM}{name}": state for name, state in accelerator.random_state().items()}
+    save_file(tensors, folder / "optimizer.safetensors")
+    values = {"position": position.to_json(), "plain": plain}
+    (folder / "state.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def load_state(folder: Path, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Position:
+    """Puts optimizer and random states back; gives the position."""
+    values, tensors = _read_state(folder), load_file(folder / "optimizer.safetensors")
+    random = {name: tensors.pop(name) for name in list(tensors) if name.startswith(RANDOM)}
+    accelerator.set_random_state({name.removeprefix(RANDOM): state for name, state in random.items()})
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (*tensors.items(), *values["plain"].items()):
+        index, *path = key.split("/")
+        place = state.setdefault(int(index), {})
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Position.from_json(values["position"])
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return values
+
+
+def _leaves(values: dict[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries, by their path."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, str(name)))
+        else:
+            yield "/".join((*path, str(name))), value
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else getattr(value, "value", str(value))

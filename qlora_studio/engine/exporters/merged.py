@@ -1,0 +1,61 @@
+"""A whole model: the base with the adapter added into its weights, as safetensors that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qlora_studio.core import events as ev
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.exporters.comparison import ChatRecord, compare_with_chat
+from qlora_studio.engine.exporters.protocol import Emit, ExportSource
+from qlora_studio.engine.load import Device, load_base
+from qlora_studio.engine.merge import merge
+from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.engine.tokenizer import load_tokenizer
+
+
+class MergedExporter:
+    """As large as the base. The mathematics are `merge.py`'s."""
+
+    name = "merged"
+    needs_base = True
+    compares_with_chat = True
+
+    def size_bytes(self, source: ExportSource) -> int:
+        return sum(path.stat().st_size for path in source.base_folder().glob("*.safetensors"))
+
+    def write(self, source: ExportSource, stage: Path, emit: Emit) -> None:
+        emit(ev.PhaseEntered(phase="merging"))
+        merge(
+            source.base_folder(),
+            source.adapter,
+            stage,
+            source.merge_into,
+            source.device.dtype,
+            lambda done, total: emit(ev.Advanced(done=done, total=total, unit="bytes")),
+        )
+
+    def check(self, source: ExportSource, stage: Path, record: ChatRecord | None, emit: Emit) -> None:
+        """Reads the merged model back and asks it what the chat was asked."""
+        if record is None:
+            return
+        emit(ev.PhaseEntered(phase="checking the merged model"))
+        model = load_merged(stage, source.device, emit)
+        what = f"merged, {source.merge_into.replace('_', ' ')}"
+        compare_with_chat(record, model, load_tokenizer(stage), what, emit)
+
+
+def load_merged(folder: Path, device: Device, emit: Emit) -> Any:
+    """The merged model unquantised, ready to answer: on the accelerator where it fits, else in the computer's memory."""
+    try:
+        model = load_base(folder, device, four_bit=False)
+    except Exception as error:
+        if not is_out_of_memory(error) or isinstance(device.accelerator, CpuAccelerator):
+            raise
+        model = None
+    if model is None:
+        device.accelerator.release()
+        emit(ev.Noted(text="The merged model does not fit the card; it is checked in the computer's memory."))
+        model = load_base(folder, Device(CpuAccelerator(), device.dtype), four_bit=False)
+    return model.eval()

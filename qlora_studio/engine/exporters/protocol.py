@@ -1,0 +1,64 @@
+"""What an exporter is: what it needs, how large its artefact becomes, how it is written and how it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import MergeInto
+from qlora_studio.engine.exporters.comparison import ChatRecord
+from qlora_studio.engine.load import Device
+
+Emit = Callable[[ev.Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """The run that is exported."""
+
+    adapter: Path
+    """Its adapter folder, whole."""
+    base: Path | None
+    """The folder of its base; None for an exporter that does not need it."""
+    device: Device
+    """Where and in which format it was chatted with."""
+    merge_into: MergeInto = "original"
+    """Which weights take the adapter, where weights are merged."""
+
+    def base_folder(self) -> Path:
+        """The base's folder, for an exporter that needs it."""
+        if self.base is None:
+            raise StudioError("This export needs the base model, which is not on the disk.", "Download it again.")
+        return self.base
+
+
+class Exporter(Protocol):
+    """One kind of artefact."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in settings and requests."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base's files must be on the disk."""
+
+    @property
+    def compares_with_chat(self) -> bool:
+        """Whether the artefact computes in its own way, so that `check` asks it what the chat was asked."""
+
+    def size_bytes(self, source: ExportSource) -> int:
+        """How much room the artefact takes."""
+
+    def write(self, source: ExportSource, stage: Path, emit: Emit) -> None:
+        """Writes the artefact into the empty folder `stage`. Raises a StudioError where it cannot be made."""
+
+    def check(self, source: ExportSource, stage: Path, record: ChatRecord | None, emit: Emit) -> None:
+        """Reads back what was written and says what was found; `record` is None where nobody asked for a comparison.
+
+        Raises a StudioError for an artefact that is broken.
+        """

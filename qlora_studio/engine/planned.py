@@ -1,0 +1,18 @@
+"""What the figures of a plan mean to an allocator, which counts tensors and not the process around them."""
+
+from __future__ import annotations
+
+from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.engine.accelerator.protocol import Accelerator
+
+
+def tensor_budget_bytes(plan: MemoryPlan) -> int:
+    """What is left of the budget for tensors when the context has taken its part."""
+    return plan.budget_bytes - plan.estimate.part_bytes("context")
+
+
+def comparable_bytes(plan: MemoryPlan, accelerator: Accelerator) -> int:
+    """What the plan says of the quantity that the accelerator's peak measures."""
+    if accelerator.peak_counts_process:
+        return plan.estimate.total_bytes
+    return plan.estimate.allocator_bytes

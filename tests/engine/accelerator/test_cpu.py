@@ -1,0 +1,49 @@
+"""The processor as an accelerator."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+
+
+def test_the_peak_is_what_this_process_has_had_resident():
+    before = CpuAccelerator().peak()
+    block = bytearray(before.reserved_bytes // 2 + (64 << 20))
+    block[::4096] = b"x" * len(block[::4096])
+    after = CpuAccelerator().peak()
+    assert after.allocated_bytes == after.reserved_bytes
+    assert after.reserved_bytes >= psutil.Process().memory_info().rss - (16 << 20) > before.reserved_bytes / 2
+    del block
+    assert CpuAccelerator().peak().reserved_bytes >= after.reserved_bytes
+
+
+def test_the_random_state_comes_back():
+    accelerator = CpuAccelerator()
+    states = accelerator.random_state()
+    first = torch.rand(3)
+    accelerator.set_random_state(states)
+    assert torch.equal(torch.rand(3), first)
+    accelerator.set_random_state({"cuda": torch.zeros(1)})  # of a checkpoint from a card
+
+
+def test_fp16_is_refused_by_field():
+    with pytest.raises(StudioError, match="fp16 is not for processors") as caught:
+        CpuAccelerator().choose_dtype("fp16")
+    assert caught.value.problems[0].field == "model.compute_dtype"
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bf16_where_the_processor_multiplies_in_it(monkeypatch, fast, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert CpuAccelerator().choose_dtype("auto") == dtype
+    assert CpuAccelerator().choose_dtype("bf16") == torch.bfloat16
+
+
+def test_attention_kernels_are_those_that_run():
+    kernels = CpuAccelerator().attention_kernels(torch.float32)
+    assert "plain" in kernels and "cuDNN" not in kernels

@@ -1,0 +1,155 @@
+"""Exporters: by name, with their size, whole, and asked what the chat was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.chat import Sampling
+from qlora_studio.core.errors import StudioError
+from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.engine.checkpoints import TunedModel, save_adapter
+from qlora_studio.engine.exporters import comparison, merged
+from qlora_studio.engine.exporters.comparison import compare_with_chat, record_chat
+from qlora_studio.engine.exporters.protocol import ExportSource
+from qlora_studio.engine.exporters.registry import EXPORTERS, find_exporter
+from qlora_studio.engine.load import load_adapter, load_base
+from qlora_studio.engine.manifest import write_folder
+from qlora_studio.engine.tokenizer import load_tokenizer
+from tests.engine.conftest import FP32
+
+PROMPTS = ("What can you do?", "Explain what a bicycle is.")
+
+
+@pytest.fixture
+def source(tiny_folder, tiny_adapter_model, tmp_path) -> ExportSource:
+    write_folder(tmp_path / "adapter", lambda stage: save_adapter(TunedModel(tiny_adapter_model, "tiny"), stage))
+    return ExportSource(tmp_path / "adapter", tiny_folder, FP32)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    return folder
+
+
+def size_of(folder) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_names_are_unique_found_and_refused_with_those_there_are():
+    names = [exporter.name for exporter in EXPORTERS]
+    assert len(set(names)) == len(names) and [find_exporter(name) for name in names] == list(EXPORTERS)
+    with pytest.raises(StudioError, match=r"^'gguff' cannot be exported\. Choose one of: adapter, merged"):
+        find_exporter("gguff")
+
+
+def test_the_adapter_is_copied_byte_for_byte_and_needs_no_base(source, stage):
+    exporter, events = find_exporter("adapter"), []
+    assert not exporter.needs_base
+    source = dataclasses.replace(source, base=None)
+    exporter.write(source, stage, events.append)
+    exporter.check(source, stage, None, events.append)
+    assert {path.name: path.read_bytes() for path in stage.iterdir()} == {
+        path.name: path.read_bytes() for path in source.adapter.iterdir()
+    }
+    assert exporter.size_bytes(source) == size_of(stage)
+    assert events == [ev.PhaseEntered(phase="copying the adapter")]
+
+
+def test_a_copy_that_is_not_what_was_written_is_refused(source, stage):
+    exporter = find_exporter("adapter")
+    exporter.write(source, stage, lambda event: None)
+    file = stage / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StudioError, match=r"adapter_model\.safetensors is not what was written"):
+        exporter.check(source, stage, None, lambda event: None)
+
+
+@pytest.mark.parametrize("merge_into", ["original", "as_chatted"])
+def test_the_merged_model_is_as_large_as_said_and_computes_as_asked(
+    source, stage, tiny_adapter_model, tiny_folder, merge_into
+):
+    exporter, events = find_exporter("merged"), []
+    source = dataclasses.replace(source, merge_into=merge_into)
+    exporter.write(source, stage, events.append)
+    exporter.check(source, stage, None, events.append)
+    assert [type(event) for event in events] == [ev.PhaseEntered, ev.Advanced]
+    assert exporter.size_bytes(source) == (stage / "model.safetensors").stat().st_size
+    ids = torch.arange(3, 43).unsqueeze(0)
+    four_bit = merge_into == "as_chatted"
+    live = load_adapter(load_base(tiny_folder, FP32, four_bit=four_bit), source.adapter).eval()
+    exported = AutoModelForCausalLM.from_pretrained(stage, dtype=torch.float32)
+    assert torch.allclose(exported(ids).logits, live(ids).logits, atol=2e-4)
+
+
+def test_a_merge_without_its_base_is_refused(source, stage):
+    exporter = find_exporter("merged")
+    assert exporter.needs_base
+    with pytest.raises(StudioError, match="needs the base model"):
+        exporter.write(dataclasses.replace(source, base=None), stage, lambda event: None)
+
+
+def test_a_merged_model_that_does_not_fit_the_card_is_checked_in_the_computers_memory(source, stage, monkeypatch):
+    find_exporter("merged").write(source, stage, lambda event: None)
+
+    class Card:
+        """A card with no room at all."""
+
+        released = 0
+
+        def release(self) -> None:
+            self.released += 1
+
+    card, load, events = Card(), merged.load_base, []
+
+    def no_room(folder, device, **how):
+        if device.accelerator is card:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return load(folder, device, **how)
+
+    monkeypatch.setattr(merged, "load_base", no_room)
+    model = merged.load_merged(stage, dataclasses.replace(FP32, accelerator=card), events.append)
+    assert model.device.type == "cpu" and not model.training and card.released == 1
+    assert [event.text for event in events] == [
+        "The merged model does not fit the card; it is checked in the computer's memory."
+    ]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Answers of eight tokens: the tests run on a processor."""
+    monkeypatch.setattr(comparison, "GREEDY", Sampling(temperature=0.0, max_new_tokens=8))
+
+
+def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short):
+    tokenizer = load_tokenizer(smollm2)
+    model = load_base(smollm2, FP32).eval()
+    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS)
+    assert record.prompts == PROMPTS and [len(probe.answer) for probe in record.probes] == [8, 8]
+    events: list[ev.Event] = []
+    compare_with_chat(record, model, tokenizer, "itself", events.append)
+    assert [event.prompt for event in events[:-1]] == list(PROMPTS)
+    assert events[-1] == ev.Checked(what="itself", same_top1=1.0, kl=0.0, identical_answers=2, answers=2)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(torch.linspace(-1, 1, model.config.hidden_size))
+    compare_with_chat(record, model, tokenizer, "broken", events.append)
+    broken = events[-1]
+    assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0
+
+
+def test_a_tokenizer_that_writes_a_prompt_in_other_ids_is_refused(smollm2, short):
+    tokenizer = load_tokenizer(smollm2)
+    model = load_base(smollm2, FP32).eval()
+    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS[:1])
+    (probe,) = record.probes
+    changed = dataclasses.replace(record, probes=(dataclasses.replace(probe, prompt=(5, *probe.prompt)),))
+    with pytest.raises(StudioError, match="writes this prompt differently from training"):
+        compare_with_chat(changed, model, tokenizer, "merged", lambda event: None)

@@ -1,0 +1,89 @@
+"""The out-of-memory ladder: which rung comes next, and what the work finds when it is tried again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.kernels.checkpointing import decoder_layers
+from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder, smaller_limits
+from tests.engine.conftest import FP32
+
+
+def test_micro_batches_are_halved_down_to_the_longest_row_then_more_layers_are_checkpointed():
+    limits, said = Limits(2048, 0, 30), []
+    while (found := smaller_limits(limits, longest=700)) is not None:
+        limits, words = found
+        said.append((limits.micro_batch_tokens, limits.checkpointed_layers, words))
+    assert said == [
+        (1024, 0, "a micro-batch of 1024 instead of 2048 tokens"),
+        (700, 0, "a micro-batch of 700 instead of 1024 tokens"),
+        (700, 8, "gradient checkpointing on 8 instead of 0 of 30 layers"),
+        (700, 16, "gradient checkpointing on 16 instead of 8 of 30 layers"),
+        (700, 24, "gradient checkpointing on 24 instead of 16 of 30 layers"),
+        (700, 30, "gradient checkpointing on 30 instead of 24 of 30 layers"),
+    ]
+
+
+def test_a_row_longer_than_the_micro_batch_leaves_only_gradient_checkpointing():
+    assert smaller_limits(Limits(512, 4, 4), longest=900) is None
+    assert smaller_limits(Limits(512, 3, 4), longest=900) == (
+        Limits(512, 4, 4),
+        "gradient checkpointing on 4 instead of 3 of 4 layers",
+    )
+
+
+def test_without_a_backward_pass_gradient_checkpointing_is_no_rung():
+    assert smaller_limits(Limits(700, 0, 4), longest=700, backward=False) is None
+    assert smaller_limits(Limits(701, 0, 4), longest=700, backward=False) is not None
+
+
+def test_the_smaller_of_two_limits_is_taken_in_each_respect():
+    assert Limits(512, 1, 4).smaller_of(Limits(1024, 3, 4)) == Limits(512, 3, 4)
+    assert Limits(1024, 3, 4).smaller_of(Limits(512, 1, 4)) == Limits(512, 3, 4)
+    assert Limits(512, 0, 2).smaller_of(Limits(512, 9, 9)) == Limits(512, 2, 2)
+
+
+class Work:
+    """Fails so many times, leaving gradients and drawn random numbers behind, then answers with what it found."""
+
+    def __init__(self, model, failures: int, error: Exception) -> None:
+        self.model, self.failures, self.error = model, failures, error
+        self.seen: list[tuple[Limits, int, float]] = []
+
+    def __call__(self, limits: Limits) -> str:
+        gradients = sum(parameter.grad is not None for parameter in self.model.parameters())
+        self.seen.append((limits, gradients, torch.rand(1).item()))
+        next(p for p in self.model.parameters() if p.requires_grad).grad = torch.zeros(1).expand(4, 64).clone()
+        if len(self.seen) <= self.failures:
+            raise self.error
+        return "done"
+
+
+def test_work_is_tried_again_with_the_same_random_numbers_no_gradients_and_the_next_limits(tiny_adapter_model):
+    said: list[Descent] = []
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(400, 0, 2), said.append)
+    work = Work(tiny_adapter_model, 3, torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"))
+    assert ladder.until_it_fits(work, longest=100) == "done"
+    limits, gradients, numbers = zip(*work.seen, strict=True)
+    assert limits == (Limits(400, 0, 2), Limits(200, 0, 2), Limits(100, 0, 2), Limits(100, 1, 2))
+    assert gradients == (0, 0, 0, 0) and len(set(numbers)) == 1
+    assert ladder.limits == limits[-1] and [descent.limits for descent in said] == list(limits[1:])
+    assert said[0] == Descent(Limits(200, 0, 2), "a micro-batch of 200 instead of 400 tokens", "CUDA out of memory.")
+    assert [layer.gradient_checkpointing for layer in decoder_layers(tiny_adapter_model)] == [True, False]
+
+
+def test_at_the_bottom_one_sentence_names_the_row(tiny_adapter_model):
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(100, 2, 2))
+    with pytest.raises(StudioError, match=r"^One row of 150 tokens does not fit: \d+\.\d\d GiB were in use when"):
+        ladder.until_it_fits(Work(tiny_adapter_model, 1, MemoryError()), longest=150)
+
+
+def test_any_other_error_passes_at_once_and_leaves_the_random_state_as_it_was(tiny_adapter_model):
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(400, 0, 2))
+    work = Work(tiny_adapter_model, 9, ValueError("shapes"))
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="shapes"):
+        ladder.until_it_fits(work, longest=100)
+    assert len(work.seen) == 1 and torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,134 @@
+"""A run is a person's own: named, noted, pinned, deleted, compared, done again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import EvaluateRequest, TrainRequest
+from qlora_studio.core.record import RunRecord
+from qlora_studio.core.runs import differing_settings
+from qlora_studio.home import Home
+from qlora_studio.runs.folder import JobFolder, create_job
+from qlora_studio.runs.journal import Journal
+from qlora_studio.studio import Studio
+from tests.core.test_progress import step
+from tests.runs.holders import held
+
+
+@pytest.fixture
+def studio(tmp_path):
+    return Studio(Home(tmp_path))
+
+
+def make_run(studio, title="one", changes=None, **files) -> JobFolder:
+    config = TrainConfig().replace(changes or {})
+    whole = {"config.json": config.model_dump(mode="json"), **files}
+    job = create_job(studio.home.runs, title, TrainRequest(), whole)
+    journal = Journal(job.events)
+    for event in (ev.JobStarted(job="train"), step(1), step(2), ev.Stopped(step=2)):
+        journal.append(event)
+    journal.close()
+    return job
+
+
+def test_what_is_said_of_a_run_is_kept_and_its_name_stays(studio):
+    make_run(studio)
+    studio.runs.label("one", title="The good one")
+    studio.runs.label("one", note="Rank was too low.", tags=("pip", "rank"))
+    assert studio.runs.all() == Studio(studio.home).runs.all()
+    (summary,), view = studio.runs.all(), studio.runs.open("one")
+    assert (summary.name, summary.title, view.title) == ("one", "The good one", "The good one")
+    assert (summary.note, summary.tags, view.labels.tags) == ("Rank was too low.", ("pip", "rank"), ("pip", "rank"))
+    studio.runs.label("one", title="")
+    assert studio.runs.all()[0].title == "one"
+
+
+def test_too_much_said_is_refused_and_what_was_said_stays(studio):
+    make_run(studio)
+    studio.runs.label("one", note="short")
+    with pytest.raises(StudioError, match="field 'title'"):
+        studio.runs.label("one", title="x" * 121)
+    assert studio.runs.open("one").labels.note == "short"
+
+
+def test_the_pinned_stand_first_and_the_newest_run_is_still_the_newest(studio):
+    for number, title in enumerate(("old", "new")):
+        job = make_run(studio, title)
+        values = json.loads(job.job_file.read_text()) | {"created": number}
+        job.job_file.write_text(json.dumps(values))
+    studio.runs.label("old", pinned=True)
+    assert [run.name for run in studio.runs.all()] == ["old", "new"] and studio.runs.newest().name == "new"
+
+
+def test_a_deleted_run_is_gone_with_all_it_held(studio):
+    job = make_run(studio)
+    (job.path / "checkpoints" / "step-000001").mkdir(parents=True)
+    (job.path / "checkpoints" / "step-000001" / "weights").write_bytes(b"x" * 5000)
+    assert studio.runs.size_bytes("one") > 5000
+    studio.runs.delete("one")
+    assert studio.runs.all() == [] and not list(studio.home.runs.iterdir())
+    with pytest.raises(StudioError, match="There is no run 'one'"):
+        studio.runs.delete("one")
+
+
+def test_a_run_in_use_is_not_deleted(studio):
+    job = make_run(studio)
+    with held(job.lock_file), pytest.raises(StudioError, match="is at work"):
+        studio.runs.delete("one")
+    evaluation = create_job(job.path / "evaluations", "evaluate", EvaluateRequest(run=job.path))
+    with held(evaluation.lock_file), pytest.raises(StudioError, match="is in use by 'evaluate'"):
+        studio.runs.delete("one")
+    studio.runs.label("one", pinned=True)
+    with pytest.raises(StudioError, match="is pinned"):
+        studio.runs.delete("one")
+    assert job.path.is_dir()
+    studio.runs.label("one", pinned=False)
+    studio.runs.delete("one")
+    assert not job.path.exists()
+
+
+def test_runs_are_compared_by_the_settings_in_which_they_differ(studio):
+    make_run(studio, "a", {"lora.rank": 8, "optim.seed": 7})
+    make_run(studio, "b", {"lora.rank": 64, "optim.seed": 7})
+    runs = [studio.runs.open("a"), studio.runs.open("b")]
+    assert differing_settings(runs) == [("lora.rank", (8, 64))]
+    assert differing_settings(runs[:1]) == [] == differing_settings([])
+
+
+def test_a_record_holds_what_decides_the_curve_and_the_curve(studio, tmp_path):
+    fingerprint = {"base": "org/name", "tokens_sha256": "ab", "versions": {"torch": "1"}}
+    sources = {"data.sources": [{"name": "pip"}], "lora.rank": 8}
+    make_run(studio, "one", sources, **{"fingerprint.json": fingerprint})
+    studio.runs.label("one", note="why")
+    record = studio.runs.record("one")
+    assert record.config == studio.runs.open("one").config and record.fingerprint == fingerprint
+    assert record.losses == ((1, 2.0), (2, 1.0)) and record.state == "stopped" and record.labels.note == "why"
+    assert [data.name for data in record.data] == ["pip"]
+    assert RunRecord.parse(record.model_dump_json(), "here") == record
+
+
+def test_a_record_names_no_path_of_this_machine(studio, tmp_path):
+    make_run(studio, "one", {"model.base": str(tmp_path / "my-model")}, **{"fingerprint.json": {"base": "my-model"}})
+    text = studio.runs.record("one").model_dump_json()
+    assert str(tmp_path) not in text and json.loads(text)["config"]["model"]["base"] == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "here: This is not JSON"),
+        ("[1]", "here: This is not the record of a run"),
+        ("{}", "field 'name': This is not the record of a run: field required."),
+        ('{"name": "x", "config": {"lora": {"rank": 0}}}', "field 'lora.rank': 0 is not allowed"),
+        ('{"name": "x", "config": {}, "schema_version": 9}', "written by another version (schema 9)"),
+    ],
+)
+def test_a_record_that_is_none_is_refused_with_its_file(text, said):
+    with pytest.raises(StudioError) as refused:
+        RunRecord.parse(text, "here")
+    assert said in str(refused.value) and "here" in str(refused.value)
