@@ -14,9 +14,11 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import EXPORT_KINDS, find_export_kind
 from qlora_studio.core.jobs import MergeInto
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.verdict import could_agree_better, find_verdict
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
+COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")
 
 
@@ -64,5 +66,9 @@ def show_export(console: Console, state: Progress) -> None:
             f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of positions, "
             f"KL {done.kl:.4f} nats; {done.identical_answers} of {done.answers} answers the same to the last word."
         )
+        verdict = find_verdict(done)
+        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/]")
+        if could_agree_better(done):
+            console.print("Export again with --merge as-chatted: that merge answers as the chat did.")
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")
