@@ -37,7 +37,7 @@ def run(context: Context) -> ev.Event:
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage, context.emit)
         exporter.check(source, stage, record, context.emit)
-        if context.asked() == "stop":
+        if context.pending_request() == "stop":
             return ev.Stopped()
         if target.exists():  # empty: the studio refuses any other before the job starts
             target.rmdir()
