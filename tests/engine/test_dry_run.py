@@ -122,4 +122,4 @@ def test_odd_architectures_take_no_more_than_is_planned_and_not_much_less(family
                 device="cpu", rank=8, micro_batch_tokens=1024, row_tokens=1024 // rows, trained_tokens=1024 - rows,
                 checkpointed_layers=layers,
             )  # fmt: skip
-            assert 0.98 <= step_peak(shape, plan).total / real <= 1.3, (rows, layers)
+            assert 0.98 <= step_peak(shape, plan).total / real <= 1.4, (rows, layers)
