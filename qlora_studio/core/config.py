@@ -47,6 +47,9 @@ class DataSource(Section):
 
     name: str = Field(description="Name of an imported data set.")
     weight: float = Field(1.0, gt=0, description="Share in the mixture, relative to the other sets.")
+    max_repeats: int = Field(
+        1, ge=1, le=100, description="How often a row may stand in the mixture, so that a small set keeps its share."
+    )
 
 
 class DataConfig(Section):
@@ -65,6 +68,9 @@ class DataConfig(Section):
     )
     too_long: Literal["drop", "cut_oldest", "cut_answer"] = Field(
         "drop", description="Examples longer than that: drop them, drop their oldest turns, or truncate the answer."
+    )
+    text_overlap: int = Field(
+        0, ge=0, description="Raw text longer than that is cut into blocks; tokens a block repeats from the one before."
     )
     train_on: Literal["answers", "last_answer", "everything"] = Field(
         "answers", description="Which tokens are learned: every answer, only the last one, or prompts too."

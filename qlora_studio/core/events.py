@@ -43,6 +43,8 @@ class Advanced(Event):
     done: int
     total: int = 0
     unit: str = ""
+    seconds_left: float | None = None
+    """How long the rest of the phase takes at the pace so far; None where nobody knows."""
 
 
 class Noted(Event):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qlora_studio.core.conversation import NOWHERE, Source
@@ -40,3 +40,15 @@ class Example:
 def total_tokens(examples: Sequence[Example]) -> int:
     """Tokens of all rows, without padding."""
     return sum(len(example.input_ids) for example in examples)
+
+
+def token_lengths(examples: Sequence[Example]) -> Sequence[int]:
+    """Tokens of each example; where they lie on disk, without making any."""
+    known: Sequence[int] | None = getattr(examples, "token_lengths", None)
+    return known if known is not None else [len(example.input_ids) for example in examples]
+
+
+def origins(examples: Sequence[Example]) -> Iterable[str]:
+    """The set that each example belongs to; where they lie on disk, without making any."""
+    known: Iterable[str] | None = getattr(examples, "origins", None)
+    return known if known is not None else (example.origin for example in examples)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.dropout import find_row_seeds
@@ -51,7 +51,7 @@ class Accumulator:
         self.ladder = ladder
         self.seed = seed
         self.device = loss_function.head.device
-        self.lengths = [len(example.input_ids) for example in examples]
+        self.lengths = token_lengths(examples)
         self.row_seeds = find_row_seeds(loss_function.model)
 
     def add_gradients(self, step: StepRows, scale: Scale = lambda loss: loss) -> StepSums:

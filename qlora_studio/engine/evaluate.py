@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
@@ -41,7 +41,7 @@ def row_losses(
     advanced: Advanced = lambda done, total: None,
 ) -> torch.Tensor:
     """The loss of each example in nats, summed over its trained tokens; (examples,) fp32 on the CPU."""
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = token_lengths(examples)
     losses = torch.zeros(len(examples), dtype=torch.float32)
     waiting = list(range(len(examples)))
 

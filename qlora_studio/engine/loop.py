@@ -17,6 +17,7 @@ import torch
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import token_lengths
 from qlora_studio.core.steps import Step, evaluation_steps
 from qlora_studio.engine.accumulator import Accumulator, StepRows
 from qlora_studio.engine.batches import largest_micro_batch, plan_unit_steps
@@ -53,7 +54,7 @@ class TrainingLoop:
         config, plan, model = setup.config, setup.plan, setup.model
         self.setup, self.emit, self.asked = setup, emit, asked
         self.objective = find_objective(setup.objective)
-        lengths = [len(example.input_ids) for example in setup.train]
+        lengths = token_lengths(setup.train)
         self.steps = plan_unit_steps(self.objective.units(len(setup.train)), lengths, config.optim)
         model.train()
         self.loss_function = LossFunction(model)

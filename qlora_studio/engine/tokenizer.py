@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.templates import find_template
+
+_PLAIN = frozenset({"role", "content"})
 
 
 class ChatTokenizer:
@@ -27,6 +31,20 @@ class ChatTokenizer:
         if not self.inner.chat_template:
             return ""
         return self.inner.get_chat_template()
+
+    @cached_property
+    def digest(self) -> str:
+        known = (
+            self.inner.backend_tokenizer.to_str(),
+            str(self.inner.chat_template),
+            str(self.inner.special_tokens_map),
+        )
+        return hashlib.sha256("\0".join(known).encode()).hexdigest()
+
+    @cached_property
+    def _compiled(self) -> Any:
+        """The template as transformers compiles it, in its sandbox; None where it has several by purpose."""
+        return _compile_jinja_template(self.template) if isinstance(self.inner.chat_template, str) else None
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -58,6 +76,7 @@ class ChatTokenizer:
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
+        """Plain conversations go to the compiled template itself: what transformers does around it takes longer."""
         if not self.template:
             raise StudioError(
                 "This model has no chat template.",
@@ -66,6 +85,16 @@ class ChatTokenizer:
                 field="model.template",
             )
         try:
+            if self._compiled and not tools and all(message.keys() <= _PLAIN for message in messages):
+                variables = {**self.inner.special_tokens_map, **(variables or {})}
+                said = self._compiled.render(
+                    messages=list(messages),
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **variables,
+                )
+                return str(said)
             text = self.inner.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,

@@ -54,7 +54,9 @@ class Work:
 
 def count_weights(shape: ModelShape) -> int:
     """Numbers in the matrices that every token goes through, without embedding and head."""
-    return sum(linear.weights * linear.count for linear in list_linears(shape))
+    stacked = shape.measured.stacked if shape.measured is not None else ()
+    experts = round(sum(one.numbers * one.count * one.active for one in stacked))
+    return sum(linear.weights * linear.count for linear in list_linears(shape)) + experts
 
 
 def flops_per_token(shape: ModelShape, checkpointed_layers: int, row_tokens: float) -> float:

@@ -8,7 +8,7 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Side
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import EvaluateReport, EvaluateRequest
-from qlora_studio.data.sets.prepare import prepare_sources
+from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
@@ -17,6 +17,7 @@ from qlora_studio.engine.objectives.supervised import Supervised
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
+from qlora_studio.worker.rows import held_out as find_held_out
 
 MICRO_BATCH_TOKENS = 4096
 SIDES: tuple[Side, ...] = ("base", "tuned")
@@ -27,7 +28,10 @@ def run(context: Context) -> ev.Event:
     folder, prompts = JobFolder(request.run), request.prompts
     config = context.config(folder)
     live = open_run(context, folder)
-    held_out = prepare_sources(context.home.datasets, live.tokenizer, config.data, split="eval")
+    try:
+        held_out = find_held_out(context, config, live.tokenizer)
+    except Stopped:
+        return ev.Stopped()
     if not held_out.examples and not prompts:
         raise StudioError(
             "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
@@ -48,7 +52,7 @@ def run(context: Context) -> ev.Event:
     context.phase("answering")
     for number, prompt in enumerate(prompts, 1):
         for side in SIDES:
-            if context.asked() == "stop":
+            if context.pending_request() == "stop":
                 return ev.Stopped()
             answer = live.whole_answer(prompt, side, request.sampling)
             context.emit(ev.SampleWritten(step=0, prompt=prompt, answer=answer, side=side))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, TokeniseReport, TokeniseRequest
-from qlora_studio.data.sets.prepare import Prepared, prepare, prepare_sources
+from qlora_studio.data.sets.prepare import Prepared, Stopped, prepare
 from qlora_studio.data.sets.store import load_conversations
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.worker.context import Context
+from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.templates import vet_once
 
 BINS = 24
@@ -28,17 +29,19 @@ def run(context: Context) -> ev.Event:
     vet_once(context, base.folder, config.model.template)
     context.phase("tokenising the rows")
     tokenizer = load_tokenizer(base.folder, config.model.template)
-    folder, seed = request.datasets, config.optim.seed
-    train = prepare_sources(folder, tokenizer, config.data, seed=seed)
-    held_out = prepare_sources(folder, tokenizer, config.data, split="eval", seed=seed)
-    previews = [preview(example) for example in first_examples(folder, config, tokenizer, request.previews)]
-    return ev.Finished(report=make_report(train, len(held_out.examples), config.data.max_length, previews))
+    try:
+        rows = tokenise(context, config, tokenizer, request.datasets)
+    except Stopped:
+        return ev.Stopped()
+    first = first_examples(request.datasets, config, tokenizer, request.previews)
+    previews = [preview(example) for example in first]
+    return ev.Finished(report=make_report(rows.train, len(rows.held_out.examples), config.data.max_length, previews))
 
 
 def make_report(train: Prepared, held_out_rows: int, limit: int, previews: Sequence[ExamplePreview]) -> TokeniseReport:
     """How many rows and tokens there are, how long they are, and what does not stay whole."""
     ordered = sorted(train.lengths)
-    kept = [len(example.input_ids) for example in train.examples]
+    kept = token_lengths(train.examples)
     return TokeniseReport(
         rows=train.rows,
         examples=len(train.examples),

@@ -22,12 +22,12 @@ from qlora_studio.data.sets.canonical import (
     FINDINGS,
     PROMPTS,
     REPORT,
-    prompt_hash,
     read_conversations,
     read_report,
     swap_in,
     to_line,
 )
+from qlora_studio.data.sets.sides import prompt_hash
 from qlora_studio.data.sets.store import find_dataset
 
 

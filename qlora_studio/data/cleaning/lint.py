@@ -12,7 +12,7 @@ from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.cleaning.duplicates import Duplicates
-from qlora_studio.data.cleaning.remedies import all_text, answers, is_empty_answer
+from qlora_studio.data.cleaning.remedies import NearCopies, all_text, all_trained, answers, is_empty_answer
 from qlora_studio.data.cleaning.text import (
     find_control_like,
     find_emails,
@@ -21,7 +21,7 @@ from qlora_studio.data.cleaning.text import (
     find_secrets,
     language_of,
 )
-from qlora_studio.data.sets.canonical import prompt_hash
+from qlora_studio.data.sets.sides import prompt_hash
 
 EXAMPLES_SHOWN = 5
 REPEATED_FROM_ROWS = 10
@@ -117,7 +117,7 @@ class Lint:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.detail: dict[str, str] = {}
-        self.duplicates = Duplicates()
+        self.duplicates, self.near = Duplicates(), NearCopies()
         self.places: list[str] = []
         self.lengths: list[int] = []
         self.answers: Counter[int] = Counter()
@@ -131,10 +131,10 @@ class Lint:
         self.rows += 1
         self.places.append(where)
         self.lengths.append(len(text))
-        if (earlier := self.duplicates.exact(text, number)) is not None:
+        if (earlier := self.duplicates.exact(all_trained(row), number)) is not None:
             self.note("copy", where, f"as {self.places[earlier]}")
         else:
-            self.duplicates.remember(text, number)
+            self.near.remember(row, number)
         if row.turns:
             self._look_at_turns(row, where)
         if row.tokens is None:
@@ -194,7 +194,7 @@ class Lint:
 
     def _compare_rows(self) -> None:
         """Findings that need all rows at once."""
-        for late, early in self.duplicates.near():
+        for late, early in self.near.found():
             self.note("near-copy", self.places[late], f"like {self.places[early]}")
         for key, count in self.answers.most_common(1):
             if count >= REPEATED_FROM_ROWS and count >= REPEATED_SHARE * self.rows:

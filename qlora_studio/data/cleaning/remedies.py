@@ -35,7 +35,7 @@ class Remedy:
 
 
 def all_text(conversation: Conversation) -> str:
-    """Everything a row says, for comparing rows."""
+    """Everything a row says, for looking through it and for comparing rows that are nearly the same."""
     if conversation.turns:
         turns = (*conversation.turns, *conversation.rejected)
         return "\x1e".join(
@@ -44,6 +44,15 @@ def all_text(conversation: Conversation) -> str:
     if conversation.tokens is not None:
         return f"{conversation.tokens.input_ids}{conversation.tokens.labels}"
     return conversation.text or "\x1e".join(f"{segment.train}{segment.text}" for segment in conversation.segments)
+
+
+def all_trained(conversation: Conversation) -> str:
+    """All that decides what is learned of a row: two rows are copies where it is equal."""
+    if not (conversation.turns or conversation.tools or conversation.label is not None):
+        return all_text(conversation)
+    masks = [turn.train for turn in conversation.turns]
+    calls = len(conversation.turns) - len(conversation.rejected)
+    return f"{all_text(conversation)}\x1d{conversation.tools}\x1d{conversation.label}\x1d{masks}\x1d{calls}"
 
 
 def answers(conversation: Conversation) -> tuple[Turn, ...]:
@@ -87,17 +96,31 @@ def _without_empty_prompts(rows: Iterable[Conversation]) -> Mend:
 
 def _without_copies(rows: Iterable[Conversation]) -> Mend:
     duplicates, count = Duplicates(), iter(range(1 << 62))
-    return lambda row: row if duplicates.exact(all_text(row), next(count)) is None else None
+    return lambda row: row if duplicates.exact(all_trained(row), next(count)) is None else None
 
 
 def _without_near_copies(rows: Iterable[Conversation]) -> Mend:
     """Looks at all rows first: which are nearly the same as an earlier one."""
-    places, duplicates = [], Duplicates()
+    near = NearCopies()
     for number, row in enumerate(rows):
-        places.append(str(row.source))
-        duplicates.remember(all_text(row), number)
-    away = {places[late] for late, _ in duplicates.near()}
-    return lambda row: None if str(row.source) in away else row
+        near.remember(row, number)
+    away = {late for late, _ in near.found()}
+    count = iter(range(1 << 62))
+    return lambda row: None if next(count) in away else row
+
+
+class NearCopies:
+    """Rows that are nearly the same. A good and a bad answer to one question are a pair and no copies."""
+
+    def __init__(self) -> None:
+        self.by_label: dict[bool | None, Duplicates] = {}
+
+    def remember(self, row: Conversation, number: int) -> None:
+        self.by_label.setdefault(row.label, Duplicates()).remember(all_text(row), number)
+
+    def found(self) -> list[tuple[int, int]]:
+        """Pairs (row, earlier row) in order."""
+        return sorted(pair for duplicates in self.by_label.values() for pair in duplicates.near())
 
 
 def _without_unanswered_end(rows: Iterable[Conversation]) -> Mend:

@@ -93,6 +93,12 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         "Raise data.max_length, or cut them.",
         None,
     ),
+    "text-blocks": (
+        "note",
+        "{rows} of raw text longer than the limit {are} cut into blocks; every token of them is trained.",
+        "Set data.text_overlap to let blocks overlap.",
+        None,
+    ),
     "cut": (
         "warning",
         "{rows} longer than the limit {are} cut by {lost} trained tokens.",

@@ -16,6 +16,7 @@ from qlora_studio.core.example import Example
 from qlora_studio.data.render.content import Piece, find_lost_of_answer, find_lost_of_context
 from qlora_studio.data.render.control import Escapes
 from qlora_studio.data.render.encode import Draft, encode_drafts
+from qlora_studio.data.render.layout import LayoutMistaken, Layouts
 from qlora_studio.data.render.messages import message_of
 from qlora_studio.data.render.tokenizer import Tokenizer
 from qlora_studio.data.render.traits import Traits, read_traits
@@ -77,8 +78,17 @@ def stop_ids(tokenizer: Tokenizer, traits: Traits | None = None) -> frozenset[in
     return frozenset(index for index in ends if index is not None)
 
 
-def drafts(conversation: Conversation, tokenizer: Tokenizer, options: RenderOptions, traits: Traits) -> list[Draft]:
-    """Text, answer starts and trained characters of one row, before tokens are made."""
+def drafts(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    options: RenderOptions,
+    traits: Traits,
+    layouts: Layouts | None = None,
+) -> list[Draft]:
+    """Text, answer starts and trained characters of one row, before tokens are made.
+
+    With `layouts` plain rows are rendered once; raises LayoutMistaken where that was found to be wrong.
+    """
     if conversation.tokens is not None:
         return [Draft("", (), (), Escapes(), conversation)]
     if conversation.segments:
@@ -91,7 +101,25 @@ def drafts(conversation: Conversation, tokenizer: Tokenizer, options: RenderOpti
         raise RowRefused(
             "nothing-trained", "This row has no turn to train.", "Add an answer, or leave the row out.", where=row.where
         )
-    return row.whole(wanted, options.train_on) or [row.single(index) for index in sorted(wanted)]
+    made = None
+    if layouts is not None and options.train_on != "everything":
+        made = layouts.draft(conversation, row.turns, row.escapes, row.whole_text)
+        if made and not layouts.must_check():
+            return made
+    try:
+        slow = row.whole(wanted, options.train_on) or [row.single(index) for index in sorted(wanted)]
+    except RowRefused:
+        if made:
+            raise LayoutMistaken from None
+        raise
+    if made and made != slow:
+        raise LayoutMistaken
+    return slow
+
+
+def make_layouts(tokenizer: Tokenizer, options: RenderOptions, traits: Traits) -> Layouts:
+    """For rendering many rows with the same template and choices."""
+    return Layouts(lambda conversation: drafts(conversation, tokenizer, options, traits))
 
 
 def _draft_segments(conversation: Conversation) -> Draft:
@@ -161,6 +189,10 @@ class _Row:
         if key not in self._prompts:
             self._prompts[key] = self._render(count, thinking, add_generation_prompt=True)
         return self._prompts[key]
+
+    def whole_text(self, count: int) -> str:
+        """The text of the first `count` turns, with nothing asked behind them."""
+        return self._render(count, False, add_generation_prompt=False)
 
     def _render(self, count: int, thinking: bool, add_generation_prompt: bool) -> str:
         return self._render_messages(self.messages[:count], thinking, add_generation_prompt)

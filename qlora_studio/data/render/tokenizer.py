@@ -30,6 +30,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def digest(self) -> str:
+        """The hash of all that decides its tokens: vocabulary, merges, special tokens and chat template."""
+        ...
+
+    @property
     def bos_id(self) -> int | None:
         """The token every row must begin with; None where the model begins with none."""
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, 
 from qlora_studio.core.dataset import DatasetReport
 from qlora_studio.core.errors import StudioError
 
-CONVERSATIONS, EVALUATION, PROMPTS = "conversations.jsonl", "evaluation.jsonl", "prompts.bin"
+CONVERSATIONS, EVALUATION, PROMPTS = "conversations.jsonl", "evaluation.jsonl", "first-prompts.bin"
 REPORT, FINDINGS, REFUSED = "report.json", "findings.json", "refused.jsonl"
 """The files of a set."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -81,23 +80,6 @@ def _turn(values: dict[str, Any]) -> Turn:
     calls = tuple(ToolCall(*call) for call in values.get("tool_calls", ()))
     rest = {name: values[name] for name in ("reasoning", "name", "tool_call_id", "train") if name in values}
     return Turn(values["role"], values["content"], tool_calls=calls, **rest)
-
-
-def prompt_hash(conversation: Conversation) -> int:
-    """64 bits that depend on everything before the last answer, so that no prompt stands on both sides of a split."""
-    turns = conversation.turns
-    if turns:
-        last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
-        said = "\x1e".join(f"{turn.role}\x1f{turn.content.strip()}" for turn in turns[: last or 1])
-    elif conversation.segments:
-        said = next(
-            (segment.text for segment in conversation.segments if not segment.train), conversation.segments[0].text
-        )
-    elif conversation.tokens is not None:
-        said = ",".join(map(str, conversation.tokens.input_ids))
-    else:
-        said = conversation.text or ""
-    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "little")
 
 
 def read_report(folder: Path) -> DatasetReport:

@@ -1,23 +1,23 @@
-"""Several sets become one, in the shares that were asked for. No row is used twice; what is left out is counted."""
+"""Several sets become one, in the shares that were asked for. What is left out or repeated is counted."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[T]):
+class Part:
     """One set of a mixture."""
 
     name: str
     weight: float
-    items: Sequence[T]
+    sizes: Sequence[int]
+    """1 for each row, or its tokens, as the weights count."""
+    max_repeats: int = 1
+    """How often one row may be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +26,43 @@ class Taken:
 
     name: str
     rows: int
+    """Rows in the mixture, each as often as it stands there."""
     of_rows: int
     size: int
     """Rows or tokens, as the weights count."""
     share: float
     """Of the whole mixture, 0 to 1."""
+    epochs: float = 1.0
+    """How often the set is gone through in one pass over the mixture."""
 
 
-def mix(parts: Sequence[Part[T]], size: Callable[[T], int], seed: int) -> tuple[list[T], tuple[Taken, ...]]:
-    """The largest mixture in which each part's size has its share and nothing is repeated.
+def mix(parts: Sequence[Part], seed: int) -> tuple[list[list[int]], tuple[Taken, ...]]:
+    """The largest mixture in which each part has its share, as the numbers of the rows taken of each part.
 
-    With weights w and sizes n the total is min(n_i / w_i) * sum(w); each part gives rows in an order that the seed and
-    its name decide, until its share is reached. One part is taken whole. The result keeps the order of parts and rows.
+    With weights w, sizes n and repeats r the total is min(r_i * n_i / w_i) * sum(w). Whole passes over a part are
+    taken first, then rows in an order that the seed and its name decide, until its share is reached.
     """
-    sizes = [[size(item) for item in part.items] for part in parts]
-    totals = [sum(each) for each in sizes]
-    filled = [(total, part.weight) for total, part in zip(totals, parts, strict=True) if total]
+    totals = [sum(part.sizes) for part in parts]
+    filled = [(total * part.max_repeats, part.weight) for total, part in zip(totals, parts, strict=True) if total]
     unit = min((total / weight for total, weight in filled), default=0.0)
-    mixed: list[T] = []
-    chosen: list[tuple[Part[T], int, int]] = []
-    for part, each, total in zip(parts, sizes, totals, strict=True):
+    chosen: list[list[int]] = []
+    for part, total in zip(parts, totals, strict=True):
         wanted = unit * part.weight
-        kept = range(len(each)) if wanted >= total * (1 - 1e-12) else _choose(part.name, each, wanted, seed)
-        mixed += [part.items[index] for index in kept]
-        chosen.append((part, len(kept), sum(each[index] for index in kept)))
-    whole = sum(taken for _, _, taken in chosen) or 1
-    return mixed, tuple(Taken(part.name, rows, len(part.items), taken, taken / whole) for part, rows, taken in chosen)
+        passes = min(int(wanted / total * (1 + 1e-12)), part.max_repeats) if total else 0
+        rows = list(range(len(part.sizes))) * passes
+        if wanted > passes * total * (1 + 1e-12):
+            rows += _choose(part.name, part.sizes, wanted - passes * total, seed)
+        chosen.append(sorted(rows))
+    sizes = [sum(part.sizes[row] for row in rows) for part, rows in zip(parts, chosen, strict=True)]
+    whole = sum(sizes) or 1
+    return chosen, tuple(
+        Taken(part.name, len(rows), len(part.sizes), size, size / whole, size / total if total else 0.0)
+        for part, rows, size, total in zip(parts, chosen, sizes, totals, strict=True)
+    )
 
 
 def _choose(name: str, sizes: Sequence[int], wanted: float, seed: int) -> list[int]:
-    """Indexes whose sizes come as near to `wanted` as whole rows allow, in their old order."""
+    """Rows whose sizes come as near to `wanted` as whole rows allow."""
     order = list(range(len(sizes)))
     Random(hashlib.sha256(f"{seed}:{name}".encode()).digest()).shuffle(order)
     kept: list[int] = []
@@ -65,4 +72,4 @@ def _choose(name: str, sizes: Sequence[int], wanted: float, seed: int) -> list[i
             break
         kept.append(index)
         filled += sizes[index]
-    return sorted(kept)
+    return kept

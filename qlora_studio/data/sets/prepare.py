@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.example import Example
+from qlora_studio.core.example import Example, origins, token_lengths
 from qlora_studio.data.cleaning.clean import lint_dataset
 from qlora_studio.data.cleaning.lint import check_findings
 from qlora_studio.data.cleaning.row_findings import TokenFindings
+from qlora_studio.data.render.blocks import cut_text
 from qlora_studio.data.render.control import ControlTokenTyped
 from qlora_studio.data.render.encode import Draft, encode_drafts
-from qlora_studio.data.render.prompt import RenderOptions, RowRefused, drafts, stop_ids
+from qlora_studio.data.render.layout import LayoutMistaken
+from qlora_studio.data.render.prompt import RenderOptions, RowRefused, drafts, make_layouts, stop_ids
 from qlora_studio.data.render.tokenizer import Tokenizer
-from qlora_studio.data.render.traits import Traits, read_traits
-from qlora_studio.data.sets.canonical import prompt_hash
+from qlora_studio.data.render.traits import read_traits
 from qlora_studio.data.sets.mix import Part, Taken, mix
-from qlora_studio.data.sets.store import eval_prompts, load_conversations
+from qlora_studio.data.sets.sides import Sides, prompt_hash
+from qlora_studio.data.sets.store import count_rows, eval_prompts, load_conversations
 
 _BATCH_ROWS = 512
 """Rows encoded in one call: enough for the tokenizer's threads, little enough to hold."""
+_SECONDS_BETWEEN_WORDS = 0.5
+
+Split = Literal["train", "eval"]
+
+
+class Stopped(Exception):
+    """Somebody asked for a stop while rows were tokenised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how far the work is, and who may end it."""
+
+    advanced: Callable[[int, int], None] = lambda done, total: None
+    """Rows done and rows in all."""
+    stopped: Callable[[], bool] = lambda: False
+
+
+QUIET = Watch()
+
+
+class Sink(Protocol):
+    """What takes the examples."""
+
+    def append(self, example: Example, /) -> None: ...
+
+
+S = TypeVar("S", bound=Sink)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What will be trained, and what will not."""
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     rows: int
     """Conversations looked at."""
     findings: tuple[Finding, ...] = ()
@@ -47,11 +80,13 @@ class Prepared:
     trained_tokens: int = 0
     reasoning_rows: int = 0
     """Conversations whose last answer reasons first: where most do, chat lets the model reason as well."""
-    lengths: tuple[int, ...] = ()
+    lengths: Sequence[int] = ()
     """Tokens of each rendered row before anything was dropped or cut; for the histogram and the planner."""
     stop_ids: frozenset[int] = frozenset()
     mixture: tuple[Taken, ...] = ()
     """What was taken of each set, where there are several."""
+    sha256: str = ""
+    """Of tokens and spans, where they lie on disk."""
 
     def check(self, accepted: Iterable[str] = ()) -> None:
         """Raises a StudioError naming every error-level finding that is not accepted by name."""
@@ -62,65 +97,140 @@ class Prepared:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class RowsRequest:
+    """Which rows a run wants as which tokens."""
+
+    datasets: Path
+    """The folder that holds the imported sets."""
+    tokenizer: Tokenizer
+    config: DataConfig
+    seed: int = 42
+    """Decides which rows a mixture takes."""
+
+
 def prepare(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, config: DataConfig, *, keep_text: bool = False
 ) -> Prepared:
-    """The examples of these conversations under a run's choices. Nothing is left out without being counted.
+    """The examples of these conversations under a run's choices, in memory. Nothing is left out without being counted.
 
     Does not raise for bad rows: they stand in `findings`, and `check(config.accepted)` refuses to go on with them.
     """
-    traits = read_traits(tokenizer)
-    work = _Work(tokenizer, config, traits, keep_text)
-    for batch in _batches(conversations, _BATCH_ROWS):
-        work.take(batch)
-    return work.result()
+    rows = list(conversations)
+    for with_layouts in (True, False):
+        examples: list[Example] = []
+        work = _Work(tokenizer, config, examples, keep_text, with_layouts=with_layouts)
+        try:
+            work.go(_batches(rows, _BATCH_ROWS))
+        except LayoutMistaken:
+            continue
+        return work.result(tuple(examples))
+    raise AssertionError("the slow way makes no layouts")
 
 
 def prepare_sources(
-    datasets_folder: Path,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    *,
-    split: Literal["train", "eval"] = "train",
-    seed: int = 42,
-    keep_text: bool = False,
+    request: RowsRequest, split: Split = "train", *, sides: Sides | None = None, watch: Watch = QUIET
 ) -> Prepared:
-    """One side of all the sets of a run, mixed by their weights. A prompt that any set holds out is not trained.
+    """One side of all the sets of a run, mixed by their weights, in memory.
 
-    Raises a StudioError where a set does not exist or none is named. The evaluation side is never mixed down.
+    A prompt that any set holds out is not trained. Raises a StudioError where a set does not exist or none is named.
     """
+    prepared, examples = write_examples(request, split, list[Example], sides or Sides(), watch)
+    order, taken = mixture(request, split, examples)
+    mixed = tuple(examples[index] for index in order) if taken else tuple(examples)
+    prepared = replace(with_row_findings(request, split, prepared), examples=mixed)
+    if not taken:
+        return prepared
+    tokens, trained = count_tokens(mixed)
+    return replace(prepared, mixture=taken, tokens=tokens, trained_tokens=trained)
+
+
+def write_examples(
+    request: RowsRequest, split: Split, make_sink: Callable[[], S], sides: Sides, watch: Watch
+) -> tuple[Prepared, S]:
+    """Gives the examples of one side, unmixed, to a sink; the counts and the sink. `sides` learns their prompts.
+
+    Raises Stopped where `watch` asks for it. Whoever has both sides calls `sides.check()`.
+    """
+    config = request.config
     if not config.sources:
         raise StudioError("No data set is chosen.", "Import a file and choose its set.", field="data.sources")
+    for with_layouts in (True, False):
+        sink = make_sink()
+        work = _Work(request.tokenizer, config, sink, with_layouts=with_layouts, side=(sides, split))
+        try:
+            work.go(_read_batches(request, split, work, watch))
+        except LayoutMistaken:
+            continue
+        return work.result(()), sink
+    raise AssertionError("the slow way makes no layouts")
+
+
+def _read_batches(request: RowsRequest, split: Split, work: _Work, watch: Watch) -> Iterator[list[Conversation]]:
+    """The rows of one side, set by set, without those whose prompt another set holds out."""
+    config, folder = request.config, request.datasets
     held_out = frozenset[int]()
     if split == "train":
-        held_out = held_out.union(
-            *(eval_prompts(datasets_folder, one.name, config.eval_share) for one in config.sources)
-        )
-    traits = read_traits(tokenizer)
-    work = _Work(tokenizer, config, traits, keep_text)
+        held_out = held_out.union(*(eval_prompts(folder, one.name, config.eval_share) for one in config.sources))
+    total = sum(count_rows(folder, source.name, split, config.eval_share) for source in config.sources)
+    said, done = time.monotonic(), 0
     for source in config.sources:
-        rows = load_conversations(datasets_folder, source.name, split, config.eval_share)
+        rows = load_conversations(folder, source.name, split, config.eval_share)
         for batch in _batches(rows, _BATCH_ROWS):
             kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
             work.note_overlap(batch, kept)
-            work.take(kept)
-    prepared = work.result()
-    if split == "train":
-        of_rows = tuple(finding for one in config.sources for finding in lint_dataset(datasets_folder, one.name))
-        prepared = replace(prepared, findings=(*of_rows, *prepared.findings))
-    if split == "eval" or len(config.sources) == 1:
-        return prepared
-    groups = {source.name: [one for one in prepared.examples if one.origin == source.name] for source in config.sources}
-    parts = [Part(source.name, source.weight, groups[source.name]) for source in config.sources]
+            yield kept
+            done += len(batch)
+            if watch.stopped():
+                raise Stopped
+            if time.monotonic() - said > _SECONDS_BETWEEN_WORDS:
+                said = time.monotonic()
+                watch.advanced(done, total)
+    watch.advanced(done, total)
+
+
+def mixture(request: RowsRequest, split: Split, examples: Sequence[Example]) -> tuple[list[int], tuple[Taken, ...]]:
+    """The numbers of the examples that a mixture takes, and the account of it; both empty for one set alone.
+
+    The evaluation side is never mixed down.
+    """
+    config = request.config
+    if split == "eval" or (len(config.sources) == 1 and config.sources[0].max_repeats == 1):
+        return [], ()
+    rows: dict[str, list[int]] = {source.name: [] for source in config.sources}
+    for index, name in enumerate(origins(examples)):
+        rows[name].append(index)
+    lengths = token_lengths(examples)
     by_tokens = config.mix_by == "tokens"
-    examples, taken = mix(parts, lambda one: len(one.input_ids) if by_tokens else 1, seed)
-    return replace(
-        prepared,
-        examples=tuple(examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-        trained_tokens=sum(example.trained_tokens for example in examples),
-        mixture=taken,
-    )
+    parts = [
+        Part(
+            source.name,
+            source.weight,
+            [lengths[row] if by_tokens else 1 for row in rows[source.name]],
+            source.max_repeats if len(config.sources) > 1 else 1,
+        )
+        for source in config.sources
+    ]
+    chosen, taken = mix(parts, request.seed)
+    order = [rows[part.name][number] for part, numbers in zip(parts, chosen, strict=True) for number in numbers]
+    return order, taken if len(config.sources) > 1 else ()
+
+
+def with_row_findings(request: RowsRequest, split: Split, prepared: Prepared) -> Prepared:
+    """The same with what lint finds in the rows of the sets themselves."""
+    if split == "eval":
+        return prepared
+    of_rows = tuple(finding for one in request.config.sources for finding in lint_dataset(request.datasets, one.name))
+    return replace(prepared, findings=(*of_rows, *prepared.findings))
+
+
+def count_tokens(examples: Iterable[Example]) -> tuple[int, int]:
+    """Tokens in all and tokens that are trained."""
+    tokens = trained = 0
+    for example in examples:
+        tokens += len(example.input_ids)
+        trained += example.trained_tokens
+    return tokens, trained
 
 
 def options_of(config: DataConfig) -> RenderOptions:
@@ -134,41 +244,74 @@ def _batches(items: Iterable[Conversation], size: int) -> Iterator[list[Conversa
         yield batch
 
 
-class _Pool(dict[int, int]):
-    """One integer object per token id instead of one per token: a fifth of the memory."""
+@dataclass
+class _Counts:
+    """What happened to rows so far."""
 
-    def __missing__(self, token: int) -> int:
-        self[token] = token
-        return token
+    rows: int = 0
+    too_long: int = 0
+    dropped: int = 0
+    cut: int = 0
+    refused: int = 0
+    reasoning_rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("i"))
 
 
 class _Work:
-    """The running counts of one preparation."""
+    """One preparation: batches are rendered here while a thread turns the batch before into tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, config: DataConfig, traits: Traits, keep_text: bool) -> None:
-        self.tokenizer, self.config, self.traits, self.keep_text = tokenizer, config, traits, keep_text
-        self.options = options_of(config)
-        self.examples: list[Example] = []
-        self.lengths: list[int] = []
-        self.rows = self.too_long = self.dropped = self.cut = self.refused = self.reasoning = 0
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        sink: Sink,
+        keep_text: bool = False,
+        *,
+        with_layouts: bool = True,
+        side: tuple[Sides, Split] | None = None,
+    ) -> None:
+        self.tokenizer, self.config, self.sink, self.keep_text = tokenizer, config, sink, keep_text
+        self.side = side
+        self.options, self.traits = options_of(config), read_traits(tokenizer)
+        self.layouts = make_layouts(tokenizer, self.options, self.traits) if with_layouts else None
+        self.counts = _Counts()
         self.found = TokenFindings(tokenizer)
-        self.pool = _Pool()
 
-    def take(self, batch: list[Conversation]) -> None:
+    def go(self, batches: Iterable[list[Conversation]]) -> None:
+        waiting: tuple[list[Draft], Future[list[Example]]] | None = None
+        with ThreadPoolExecutor(1, "encode") as pool:
+            for batch in batches:
+                made = self._render(batch)
+                following = made, pool.submit(encode_drafts, made, self.tokenizer, self.keep_text)
+                if waiting:
+                    self._finish(*waiting)
+                waiting = following
+            if waiting:
+                self._finish(*waiting)
+
+    def _render(self, batch: list[Conversation]) -> list[Draft]:
         made: list[Draft] = []
         for conversation in batch:
-            self.rows += 1
-            self.reasoning += bool(conversation.turns and conversation.turns[-1].reasoning)
+            self.counts.rows += 1
+            self.counts.reasoning_rows += bool(conversation.turns and conversation.turns[-1].reasoning)
+            if self.side is not None:
+                self.side[0].note(conversation, self.side[1])
             if conversation.label is False:
                 self.found.note("bad-example", str(conversation.source))
-                self.refused += 1
+                self.counts.refused += 1
                 continue
             try:
-                made += drafts(conversation, self.tokenizer, self.options, self.traits)
+                made += drafts(conversation, self.tokenizer, self.options, self.traits, self.layouts)
             except (RowRefused, ControlTokenTyped) as error:
-                self._refuse(error, conversation)
-        for draft, example in zip(made, encode_drafts(made, self.tokenizer, self.keep_text), strict=True):
-            self._keep(draft.conversation, example)
+                self.counts.refused += 1
+                self.found.note(error.finding, str(conversation.source), error)
+        return made
+
+    def _finish(self, made: list[Draft], encoded: Future[list[Example]]) -> None:
+        for draft, example in zip(made, encoded.result(), strict=True):
+            self._keep(draft, example)
 
     def note_overlap(self, batch: list[Conversation], kept: list[Conversation]) -> None:
         """Counts training rows that are left out because another set holds their prompt out."""
@@ -177,31 +320,43 @@ class _Work:
         stay = set(map(id, kept))
         for conversation in batch:
             if id(conversation) not in stay:
-                self.rows += 1
-                self.refused += 1
+                self.counts.rows += 1
+                self.counts.refused += 1
                 self.found.note("held-out-elsewhere", str(conversation.source))
 
-    def _refuse(self, error: RowRefused | ControlTokenTyped, conversation: Conversation) -> None:
-        self.refused += 1
-        self.found.note(error.finding, str(conversation.source), error)
-
-    def _keep(self, conversation: Conversation, example: Example) -> None:
-        self.lengths.append(len(example.input_ids))
+    def _keep(self, draft: Draft, example: Example) -> None:
+        conversation, length = draft.conversation, len(example.input_ids)
         if wrong := self.found.unusable(example):
+            self.counts.lengths.append(length)
             self.found.note(wrong, str(conversation.source))
-            self.refused += 1
+            self.counts.refused += 1
             return
         self.found.look(example, conversation)
-        if len(example.input_ids) > self.config.max_length:
-            self.too_long += 1
+        if length > self.config.max_length and conversation.text is not None:
+            self.found.note("text-blocks", str(conversation.source))
+            limit, overlap = self.config.max_length, self.config.text_overlap
+            for block in cut_text(example, draft.text, self.tokenizer, limit, overlap):
+                self._take(block)
+            return
+        if length > self.config.max_length:
+            self.counts.too_long += 1
+            self.counts.lengths.append(length)
             shorter = self._shorten(conversation, example)
             if shorter is None:
-                self.dropped += 1
+                self.counts.dropped += 1
                 return
-            self.cut += 1
-            example = shorter
-        ids = tuple(map(self.pool.__getitem__, example.input_ids))
-        self.examples.append(replace(example, input_ids=ids))
+            self.counts.cut += 1
+            self._take(shorter, counted=True)
+            return
+        self._take(example)
+
+    def _take(self, example: Example, counted: bool = False) -> None:
+        counts = self.counts
+        counts.tokens += len(example.input_ids)
+        counts.trained_tokens += example.trained_tokens
+        if not counted:
+            counts.lengths.append(len(example.input_ids))
+        self.sink.append(example)
 
     def _shorten(self, conversation: Conversation, example: Example) -> Example | None:
         """The row made to fit as the run wants it, or None where it is left out."""
@@ -232,19 +387,20 @@ class _Work:
                 return same[-1]
         return None
 
-    def result(self) -> Prepared:
+    def result(self, examples: Sequence[Example]) -> Prepared:
+        counts = self.counts
         return Prepared(
-            examples=tuple(self.examples),
-            rows=self.rows,
+            examples=examples,
+            rows=counts.rows,
             findings=self.found.findings(),
-            too_long=self.too_long,
-            dropped=self.dropped,
-            cut=self.cut,
-            refused=self.refused,
-            tokens=sum(len(example.input_ids) for example in self.examples),
-            trained_tokens=sum(example.trained_tokens for example in self.examples),
-            reasoning_rows=self.reasoning,
-            lengths=tuple(self.lengths),
+            too_long=counts.too_long,
+            dropped=counts.dropped,
+            cut=counts.cut,
+            refused=counts.refused,
+            tokens=counts.tokens,
+            trained_tokens=counts.trained_tokens,
+            reasoning_rows=counts.reasoning_rows,
+            lengths=counts.lengths,
             stop_ids=stop_ids(self.tokenizer, self.traits),
         )
 

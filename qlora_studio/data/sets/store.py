@@ -18,11 +18,11 @@ from qlora_studio.data.sets.canonical import (
     PROMPTS,
     REPORT,
     hashes_below,
-    prompt_hash,
     read_conversations,
     read_report,
 )
 from qlora_studio.data.sets.identity import slug
+from qlora_studio.data.sets.sides import prompt_hash
 
 Split = Literal["train", "eval", "all"]
 
@@ -61,6 +61,18 @@ def load_conversations(
     return _read(find_dataset(folder, name), name, split, eval_share)
 
 
+def count_rows(folder: Path, name: str, split: Split, eval_share: float) -> int:
+    """How many conversations one side of a set has, without reading them."""
+    place = find_dataset(folder, name)
+    report = read_report(place)
+    if (place / EVALUATION).exists():
+        return {"train": report.rows, "eval": report.eval_rows, "all": report.rows + report.eval_rows}[split]
+    hashes = _hashes(place)
+    bound = hashes_below(hashes, eval_share)
+    held_out = sum(mark < bound for mark in hashes)
+    return {"train": len(hashes) - held_out, "eval": held_out, "all": len(hashes)}[split]
+
+
 def eval_prompts(folder: Path, name: str, eval_share: float = 0.05) -> frozenset[int]:
     """The hashes of the prompts that a set holds out."""
     place = find_dataset(folder, name)
@@ -81,7 +93,13 @@ def remove_dataset(folder: Path, name: str) -> None:
 
 
 def _hashes(place: Path) -> array[int]:
+    """The hash of each row's first prompt; made once where an older version has written none."""
     try:
+        if not (place / PROMPTS).exists():
+            made = array("Q", (prompt_hash(row) for row in read_conversations(place / CONVERSATIONS, place.name)))
+            stage = place / f"{PROMPTS}.part"
+            stage.write_bytes(made.tobytes())
+            stage.replace(place / PROMPTS)
         return array("Q", (place / PROMPTS).read_bytes())
     except (OSError, ValueError):
         raise StudioError(f"The data set '{place.name}' is damaged.", "Import it again.", where=PROMPTS) from None

@@ -14,7 +14,8 @@ from qlora_studio.core.dataset import RowAccount
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.formats.registry import Converted, ConvertedOrProblem
 from qlora_studio.data.readers.rows import Tally, Unseen
-from qlora_studio.data.sets.canonical import prompt_hash, to_line
+from qlora_studio.data.sets.canonical import to_line
+from qlora_studio.data.sets.sides import prompt_hash
 
 SHOWN_PROBLEMS = 10
 """Problems that are shown; all are counted, and all stand in the list of refused rows."""

@@ -6,7 +6,6 @@ import pytest
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.readers.hub_set import HubSet
-from qlora_studio.data.sets.canonical import prompt_hash
 from qlora_studio.data.sets.importer import (
     import_file,
     import_hub,
@@ -14,6 +13,7 @@ from qlora_studio.data.sets.importer import (
     load_conversations,
     preview_file,
 )
+from qlora_studio.data.sets.sides import prompt_hash
 from qlora_studio.data.sets.store import eval_prompts, remove_dataset
 
 
@@ -204,15 +204,19 @@ def lose_a_row(place):
     (place / "conversations.jsonl").write_text("".join(lines[:-1]))
 
 
-def lose_the_hashes(place):
-    (place / "prompts.bin").unlink()
-
-
 def cut_the_hashes(place):
-    (place / "prompts.bin").write_bytes(b"abc")
+    (place / "first-prompts.bin").write_bytes(b"abc")
 
 
-@pytest.mark.parametrize("harm", [cut_conversations, lose_a_row, lose_the_hashes, cut_the_hashes])
+def test_a_set_of_an_older_version_gets_its_hashes(tmp_path, home):
+    import_file(write(tmp_path / "rows.jsonl", pairs(9)), home)
+    before = (home / "rows" / "first-prompts.bin").read_bytes()
+    (home / "rows" / "first-prompts.bin").unlink()
+    assert len(list(load_conversations(home, "rows", "all"))) == 9
+    assert (home / "rows" / "first-prompts.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize("harm", [cut_conversations, lose_a_row, cut_the_hashes])
 def test_a_damaged_set_is_one_sentence(tmp_path, home, harm):
     import_file(write(tmp_path / "rows.jsonl", pairs(9)), home)
     harm(home / "rows")

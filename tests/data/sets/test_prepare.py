@@ -10,7 +10,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.data.cleaning.row_findings import changes_for
 from qlora_studio.data.render.prompt import RenderOptions, render
 from qlora_studio.data.sets.importer import import_file
-from qlora_studio.data.sets.prepare import prepare, prepare_sources
+from qlora_studio.data.sets.prepare import RowsRequest, prepare, prepare_sources
 
 USER, END = "<|im_start|>user\n", "<|im_end|>"
 ANSWER = "\n<|im_start|>assistant\n"
@@ -36,7 +36,7 @@ def test_rows_that_fit_are_trained_whole(letters):
     made = prepare([row("hi", "ho"), row("a", "b", "c", "d")], letters, DataConfig(), keep_text=True)
     assert trained(made, letters) == [["ho" + END], ["b" + END, "d" + END]]
     assert (made.rows, made.too_long, made.dropped, made.cut, made.refused) == (2, 0, 0, 0, 0)
-    assert made.lengths == (24, 45) == tuple(len(example.input_ids) for example in made.examples)
+    assert tuple(made.lengths) == (24, 45) == tuple(len(example.input_ids) for example in made.examples)
     assert (made.tokens, made.trained_tokens, made.findings) == (69, 7, ())
     assert made.examples[0].text == USER + "hi" + END + ANSWER + "ho" + END
     assert made.stop_ids == frozenset({letters.added_tokens[END]})
@@ -64,7 +64,7 @@ def test_a_row_says_itself_what_is_trained(letters):
 def test_too_long_rows_are_dropped_and_counted(letters):
     made = prepare([row("hi", "ho"), row("hi", "o" * 90, line=7)], letters, DataConfig(max_length=64))
     assert whole(made, letters) == [USER + "hi" + END + ANSWER + "ho" + END]
-    assert (made.too_long, made.dropped, made.cut, made.lengths) == (1, 1, 0, (24, 112))
+    assert (made.too_long, made.dropped, made.cut, tuple(made.lengths)) == (1, 1, 0, (24, 112))
     (finding,) = made.findings
     assert finding.message == "1 row longer than the limit is left out, with 91 trained tokens."
     assert finding.examples == ("rows.jsonl:7: 112 tokens, limit 64",)
@@ -166,12 +166,12 @@ def test_sets_are_mixed_by_weight_and_keep_their_origin(tmp_path, letters):
     imported(tmp_path, "general", [{"prompt": f"g{number}", "completion": "no"} for number in range(200)])
     sources = (DataSource(name="task", weight=3), DataSource(name="general", weight=1))
     config = DataConfig(sources=sources, eval_share=0.1)
-    made = prepare_sources(tmp_path / "sets", letters, config, seed=5)
+    made = prepare_sources(RowsRequest(tmp_path / "sets", letters, config, 5))
     assert [(part.name, part.rows, part.of_rows) for part in made.mixture] == [("task", 36, 36), ("general", 12, 180)]
     assert sorted({example.origin for example in made.examples}) == ["general", "task"]
     assert len(made.examples) == 48
     assert made.tokens == sum(len(example.input_ids) for example in made.examples)
-    held_out = prepare_sources(tmp_path / "sets", letters, config, split="eval")
+    held_out = prepare_sources(RowsRequest(tmp_path / "sets", letters, config), "eval")
     assert len(held_out.examples) == 24
 
 
@@ -186,9 +186,9 @@ def test_a_prompt_that_one_set_holds_out_is_not_trained_from_another(tmp_path, l
             *({"prompt": f"q{n}", "completion": "x"} for n in range(60)),
         ],
     )
-    config = DataConfig(sources=(DataSource(name="one"), DataSource(name="two")), eval_share=0.2)
-    made = prepare_sources(tmp_path / "sets", letters, config)
-    held_out = prepare_sources(tmp_path / "sets", letters, config, split="eval")
+    config = DataConfig(sources=(DataSource(name="one"), DataSource(name="two")), eval_share=0.3)
+    made = prepare_sources(RowsRequest(tmp_path / "sets", letters, config))
+    held_out = prepare_sources(RowsRequest(tmp_path / "sets", letters, config), "eval")
     prompts = [
         {letters.decode(example.input_ids[: example.spans[0][0]]) for example in side.examples}
         for side in (made, held_out)
@@ -200,16 +200,16 @@ def test_a_prompt_that_one_set_holds_out_is_not_trained_from_another(tmp_path, l
 def test_row_findings_of_the_sets_stand_among_those_of_the_run(tmp_path, letters):
     rows = [{"prompt": f"p{number}", "completion": "yes" if number else ""} for number in range(30)]
     name = imported(tmp_path, "one", rows)
-    made = prepare_sources(tmp_path / "sets", letters, DataConfig(sources=(DataSource(name=name),)))
+    made = prepare_sources(RowsRequest(tmp_path / "sets", letters, DataConfig(sources=(DataSource(name=name),))))
     with pytest.raises(StudioError, match=r"data\.accepted = empty-answer"):
         made.check()
 
 
 def test_a_run_without_data_is_refused(tmp_path, letters):
     with pytest.raises(StudioError, match="No data set is chosen"):
-        prepare_sources(tmp_path, letters, DataConfig())
+        prepare_sources(RowsRequest(tmp_path, letters, DataConfig()))
     with pytest.raises(StudioError, match="There is no data set 'x'"):
-        prepare_sources(tmp_path, letters, DataConfig(sources=(DataSource(name="x"),)))
+        prepare_sources(RowsRequest(tmp_path, letters, DataConfig(sources=(DataSource(name="x"),))))
 
 
 def test_given_tokens_are_checked_against_the_vocabulary(letters):

@@ -1,0 +1,62 @@
+"""The rows of a config as tokens, for every job that needs them: on all cores, kept in the cache, said while it works."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.data.sets.prepare import Prepared, RowsRequest, Watch, prepare_sources
+from qlora_studio.data.sets.token_cache import TokenisedRows, find_tokenised, tokenise_rows
+from qlora_studio.engine.tokenizer import ChatTokenizer
+from qlora_studio.worker.context import Context
+
+
+def tokenise(
+    context: Context, config: TrainConfig, tokenizer: ChatTokenizer, datasets: Path | None = None
+) -> TokenisedRows:
+    """Both sides of a run's data. Raises prepare.Stopped where the job is asked to stop meanwhile."""
+    request = RowsRequest(datasets or context.home.datasets, tokenizer, config.data, config.optim.seed)
+    with all_cores():
+        rows = tokenise_rows(request, context.home.cache, watch(context))
+    if rows.from_cache:
+        context.emit(ev.Noted(text="These rows were tokenised before; their tokens are used again."))
+    return rows
+
+
+def held_out(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) -> Prepared:
+    """The evaluation side alone: that of the cache where it is there, else made in memory."""
+    request = RowsRequest(context.home.datasets, tokenizer, config.data, config.optim.seed)
+    with all_cores():
+        kept = find_tokenised(request, context.home.cache)
+        return kept.held_out if kept else prepare_sources(request, "eval", watch=watch(context))
+
+
+def watch(context: Context) -> Watch:
+    """Says how many rows are done and how long the rest takes, and hears a stop."""
+    began = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        seconds = time.monotonic() - began
+        left = seconds * (total - done) / done if done and total else None
+        context.emit(ev.Advanced(done=done, total=total, unit="rows", seconds_left=left))
+
+    return Watch(say, lambda: context.pending_request() == "stop")
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Lets the tokenizer use its threads: jobs are started without, since nothing else here may count on them."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
