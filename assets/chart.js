@@ -1,8 +1,7 @@
-// Draws a live chart: props.value = {series: [{name, colour, points: [[step, value]], smooth, dots}], last}.
+// Draws a live chart: props.value = {series: [{name, colour, points: [[step, value]], smoothed, dots}], last}.
 // Runs inside Gradio's HTML component, which supplies `element`, `props` and `watch`. Its title, hint and height stand in the frame.
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 48, right: 16, top: 10, bottom: 26 };
-const SHARE = 0.1; // of all points is what the running mean remembers
 
 const area = element.querySelector(".qs-chart-area");
 const tip = element.querySelector(".qs-chart-tip");
@@ -27,18 +26,6 @@ function ticks(low, high, wanted) {
   const found = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) found.push(+value.toPrecision(6));
   return found;
-}
-
-// Running mean with bias correction, so that it begins at the first point and not above it.
-function runningMean(points) {
-  const memory = Math.min(0.95, Math.max(0, 1 - 1 / (SHARE * points.length)));
-  let sum = 0;
-  let weight = 0;
-  return points.map(([step, value]) => {
-    sum = memory * sum + (1 - memory) * value;
-    weight = memory * weight + (1 - memory);
-    return [step, sum / weight];
-  });
 }
 
 function drawLegend(series) {
@@ -95,8 +82,8 @@ function draw() {
   const path = (line) => line.map(([step, value], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
   for (const one of series) {
     const colour = `c${one.colour % 8}`;
-    if (one.smooth) add(svg, "path", { d: path(one.points), class: `raw ${colour}` });
-    add(svg, "path", { d: path(one.smooth ? runningMean(one.points) : one.points), class: `line ${colour}` });
+    if (one.smoothed) add(svg, "path", { d: path(one.points), class: `raw ${colour}` });
+    add(svg, "path", { d: path(one.smoothed || one.points), class: `line ${colour}` });
     const dotted = one.dots || one.points.length === 1 ? one.points : [];
     for (const [step, value] of dotted) add(svg, "circle", { cx: x(step), cy: y(value), r: 3.2, class: colour });
   }

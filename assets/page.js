@@ -1,5 +1,5 @@
 () => {
-  // Runs once, after Gradio has mounted the page: theme, keys, deep links, phones, names for nameless buttons.
+  // Runs once, after Gradio has mounted the page: theme, keys, deep links, phones, and what its components lack.
   const PAGES = ["data", "train", "runs", "chat", "export", "doctor"];
   const THEME = "qlora-studio-theme";
   const NARROW = 800;
@@ -17,7 +17,7 @@
   };
 
   const open = (page) => document.getElementById(`tab-${page}-button`)?.click();
-  const asked = () => location.hash.slice(1);
+  const linked = () => location.hash.slice(1);
   addEventListener("keydown", (event) => {
     const page = PAGES[Number(event.key) - 1];
     if (event.altKey && !event.ctrlKey && page) {
@@ -28,9 +28,55 @@
   const follow = () => {
     const button = document.querySelector('#pages > .tab-wrapper [role="tab"][aria-selected="true"]');
     const page = button?.id.replace(/^tab-|-button$/g, "");
-    if (page && PAGES.includes(page) && asked() !== page) history.replaceState(null, "", `#${page}`);
+    if (page && PAGES.includes(page) && linked() !== page) history.replaceState(null, "", `#${page}`);
   };
-  addEventListener("hashchange", () => PAGES.includes(asked()) && open(asked()));
+  addEventListener("hashchange", () => PAGES.includes(linked()) && open(linked()));
+
+  // A tab that nobody sees asks the studio less often.
+  document.addEventListener("visibilitychange", () => {
+    document.getElementById(`signal-${document.visibilityState}`)?.click();
+  });
+
+  // A browser drops the comma from a number field, and 0,5 would become 05. It is the decimal point there, and where
+  // only whole numbers go it sets thousands apart.
+  const point = (input, text) => text.replaceAll(",", Number.isInteger(Number(input.step)) ? "" : ".");
+  document.addEventListener(
+    "beforeinput",
+    (event) => {
+      const input = event.target;
+      const text = event.data ?? event.dataTransfer?.getData("text/plain");
+      if (input.type !== "number" || !text?.includes(",")) return;
+      event.preventDefault();
+      document.execCommand("insertText", false, point(input, text));
+    },
+    true,
+  );
+
+  // Copying a message takes its text as it was written, however it is laid out.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-copy]");
+    if (!button) return;
+    navigator.clipboard.writeText(button.dataset.copy);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+
+  // A conversation stays at its end, unless somebody has scrolled up to read.
+  const stays = new Map();
+  document.addEventListener(
+    "scroll",
+    ({ target }) => {
+      if (target.classList?.contains("qs-talk")) {
+        stays.set(target.ariaLabel, target.scrollHeight - target.scrollTop - target.clientHeight < 40);
+      }
+    },
+    true,
+  );
+  const scrollTalks = () => {
+    document.querySelectorAll(".qs-talk").forEach((talk) => {
+      if (stays.get(talk.ariaLabel) !== false) talk.scrollTop = talk.scrollHeight;
+    });
+  };
 
   // Gradio leaves the send button of a text box without a name.
   const nameButtons = () => {
@@ -54,13 +100,14 @@
   channel.postMessage({ asks: true, here: self });
   addEventListener("pagehide", () => channel.postMessage({ gone: self }));
 
-  if (PAGES.includes(asked())) open(asked());
+  if (PAGES.includes(linked())) open(linked());
   const tabs = document.querySelector("#pages");
   if (tabs) {
     new MutationObserver(() => {
       follow();
       nameButtons();
-    }).observe(tabs, { subtree: true, childList: true, attributeFilter: ["aria-selected"] });
+      scrollTalks();
+    }).observe(tabs, { subtree: true, childList: true, characterData: true, attributeFilter: ["aria-selected"] });
   }
   nameButtons();
   if (innerWidth < NARROW) document.querySelector(".sidebar.open .toggle-button")?.click();

@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "data", "planner", "runs", "engine", "worker")
+USERS = ("test_docs.py", "runs", "planner", "cli", "ui")
+"""Where the values of `core` are put to use: their defaults and bounds show there."""
 SECONDS = 600
 """A mutant that keeps its tests busy for longer than this is caught: it made something endless."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -127,8 +129,9 @@ def tests_of(file: Path, tree: Path) -> list[str]:
     """The tests of a file's own name first, then those of its room."""
     room = file.relative_to(tree / "qlora_studio").parts[0].removesuffix(".py")
     folder = tree / "tests" / room
-    own = sorted(folder.rglob(f"test_{file.stem}*.py"))
-    return [*map(str, own), str(folder)] if own else [str(folder)]
+    own = [str(path) for path in sorted(folder.rglob(f"test_{file.stem}*.py"))]
+    users = [str(tree / "tests" / name) for name in USERS] if room == "core" else []
+    return [*own, str(folder), *users]
 
 
 def is_caught(mutant: Mutant, tree: Path) -> bool:

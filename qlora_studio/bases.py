@@ -16,6 +16,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MOST_CONFIG_BYTES = 4 << 20
 """A `config.json` larger than this is something else: real ones have a few kilobytes."""
+MOST_HEADER_BYTES = 100 << 20
+"""The format's own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,31 @@ def read_base_files(folder: Path) -> BaseFiles:
         licence=_read_licence(folder / "README.md"),
         has_template=(folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template")),
     )
+
+
+def read_tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors in a folder's safetensors files, by name, from their headers alone.
+
+    The format: eight bytes with the length of a JSON header, then the header (huggingface/safetensors, README). A file
+    that cannot be read says nothing.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _read_header(path).items():
+            shape = entry.get("shape") if isinstance(entry, dict) else None
+            if name != "__metadata__" and isinstance(shape, list):
+                shapes[name] = tuple(int(size) for size in shape)
+    return shapes
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            values = json.loads(file.read(length)) if 0 < length <= MOST_HEADER_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from rich.markup import escape
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportKind, MergeInto
+from qlora_studio.core.exports import EXPORT_KINDS, find_export_kind
+from qlora_studio.core.jobs import MergeInto
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.verdict import could_agree_better, find_verdict
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
+COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 CHECK_PROMPTS = ("What can you do?", "How do I boil an egg?", "Explain what a bicycle is.")
 
 
@@ -23,7 +26,7 @@ def export(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     to: Annotated[str, typer.Option("--to", help="A new or empty folder.")],
     what: Annotated[
-        str, typer.Option("--what", help="merged: a whole model; adapter: the small part on top of the base.")
+        str, typer.Option("--what", help=" ".join(f"{kind.name}: {kind.says}" for kind in EXPORT_KINDS))
     ] = "merged",
     merge: Annotated[
         str,
@@ -40,22 +43,20 @@ def export(
     ] = True,
 ) -> None:
     """Write the adapter or the merged model, checked against what you chatted with."""
-    whats: dict[str, ExportKind] = {"adapter": "adapter", "merged": "merged"}
     kinds: dict[str, MergeInto] = {"original": "original", "as-chatted": "as_chatted"}
-    if what not in whats:
-        raise StudioError(f"'{what}' cannot be exported.", "Choose merged or adapter.", field="--what")
+    compares = find_export_kind(what).compares_with_chat
     if merge not in kinds:
         raise StudioError(f"There is no merge '{merge}'.", "Choose original or as-chatted.", field="--merge")
     studio, console = Studio(), Console()
-    asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and what == "merged" else []
-    readiness = studio.exports.readiness(run, whats[what], to, len(asked))
+    asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and compares else []
+    readiness = studio.exports.readiness(run, what, to, len(asked))
     console.print(f"[bold]{escape(readiness.sentence)}[/]")
     blocks = [
         problem for problem in readiness.blocks if problem.field != "model.base"
     ]  # the job fetches a missing base
     if blocks:
         raise StudioError.of(blocks)
-    job = studio.exports.start(run, whats[what], to, kinds[merge], asked)
+    job = studio.exports.start(run, what, to, kinds[merge], asked)
     show_export(console, follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job)))
 
 
@@ -65,5 +66,9 @@ def show_export(console: Console, state: Progress) -> None:
             f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of positions, "
             f"KL {done.kl:.4f} nats; {done.identical_answers} of {done.answers} answers the same to the last word."
         )
+        verdict = find_verdict(done)
+        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/]")
+        if could_agree_better(done):
+            console.print("Export again with --merge as-chatted: that merge answers as the chat did.")
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")

@@ -39,6 +39,8 @@ def plan(
         return
     made = studio.plans.make(config)
     show_plan(console, made)
+    for limit in base.limits:
+        console.print(f"[yellow]Note[/]: {escape(limit)}")
     if base.weights == "missing":
         console.print(f"[yellow]It could not be trained as it is[/]: {base.weights_problem}")
     if not made.fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from typing import Annotated
 
@@ -16,14 +16,6 @@ def ui(
     open: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
 ) -> None:
     """Open the studio in the browser, on this machine only."""
-    command = [
-        sys.executable,
-        "-m",
-        "qlora_studio.ui",
-        *(["--port", str(port)] if port else []),
-        *([] if open else ["--no-open"]),
-    ]
-    try:
-        raise typer.Exit(subprocess.run(command, check=False).returncode)
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    # the command becomes the page, in this very process: who ends the one has ended the other, on every system
+    sys.argv = ["qlora-studio ui", *(["--port", str(port)] if port else []), *([] if open else ["--no-open"])]
+    runpy.run_module("qlora_studio.ui", run_name="__main__", alter_sys=False)

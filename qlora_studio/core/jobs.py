@@ -18,8 +18,6 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.doctor import Check
 
-ExportKind = Literal["adapter", "merged"]
-"""What is written: the small part on top of the base, or a whole model."""
 MergeInto = Literal["original", "as_chatted"]
 """Which weights take the adapter: the base's own, or their 4-bit round trip that the chat computed with."""
 
@@ -67,7 +65,8 @@ class ExportRequest(_Request):
     job: Literal["export"] = "export"
     run: Path
     to: Path
-    kind: ExportKind = "merged"
+    kind: str = "merged"
+    """Name of one of `core.exports.EXPORT_KINDS`."""
     merge_into: MergeInto = "original"
     prompts: tuple[str, ...] = ()
     """What chat and artefact are both asked; empty leaves the comparison out."""

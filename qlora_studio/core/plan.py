@@ -81,18 +81,38 @@ class ModelShape(_Value):
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """One kind of linear layer that is kept in four bits and gets an adapter, and how often the model has it."""
+    """One kind of linear layer that gets an adapter, and how often the model has it."""
 
     name: str
+    """Last part of its name, such as `q_proj`."""
     inputs: int
     outputs: int
     count: int
     bias: bool = False
+    four_bit: bool = True
+    """Whether it is quantised; else it is adapted all the same and stays in the compute format."""
+    transposed: bool = False
+    """Whether its file holds (inputs, outputs) and not the other way round, as GPT-2's Conv1D does."""
+    path: str = ""
+    """Its name in the model with `*` for every number, such as `model.layers.*.self_attn.q_proj`."""
 
     @property
     def weights(self) -> int:
         """Numbers in one such matrix."""
         return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class StackedShape:
+    """Matrices of many experts in one parameter, which are neither quantised nor adapted: they stay as they are."""
+
+    path: str
+    """Its name with `*` for every number."""
+    numbers: int
+    """In one such parameter, all experts together."""
+    count: int
+    active: float = 1.0
+    """Share of the experts that a token goes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +123,8 @@ class Moment:
     """Bytes per token of the micro-batch."""
     fixed: int = 0
     """Bytes whatever the number of tokens, such as one dequantised weight matrix."""
+    per_pair: float = 0.0
+    """Bytes per pair of tokens of a row: what attention without a fused kernel holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +147,10 @@ class StepCosts:
     """The worst moments of a layer's backward pass, on top of what is kept."""
     end: Moment
     """The worst moment of the backward pass through what follows the last layer."""
+    saved_pairs: float = 0.0
+    """As `saved`, per pair of tokens of a row; 0 with fused attention."""
+    around_pairs: float = 0.0
+    """As `around`, per pair of tokens of a row: a mask."""
 
 
 class MeasuredShape(_Value):
@@ -132,7 +158,11 @@ class MeasuredShape(_Value):
 
     linears: tuple[LinearShape, ...]
     other_bytes: int
-    """Bytes of everything that is not kept in four bits, in the compute format, buffers included."""
+    """Bytes of everything that is not kept in four bits, in bf16, buffers included."""
+    stacked: tuple[StackedShape, ...] = ()
+    """Experts; their bytes are among the others."""
+    eager: bool = False
+    """Whether its attention runs without a fused kernel, so that memory grows with the square of a row."""
     costs: dict[str, StepCosts]
     """By number format of the arithmetic: bf16 (which fp16 equals) and fp32."""
     rank: int
@@ -157,6 +187,8 @@ class PlanSettings(_Value):
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: str = "adamw_8bit"
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    repeats_kv: bool = False
+    """Whether keys and values are repeated for every head: a card without flash attention has no grouped queries."""
     correction: float = 1.0
     """What earlier runs on this machine took of activations, loss and workspace, as a share of what was planned."""
 
@@ -195,6 +227,11 @@ class MemoryEstimate(_Value):
         """What the allocator hands out at the peak: the bill without context and slack."""
         return sum(part.bytes for part in self.parts if part.key not in ("context", "slack"))
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What the allocator takes from the card at the peak, holes included: the bill without the context."""
+        return self.total_bytes - self.part_bytes("context")
+
     def part_bytes(self, key: str) -> int:
         """Bytes of one item; 0 where the bill has no such item."""
         return sum(part.bytes for part in self.parts if part.key == key)
@@ -213,6 +250,10 @@ class MemoryPlan(_Value):
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    host_bytes: int = 0
+    """Pinned memory of the computer that offloading takes."""
+    host_budget_bytes: int | None = None
+    """How much of it there may be."""
     settings: PlanSettings | None = None
     """Everything the estimate was made with, so that it can be made again for another step."""
     reasons: tuple[str, ...] = ()
@@ -226,7 +267,8 @@ class MemoryPlan(_Value):
 
     @property
     def fits(self) -> bool:
-        return self.estimate.total_bytes <= self.budget_bytes
+        pinned = self.host_budget_bytes is None or self.host_bytes <= self.host_budget_bytes
+        return pinned and self.estimate.total_bytes <= self.budget_bytes
 
     @property
     def spare_bytes(self) -> int:

@@ -86,6 +86,8 @@ class Readiness:
     """That the plan does not fit. A person may start anyway."""
     unusual: tuple[Problem, ...]
     """What may be meant and rarely is."""
+    limits: tuple[str, ...] = ()
+    """What of the base cannot be quantised, adapted or merged."""
 
     @property
     def ready(self) -> bool:

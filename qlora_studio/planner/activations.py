@@ -17,6 +17,9 @@ INTEGER_BYTES = 16
 """Ids and labels of a token."""
 NORM_BACKWARD = 20
 """Bytes per element: five fp32 tensors at the worst moment of an RMS norm's backward pass."""
+EAGER_MARGIN = 1.15
+"""Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
+step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
 WHOLE_LOGITS = 16
 """Bytes per logit where all exist at once: compute format, fp32, probabilities, their gradient and its copy."""
 
@@ -42,34 +45,40 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     """
     costs, tokens = step_costs(shape, settings), settings.micro_batch_tokens
     checkpointed, whole = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
+    pairs = tokens * (settings.row_tokens or tokens)
     window = _window_bytes(shape, settings)
-    layer = costs.saved * tokens + costs.saved_fixed
+    layer = costs.saved * tokens + costs.saved_fixed + costs.saved_pairs * pairs
     local = whole * shape.sliding_layers / shape.layers
     waiting = min(checkpointed, 2) if settings.offload in ("boundaries", "both") else checkpointed
     start = (
         waiting * costs.boundary * tokens
         + costs.around * tokens
+        + costs.around_pairs * pairs
         + (_mask_bytes(shape, settings) if checkpointed else 0)
     )
     kept = start + whole * layer + local * window - (0 if checkpointed else costs.first_saved_less * tokens)
     ending = kept + costs.ending * tokens
     moments = [
         StepPeak(round(ending), loss_bytes(shape, settings), 0),
-        _at(ending, costs.end, tokens),
+        _at(ending, costs.end, tokens, pairs),
     ]
     for moment in costs.layer:
         if whole:
-            moments.append(_at(kept, moment, tokens))
+            moments.append(_at(kept, moment, tokens, pairs))
         if checkpointed:
             first = costs.first_saved_less * tokens if checkpointed == 1 else 0
             again = start + layer + (window if shape.sliding_layers else 0) - first
-            moments.append(_at(again, moment, tokens))
-    return max(moments, key=lambda moment: moment.total)
+            moments.append(_at(again, moment, tokens, pairs))
+    worst = max(moments, key=lambda moment: moment.total)
+    if shape.measured is None or not shape.measured.eager:
+        return worst
+    return StepPeak(*(round(EAGER_MARGIN * part) for part in (worst.activations, worst.loss, worst.workspace)))
 
 
-def _at(kept: float, moment: Moment, tokens: int) -> StepPeak:
+def _at(kept: float, moment: Moment, tokens: int, pairs: int) -> StepPeak:
     """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
-    return StepPeak(round(kept + moment.per_token * tokens) + min(0, moment.fixed), 0, max(0, moment.fixed))
+    held = kept + moment.per_token * tokens + moment.per_pair * pairs
+    return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed))
 
 
 def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
@@ -80,7 +89,7 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
     rotary = 2 * e * (shape.rotary_dim or shape.head_dim) * rotary_tables(shape)
     norm = 4 * shape.hidden + 4  # its input in fp32 and one scale
     return StepCosts(
-        boundary=e * shape.hidden,
+        boundary=boundary_bytes(shape, settings),
         saved=_saved(shape, settings),
         saved_fixed=_adapter_copies(shape, settings) // shape.layers,
         first_saved_less=norm,
@@ -91,6 +100,13 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
     )
 
 
+def boundary_bytes(shape: ModelShape, settings: PlanSettings) -> float:
+    """A layer's input per token: all that a checkpointed layer keeps."""
+    if shape.measured is not None:
+        return shape.measured.costs["fp32" if settings.compute == "fp32" else "bf16"].boundary
+    return settings.compute_bytes * shape.hidden
+
+
 def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSettings) -> StepCosts:
     """The dry run's costs at this rank and adapter format; only what comes from the adapter depends on them."""
     costs = measured.costs["fp32" if settings.compute == "fp32" else "bf16"]
@@ -99,7 +115,8 @@ def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSe
         costs,
         saved=costs.saved
         + settings.compute_bytes * (settings.rank - measured.rank) * per_layer
-        + _dropout_bytes(shape, settings),
+        + _dropout_bytes(shape, settings)
+        + _repeated_bytes(shape, settings),
         saved_fixed=_adapter_copies(shape, settings) // shape.layers,
     )
 
@@ -112,6 +129,7 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     if shape.qk_norm:
         norms += 4 * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
     attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
+    attention += _repeated_bytes(shape, settings)
     if family.fused:
         attention += e * (queries + keys) + e * queries  # v keeps the matrix it is part of; the output is copied
     if settings.dropout:
@@ -120,6 +138,11 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     low_rank = e * settings.rank * sum(linear.count for linear in list_linears(shape)) / shape.layers
     inner = (3 if settings.dropout else 4) * e * shape.intermediate  # gate, its activation, up, their product
     return norms + attention + low_rank + inner + _dropout_bytes(shape, settings)
+
+
+def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Kept more by a layer whose keys and values are repeated for every head."""
+    return 2 * settings.compute_bytes * (shape.heads - shape.kv_heads) * shape.head_dim if settings.repeats_kv else 0
 
 
 def _dropout_bytes(shape: ModelShape, settings: PlanSettings) -> float:
@@ -171,6 +194,8 @@ def _mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
     Checkpointed layers hold on to it; a layer that is kept has its own in the compute format.
     """
+    if shape.measured is not None and shape.measured.eager:
+        return 0  # the dry run has counted every mask
     row = settings.row_tokens or settings.micro_batch_tokens
     local = shape.sliding_layers and shape.sliding_window is not None and row >= shape.sliding_window
     return settings.micro_batch_tokens * row if local else 0

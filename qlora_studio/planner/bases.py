@@ -15,7 +15,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qlora_studio.bases import Base, find_weights_problem, folder_name, locate_base, read_base_files
+from qlora_studio.bases import (
+    Base,
+    find_weights_problem,
+    folder_name,
+    locate_base,
+    read_base_files,
+    read_tensor_shapes,
+)
 from qlora_studio.core.bases import BaseFacts, BaseRef, FailedBase, ResolvedBase, UnresolvedBase
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
@@ -23,10 +30,11 @@ from qlora_studio.core.plan import MeasuredShape, ModelShape
 from qlora_studio.home import Home
 from qlora_studio.hub import HubModel, circumstances, fetch_model_file, look_up_model
 from qlora_studio.planner.kept import write_whole
+from qlora_studio.planner.limits import describe_limits
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
 
-FORMAT = "v2"
+FORMAT = "v3"
 """Part of every file name here; raised whenever results of before mean something else."""
 DEMO_DOWNLOAD_BYTES = 270_000_000
 """Of the embedded model: 135 million numbers in 16 bits and its tokenizer."""
@@ -104,6 +112,7 @@ def _from_folder(base: BaseRef, located: Base, folder: Path, home: Home) -> Base
         revision=files.commit,
         licence=files.licence,
         has_template=files.has_template,
+        limits=describe_limits(shape, None if problem else read_tensor_shapes(folder) or None),
     )
 
 
@@ -167,6 +176,7 @@ def _from_hub_record(base: BaseRef, home: Home) -> BaseFacts:
         revision=said.commit,
         licence=said.licence,
         has_template=said.has_template,
+        limits=describe_limits(shape),
     )
 
 

@@ -7,12 +7,18 @@ from typing import Literal
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.machine import Machine
-from qlora_studio.core.plan import GIB
+from qlora_studio.core.plan import GIB, ModelShape
 from qlora_studio.core.words import gib
 from qlora_studio.planner.estimate import CONTEXT_BYTES
 
 CPU_SHARE = 0.7
 """Share of the available memory that a run on the CPU may take; the rest is for everything else that runs."""
+PINNED_SHARE = 0.5
+"""Share of the available memory that may be pinned: pinned memory cannot be swapped out."""
+BF16_CAPABILITY = (8, 0)
+"""Ampere: the first cards with bf16, and with flash attention."""
+OVERFLOWING = ("gemma3",)
+"""Families whose activations overflow in fp16 (transformers issue 36822)."""
 
 
 def find_budget(config: TrainConfig, machine: Machine) -> tuple[int, str]:
@@ -51,10 +57,57 @@ def _refuse_less_than_a_context(budget: int, machine: Machine) -> None:
     )
 
 
-def choose_compute(config: TrainConfig, machine: Machine) -> Literal["bf16", "fp16", "fp32"]:
-    """The number format of the arithmetic: bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
+def find_host_budget(machine: Machine) -> int:
+    """Bytes of the computer's memory that may be pinned for what is offloaded; the system needs the rest."""
+    return round(machine.memory_available_bytes * PINNED_SHARE)
+
+
+def choose_compute(config: TrainConfig, shape: ModelShape, machine: Machine) -> Literal["bf16", "fp16", "fp32"]:
+    """The number format of the arithmetic: bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU.
+
+    Raises a StudioError where the format asked for cannot train this model.
+    """
+    compute = _wanted_format(config, shape, machine)
+    if compute != "fp16":
+        return compute
+    if machine.card is None:
+        raise StudioError(
+            "This computer has no card, and fp16 is not for processors.",
+            "Choose bf16, fp32 or auto.",
+            field="model.compute_dtype",
+        )
+    if _overflows(shape):
+        raise StudioError(
+            f"A {shape.family} model overflows in fp16.", "Choose bf16, fp32 or auto.", field="model.compute_dtype"
+        )
+    if config.memory.adapter_precision == "bf16":
+        raise StudioError(
+            "An adapter in bf16 cannot be trained in fp16: its scaled gradients have no kernel.",
+            "Choose fp32 or auto.",
+            field="memory.adapter_precision",
+        )
+    return compute
+
+
+def _wanted_format(config: TrainConfig, shape: ModelShape, machine: Machine) -> Literal["bf16", "fp16", "fp32"]:
     if config.model.compute_dtype != "auto":
         return config.model.compute_dtype
-    if machine.card is not None:
-        return "fp16" if (machine.card.compute_capability or (8, 0)) < (8, 0) else "bf16"
-    return "bf16" if machine.cpu_bf16 else "fp32"
+    if machine.card is None:
+        return "bf16" if machine.cpu_bf16 else "fp32"
+    if (machine.card.compute_capability or BF16_CAPABILITY) >= BF16_CAPABILITY:
+        return "bf16"
+    return "fp32" if _overflows(shape) else "fp16"
+
+
+def _overflows(shape: ModelShape) -> bool:
+    return shape.family.startswith(OVERFLOWING)
+
+
+def repeats_kv(shape: ModelShape, machine: Machine) -> bool:
+    """Whether keys and values are repeated for every head: torch's grouped queries want flash, and flash wants Ampere.
+
+    Without it `enable_gqa` falls to the kernel that holds a number for every pair of tokens (transformers issue 48633).
+    """
+    card = machine.card
+    old = card is not None and (card.compute_capability or BF16_CAPABILITY) < BF16_CAPABILITY
+    return old and shape.heads != shape.kv_heads

@@ -11,8 +11,9 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.machine import Machine
 from qlora_studio.core.words import gib, gib_of
 from qlora_studio.planner.budget import find_budget
+from qlora_studio.planner.estimate import host_bytes
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.planner.search import Situation, smallest_bytes
+from qlora_studio.planner.search import NEVER, Situation, smallest_bytes, smallest_settings
 
 RANKS = (512, 256, 128, 64, 32, 16, 8)
 """Ranks that are advised; below 8 little is learned."""
@@ -35,10 +36,7 @@ def find_changes(situation: Situation, machine: Machine) -> tuple[str, ...]:
     """
     needed = smallest_bytes(situation)
     missing = needed - situation.budget_bytes
-    sentences = [
-        f"{gib(missing)} are missing: the smallest settings need {gib(needed)}, the budget is "
-        f"{gib(situation.budget_bytes)}."
-    ]
+    sentences = [_what_is_missing(situation, needed)]
     advice = list(_advise(situation, machine)) + list(_close_programs(situation, machine, missing))
     if not advice:
         sentences.append("No other setting closes that gap with this model.")
@@ -46,6 +44,14 @@ def find_changes(situation: Situation, machine: Machine) -> tuple[str, ...]:
     if (smaller := _smaller_model(situation)) is not None:
         sentences.append(smaller)
     return tuple(sentences)
+
+
+def _what_is_missing(situation: Situation, needed: int) -> str:
+    budget = situation.budget_bytes
+    if needed >= NEVER:
+        pinned = host_bytes(situation.shape, smallest_settings(situation))
+        return f"Offloading would pin {gib(pinned)} of the computer's memory, and {gib(situation.host_budget_bytes)} may be."
+    return f"{gib(needed - budget)} are missing: the smallest settings need {gib(needed)}, the budget is {gib(budget)}."
 
 
 def _advise(situation: Situation, machine: Machine) -> Iterator[str]:

@@ -10,13 +10,13 @@ from qlora_studio.core.doctor import Check
 from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GIB, GpuInfo, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
+from qlora_studio.planner.budget import BF16_CAPABILITY
 from qlora_studio.planner.card import find_capability_problem, find_driver_problem
 from qlora_studio.planner.estimate import total_bytes, unquantised_bytes
 from qlora_studio.planner.families import count_adapter_weights, list_linears
 from qlora_studio.planner.gpu import driver_problem
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
-BF16_CAPABILITY = (8, 0)
 LITTLE_FREE = 0.75
 """Share of a card that should be free before a run."""
 RUN_BYTES = 2 * GIB
@@ -65,7 +65,7 @@ def check_disk(home: Path, free_bytes: int, shape: ModelShape | None) -> Check:
 
 def disk_need(shape: ModelShape, rank: int = 64) -> int:
     """Bytes on disk: the model in 16 bit, a merged copy of it, checkpoints with optimizer states."""
-    linears = 2 * sum(linear.weights * linear.count for linear in list_linears(shape))
+    linears = 2 * sum(linear.weights * linear.count for linear in list_linears(shape) if linear.four_bit)
     model = linears + unquantised_bytes(shape, PlanSettings())
     return 2 * model + CHECKPOINT_COPIES * 12 * count_adapter_weights(shape, rank)
 

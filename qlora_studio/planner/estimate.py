@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
-from qlora_studio.planner.activations import StepPeak, step_peak
+from qlora_studio.planner.activations import StepPeak, boundary_bytes, step_peak
 from qlora_studio.planner.families import (
     count_adapter_weights,
     count_biases,
@@ -28,7 +28,7 @@ MIN_8BIT_WEIGHTS = 4096
 
 def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     """Every item of the bill in bytes. Static items are exact; activations, loss and workspace are formulas."""
-    linears = sum(linear.count for linear in list_linears(shape))
+    quantised = sum(linear.count for linear in list_linears(shape) if linear.four_bit)
     adapter = count_adapter_weights(shape, settings.rank)
     correction = settings.correction
     checkpointing = checkpointing_words(settings, shape.layers)
@@ -39,13 +39,13 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
             key="weights_4bit",
             label="Weights, 4 bit",
             bytes=nf4_bytes(shape),
-            says=f"{linears} linear layers in NF4 with double quantisation",
+            says=f"{quantised} linear layers in NF4 with double quantisation",
         ),
         MemoryPart(
             key="weights_16bit",
             label="Weights, 16 bit" if settings.compute_bytes == 2 else "Weights, 32 bit",
             bytes=unquantised_bytes(shape, settings),
-            says="Embedding, output head and norms" + (", the first two in one" if shape.tied_embeddings else ""),
+            says=_says_unquantised(shape),
         ),
         MemoryPart(
             key="adapter",
@@ -91,6 +91,14 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     return MemoryEstimate(parts=tuple(parts))
 
 
+def _says_unquantised(shape: ModelShape) -> str:
+    parts = ["embedding", "output head"] if not shape.tied_embeddings else ["embedding and output head in one"]
+    parts += ["experts"] if shape.measured is not None and shape.measured.stacked else []
+    parts += ["linear layers of a kind of their own"] if any(not one.four_bit for one in list_linears(shape)) else []
+    said = ", ".join(parts) + " and norms"
+    return said[:1].upper() + said[1:]
+
+
 def micro_batch_words(settings: PlanSettings) -> str:
     """How much is computed in one forward and backward pass, as the field says it."""
     return f"Micro-batch of {settings.micro_batch_tokens} tokens"
@@ -126,7 +134,7 @@ def fixed_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
 def nf4_bytes(shape: ModelShape) -> int:
     """Bytes of all quantised weights: packed halves, 8-bit scales, their fp32 scales, the two tables and an offset."""
-    return sum(nf4_matrix_bytes(linear.weights) * linear.count for linear in list_linears(shape))
+    return sum(nf4_matrix_bytes(linear.weights) * linear.count for linear in list_linears(shape) if linear.four_bit)
 
 
 def nf4_matrix_bytes(weights: int) -> int:
@@ -148,6 +156,17 @@ def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     rotary = rotary_tables(shape) * 2 * 4 * ((shape.rotary_dim or shape.head_dim) // 2)
     numbers = embeddings + count_norm_weights(shape) + count_biases(shape) + scale
     return settings.compute_bytes * numbers + rotary
+
+
+def host_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """Pinned memory of the computer that offloading takes: the input embeddings, the inputs of checkpointed layers."""
+    taken = 0
+    if settings.offload in ("embeddings", "both") and not shape.tied_embeddings:
+        taken += shape.vocab * shape.hidden * settings.compute_bytes
+    if settings.offload in ("boundaries", "both"):
+        boundary = boundary_bytes(shape, settings) * settings.micro_batch_tokens
+        taken += round(boundary * settings.checkpointed_layers)
+    return taken
 
 
 def optimizer_bytes(shape: ModelShape, settings: PlanSettings) -> int:

@@ -7,6 +7,7 @@ by a dry run instead (`ModelShape.measured`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from qlora_studio.core.plan import LinearShape, ModelShape
 
@@ -37,33 +38,42 @@ FAMILIES: dict[str, Family] = {
 
 
 def list_linears(shape: ModelShape) -> tuple[LinearShape, ...]:
-    """The linear layers that are quantised and adapted: all but the output head."""
-    if shape.measured is not None:
-        return shape.measured.linears
+    """The linear layers that are adapted, and quantised where they say so: all but the output head."""
+    return shape.measured.linears if shape.measured is not None else _linears_by_formula(shape)
+
+
+@lru_cache(maxsize=64)
+def _linears_by_formula(shape: ModelShape) -> tuple[LinearShape, ...]:
+    """Kept, because a search for settings asks thousands of times."""
     hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layers, inner = shape.layers, shape.intermediate
-    down = LinearShape(name="down_proj", inputs=inner, outputs=hidden, count=layers, bias=shape.mlp_bias)
-    output = LinearShape(name="o_proj", inputs=queries, outputs=hidden, count=layers, bias=shape.output_bias)
+
+    def linear(part: str, name: str, inputs: int, outputs: int, bias: bool = False) -> LinearShape:
+        path = f"model.layers.*.{part}.{name}"
+        return LinearShape(name=name, inputs=inputs, outputs=outputs, count=layers, bias=bias, path=path)
+
+    output = linear("self_attn", "o_proj", queries, hidden, shape.output_bias)
+    down = linear("mlp", "down_proj", inner, hidden, shape.mlp_bias)
     if family_of(shape).fused:
         return (
-            LinearShape(name="qkv_proj", inputs=hidden, outputs=queries + 2 * keys, count=layers),
+            linear("self_attn", "qkv_proj", hidden, queries + 2 * keys),
             output,
-            LinearShape(name="gate_up_proj", inputs=hidden, outputs=2 * inner, count=layers),
+            linear("mlp", "gate_up_proj", hidden, 2 * inner),
             down,
         )
     return (
-        LinearShape(name="q_proj", inputs=hidden, outputs=queries, count=layers, bias=shape.attention_bias),
-        LinearShape(name="k_proj", inputs=hidden, outputs=keys, count=layers, bias=shape.attention_bias),
-        LinearShape(name="v_proj", inputs=hidden, outputs=keys, count=layers, bias=shape.attention_bias),
+        linear("self_attn", "q_proj", hidden, queries, shape.attention_bias),
+        linear("self_attn", "k_proj", hidden, keys, shape.attention_bias),
+        linear("self_attn", "v_proj", hidden, keys, shape.attention_bias),
         output,
-        LinearShape(name="gate_proj", inputs=hidden, outputs=inner, count=layers, bias=shape.mlp_bias),
-        LinearShape(name="up_proj", inputs=hidden, outputs=inner, count=layers, bias=shape.mlp_bias),
+        linear("mlp", "gate_proj", hidden, inner, shape.mlp_bias),
+        linear("mlp", "up_proj", hidden, inner, shape.mlp_bias),
         down,
     )
 
 
 def family_of(shape: ModelShape) -> Family:
-    """The family's account; a family that is not listed is counted like a Llama until a dry run has measured it."""
+    """The family's account; one that is not listed is measured by a dry run, whose figures stand in for it."""
     return FAMILIES.get(shape.family, Family())
 
 
@@ -85,5 +95,5 @@ def count_biases(shape: ModelShape) -> int:
 
 
 def count_adapter_weights(shape: ModelShape, rank: int) -> int:
-    """Numbers in the adapter: A is (rank, inputs) and B (outputs, rank) for every quantised layer."""
+    """Numbers in the adapter: A is (rank, inputs) and B (outputs, rank) for every adapted layer."""
     return sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in list_linears(shape))

@@ -9,10 +9,10 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
-from qlora_studio.planner.budget import choose_compute, find_budget
+from qlora_studio.planner.budget import choose_compute, find_budget, find_host_budget, repeats_kv
 from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
-from qlora_studio.planner.estimate import checkpointing_words, estimate, micro_batch_words, total_bytes
+from qlora_studio.planner.estimate import checkpointing_words, estimate, host_bytes, micro_batch_words, total_bytes
 from qlora_studio.planner.search import (
     Situation,
     choose_settings,
@@ -53,10 +53,12 @@ def make_plan(
         shape=shape,
         config=config,
         device="cpu" if machine.card is None else "cuda",
-        compute=choose_compute(config, machine),
+        compute=choose_compute(config, shape, machine),
         budget_bytes=budget,
         longest_row=min(longest, shape.max_positions),
         correction=machine.correction,
+        repeats_kv=repeats_kv(shape, machine),
+        host_budget_bytes=find_host_budget(machine),
     )
     chosen = choose_settings(situation)
     settings = chosen or smallest_settings(situation)
@@ -70,6 +72,8 @@ def make_plan(
         adapter_precision=settings.adapter_precision,
         optimizer=settings.optimizer,
         offload=settings.offload,
+        host_bytes=host_bytes(shape, settings),
+        host_budget_bytes=situation.host_budget_bytes,
         settings=settings,
         reasons=(why_budget, *_reasons(situation, settings, known_lengths=bool(lengths))) if chosen else (why_budget,),
         changes=() if chosen else find_changes(situation, machine),
@@ -85,6 +89,8 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
     yield _why_checkpointing(situation, settings)
     if situation.config.memory.adapter_precision != "auto":
         yield f"Adapter in {settings.adapter_precision}: your setting."
+    elif situation.compute == "fp16":
+        yield "Adapter in fp32: gradients that fp16 scales have no kernel in bf16."
     elif settings.adapter_precision == "fp32":
         yield "Adapter in fp32: it fits, and small updates are not rounded away."
     else:
@@ -93,7 +99,10 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         whose = (
             "your setting" if situation.config.memory.offload != "auto" else "with everything on the card nothing fits"
         )
-        yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory: {whose}."
+        pinned = gib(host_bytes(situation.shape, settings))
+        yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory, {pinned} of it pinned: {whose}."
+    if situation.repeats_kv:
+        yield "Keys and values are repeated for every head: this card has no attention kernel for grouped queries."
     if situation.correction != 1:
         yield f"Activations are planned {situation.correction:.2f} times the formula, as earlier runs measured here."
 

@@ -60,6 +60,7 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
         blocks=tuple(blocks),
         over_budget=_over_budget(plan),
         unusual=tuple(find_unusual(config, base, report, work.steps if work else None)),
+        limits=base.limits if isinstance(base, ResolvedBase) else (),
     )
 
 

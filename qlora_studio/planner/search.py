@@ -8,7 +8,7 @@ from typing import Literal
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import ModelShape, PlanSettings
-from qlora_studio.planner.estimate import total_bytes
+from qlora_studio.planner.estimate import host_bytes, total_bytes
 
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
 """Largest micro-batch worth having: beyond it dequantising the weights no longer shows in the time."""
@@ -18,6 +18,9 @@ DEQUANTISE_TOKENS = 155
 """Dequantising the weights costs as much time as so many tokens (RTX 4090: 7 % of a step of 2,048)."""
 LARGEST_RANK = 1024
 """The largest rank a config allows."""
+
+NEVER = 1 << 60
+"""Bytes that no card has."""
 
 Offload = Literal["none", "boundaries", "embeddings", "both"]
 
@@ -33,6 +36,10 @@ class Situation:
     budget_bytes: int
     longest_row: int
     correction: float = 1.0
+    repeats_kv: bool = False
+    """Whether the card has no attention kernel for grouped queries."""
+    host_budget_bytes: int = 1 << 62
+    """Memory of the computer that may be pinned for what is offloaded."""
 
 
 def choose_settings(situation: Situation) -> PlanSettings | None:
@@ -40,13 +47,13 @@ def choose_settings(situation: Situation) -> PlanSettings | None:
 
     What the result feels goes last: first everything on the card, then what may wait outside, then bf16 adapters.
     """
-    for precision in adapter_choices(situation.config):
+    for precision in adapter_choices(situation):
         for offload in offload_choices(situation):
             fitting = []
             for tokens in micro_batch_choices(situation):
                 for layers in checkpoint_choices(situation):
                     settings = settings_for(situation, tokens, layers, precision, offload)
-                    if total_bytes(situation.shape, settings) <= situation.budget_bytes:
+                    if takes(situation, settings) <= situation.budget_bytes:
                         fitting.append(settings)
                         break
             if fitting:
@@ -57,14 +64,26 @@ def choose_settings(situation: Situation) -> PlanSettings | None:
 def smallest_settings(situation: Situation) -> PlanSettings:
     """The settings that take least, whether they fit or not."""
     tokens = micro_batch_choices(situation)[0]
-    precision, offload = adapter_choices(situation.config)[-1], offload_choices(situation)[-1]
-    every = (settings_for(situation, tokens, layers, precision, offload) for layers in checkpoint_choices(situation))
-    return min(every, key=lambda settings: total_bytes(situation.shape, settings))
+    precision = adapter_choices(situation)[-1]
+    for offload in reversed(offload_choices(situation)):
+        every = (
+            settings_for(situation, tokens, layers, precision, offload) for layers in checkpoint_choices(situation)
+        )
+        smallest = min(every, key=lambda settings: takes(situation, settings))
+        if takes(situation, smallest) < NEVER:
+            break
+    return smallest
 
 
 def smallest_bytes(situation: Situation) -> int:
     """What the smallest settings take."""
-    return total_bytes(situation.shape, smallest_settings(situation))
+    return takes(situation, smallest_settings(situation))
+
+
+def takes(situation: Situation, settings: PlanSettings) -> int:
+    """Bytes of the card that settings take; more than any card has where they pin more than the computer can give."""
+    over = settings.offload != "none" and host_bytes(situation.shape, settings) > situation.host_budget_bytes
+    return total_bytes(situation.shape, settings) + (NEVER if over else 0)
 
 
 def step_time(settings: PlanSettings, shape: ModelShape) -> float:
@@ -94,10 +113,15 @@ def checkpoint_choices(situation: Situation) -> Iterable[int]:
     return range(layers + 1) if choice == "auto" else (fixed[choice],)
 
 
-def adapter_choices(config: TrainConfig) -> tuple[Literal["fp32", "bf16"], ...]:
-    """Adapter formats to try, the safer first."""
-    choice = config.memory.adapter_precision
-    return ("fp32", "bf16") if choice == "auto" else (choice,)
+def adapter_choices(situation: Situation) -> tuple[Literal["fp32", "bf16"], ...]:
+    """Adapter formats to try, the safer first; fp32 alone under fp16, whose scaled gradients CUDA cannot hold in bf16.
+
+    `_amp_foreach_non_finite_check_and_unscale_` is not implemented for bf16 there (pytorch issue 127176).
+    """
+    choice = situation.config.memory.adapter_precision
+    if choice != "auto":
+        return (choice,)
+    return ("fp32",) if situation.compute == "fp16" else ("fp32", "bf16")
 
 
 def offload_choices(situation: Situation) -> tuple[Offload, ...]:
@@ -125,6 +149,7 @@ def settings_for(
         adapter_precision=precision,
         optimizer=situation.config.optim.optimizer,
         correction=situation.correction,
+        repeats_kv=situation.repeats_kv,
         offload=offload,
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportKind, ExportRequest, JobRef, MergeInto
+from qlora_studio.core.exports import find_export_kind
+from qlora_studio.core.jobs import ExportRequest, JobRef, MergeInto
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.home import Home
 from qlora_studio.planner.machine import free_bytes_at
@@ -14,8 +15,6 @@ from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.runs import Runs
-
-TITLES: dict[ExportKind, str] = {"adapter": "adapter", "merged": "merged model"}
 
 
 class Exports:
@@ -27,12 +26,13 @@ class Exports:
     def start(
         self,
         name: str,
-        kind: ExportKind,
+        kind: str,
         to: str,
         merge_into: MergeInto = "original",
         prompts: Sequence[str] = (),
     ) -> JobRef:
         """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
+        find_export_kind(kind)
         view = self.runs.with_adapter(name)
         run = view.folder
         target = Path(to).expanduser().absolute()
@@ -47,19 +47,19 @@ class Exports:
         request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
-    def readiness(self, name: str, kind: ExportKind, to: str, checks: int = 0) -> ExportReadiness:
+    def readiness(self, name: str, kind: str, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
-        view = self.runs.with_adapter(name)
+        view, chosen = self.runs.with_adapter(name), find_export_kind(kind)
         adapter, merged = self.sizes(name)
         facts = ExportFacts(
-            kind=TITLES[kind],
-            result_bytes=adapter if kind == "adapter" else merged,
-            read_bytes=adapter + ((merged or 0) if kind == "merged" else 0),
+            kind=chosen.title,
+            result_bytes=merged if chosen.needs_base else adapter,
+            read_bytes=adapter + ((merged or 0) if chosen.needs_base else 0),
             checks=checks,
             free_bytes=free_bytes_at(Path(to).expanduser().absolute()),
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
-        return assess_export(base, facts, needs_base=kind == "merged")
+        return assess_export(base, facts, needs_base=chosen.needs_base)
 
     def sizes(self, name: str) -> tuple[int, int | None]:
         """Bytes of a run's adapter, and about those of its merged model; None while its base is not on this machine."""

@@ -30,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         port, opens = read_arguments(sys.argv[1:] if arguments is None else arguments)
         studio = Studio()
-        studio.home.cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(studio.home.cache / "page.lock")
-        with lock.acquire(timeout=0):
+        with _only_page(studio).acquire(timeout=0):
             _serve(studio, port, opens)
     except Timeout:
         _point_to_open_page(studio, opens)
@@ -106,18 +104,32 @@ def launch_options(studio: Studio, port: int) -> dict[str, Any]:
     }
 
 
+def _only_page(studio: Studio) -> FileLock:
+    """The lock that one page a home holds. Raises a StudioError for a home that cannot be written."""
+    try:
+        studio.home.cache.mkdir(parents=True, exist_ok=True)
+        (studio.home.cache / "page.lock").touch()
+    except OSError as error:
+        raise StudioError(
+            f"The studio's folder cannot be written: {error.strerror}.",
+            "Let the studio write there, or set QLORA_STUDIO_HOME to another folder.",
+            where=str(studio.home.cache),
+        ) from None
+    return FileLock(studio.home.cache / "page.lock")
+
+
 def _serve(studio: Studio, wanted: int | None, opens: bool) -> None:
     port = find_port(wanted)
     prepare(studio.home.cache)
     from qlora_studio.ui.app import build
-    from qlora_studio.ui.server.session import Desk
+    from qlora_studio.ui.server.workspace import Workspace
 
     # Gradio may serve what lies in the working folder: give it an empty one
     empty = studio.home.cache / "empty"
     empty.mkdir(exist_ok=True)
     os.chdir(empty)
-    desk = Desk.open(studio)
-    page = build(desk).queue(api_open=False, max_size=64, default_concurrency_limit=4)
+    workspace = Workspace.open(studio)
+    page = build(workspace).queue(api_open=False, max_size=64, default_concurrency_limit=4)
     page.launch(**launch_options(studio, port))
     address = f"http://{ADDRESS}:{port}/"
     (studio.home.cache / "page.json").write_text(json.dumps({"address": address}), encoding="utf-8")
@@ -132,7 +144,7 @@ def _serve(studio: Studio, wanted: int | None, opens: bool) -> None:
     except KeyboardInterrupt:
         sys.stdout.write("\nClosed.\n")
     finally:
-        desk.talk.close()
+        workspace.chat.close()
         page.close(verbose=False)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from qlora_studio.ui.server.messages import speaking
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import SECONDS, Seen, Slot, slot, tick
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs import chat as chat_tab
 from qlora_studio.ui.tabs import data as data_tab
 from qlora_studio.ui.tabs import doctor as doctor_tab
@@ -17,37 +16,44 @@ from qlora_studio.ui.tabs import export as export_tab
 from qlora_studio.ui.tabs import runs as runs_tab
 from qlora_studio.ui.tabs import train as train_tab
 from qlora_studio.ui.tabs.chat import ChatTab
-from qlora_studio.ui.tabs.data import DataTab
-from qlora_studio.ui.tabs.export import ExportTab
 from qlora_studio.ui.tabs.runs import RunsTab
-from qlora_studio.ui.tabs.train import TrainTab
 from qlora_studio.ui.views import side
 
 TITLE = "QLoRA Studio"
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 SWEEP = (3600, 172_800)
 """Seconds: uploads older than two days are removed, looked at hourly."""
+BUSY_SECONDS, IDLE_SECONDS, HIDDEN_SECONDS = 1.0, 3.0, 20.0
+"""How often a tab asks what is new: while something is at work, while nothing is, and while nobody sees it."""
 
 
-def build(desk: Desk) -> gr.Blocks:
-    """The whole page over one desk."""
-    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=SWEEP, analytics_enabled=False) as page:
-        sidebar = _sidebar(desk)
-        with gr.Tabs(elem_id="pages", selected="train" if desk.draft["data.sources"] else "data") as pages:
+def build(workspace: Workspace) -> gr.Blocks:
+    """The whole page over one workspace, ready to be served."""
+    return assemble(workspace)[0]
+
+
+def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
+    """The whole page, and what keeps it in step with the workspace."""
+    blocks: gr.Blocks
+    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=SWEEP, analytics_enabled=False) as blocks:
+        view = gr.State(View())
+        sidebar, stop = _sidebar()
+        with gr.Tabs(elem_id="pages", selected="train" if workspace.draft["data.sources"] else "data") as pages:
             with gr.Tab("Data", id="data", elem_id="tab-data"):
-                data = data_tab.build(desk)
+                data = data_tab.build(workspace)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
+                mixture = data.mixture
                 train = train_tab.build(
-                    desk, {"data.mix_by": data.form.mix_by, "data.eval_share": data.form.eval_share}
+                    workspace, {"data.mix_by": mixture.mix_by, "data.eval_share": mixture.eval_share}
                 )
             with gr.Tab("Runs", id="runs", elem_id="tab-runs"):
-                runs = runs_tab.build(desk)
+                runs = runs_tab.build(workspace)
             with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
-                chat = chat_tab.build(desk)
+                chat = chat_tab.build()
             with gr.Tab("Export", id="export", elem_id="tab-export"):
-                export = export_tab.build(desk)
+                export = export_tab.build()
             with gr.Tab("Doctor", id="doctor", elem_id="tab-doctor") as doctor_page:
                 doctor = doctor_tab.build()
+        clock = gr.Timer(BUSY_SECONDS)
         slots = [
             *sidebar,
             *data_tab.slots(data),
@@ -56,19 +62,23 @@ def build(desk: Desk) -> gr.Blocks:
             *chat_tab.slots(chat),
             *export_tab.slots(export),
             *doctor_tab.slots(doctor),
+            slot(clock, lambda scene: gr.update(value=_seconds(scene)), _seconds),
         ]
-        follow = _follow(desk, page, slots)
-        _wire_draft(desk, page, data, train)
-        train_tab.wire(desk, train, follow)
-        runs_tab.wire(desk, runs)
-        chat_tab.wire(desk, chat)
-        export_tab.wire(desk, export)
-        doctor_tab.wire(desk, doctor, doctor_page)
-        _wire_doors(desk, pages, runs, chat, export)
-    return page
+        page = Page(workspace, view, slots)
+        page.on(stop.click, lambda view_: _stop(workspace))
+        data_tab.wire(page, data)
+        train_tab.wire(page, train)
+        runs_tab.wire(page, runs)
+        chat_tab.wire(page, chat)
+        export_tab.wire(page, export)
+        doctor_tab.wire(page, doctor, doctor_page)
+        _wire_doors(page, pages, runs, chat)
+        _wire_clock(page, clock)
+        page.on(blocks.load, lambda view_: view_.shown.clear())
+    return blocks, page
 
 
-def _sidebar(desk: Desk) -> list[Slot]:
+def _sidebar() -> tuple[list[Slot], gr.Button]:
     """Brand, device, current run, stop and theme; the same in one line for phones."""
     with gr.Sidebar(width=296, elem_id="side"):
         gr.HTML(side.BRAND, elem_id="brand")
@@ -78,67 +88,68 @@ def _sidebar(desk: Desk) -> list[Slot]:
         theme = gr.Button("Light / dark", size="sm", elem_id="theme-btn")
         gr.HTML(side.FOOT)
     mini = gr.HTML(elem_id="mini")
-
-    @speaking
-    def stop_run() -> None:
-        if (name := desk.running()) is not None:
-            desk.studio.runs.stop(name)
-
-    stop.click(stop_run, None, None, **QUIET)
     theme.click(None, None, None, js="() => window.studioSwitchTheme()", api_visibility="private")
+
     return [
-        slot(device, lambda now: side.device_card(now.cards, now.machine.memory_used, now.machine.memory_total)),
-        slot(run, lambda now: side.run_card(now.run)),
-        slot(mini, lambda now: side.mini_line(now.run, now.cards, now.machine.memory_used, now.machine.memory_total)),
-        slot(stop, lambda now: gr.update(interactive=now.training)),
+        slot(device, lambda scene: side.device_card(scene.world.cards, scene.world.memory)),
+        slot(run, lambda scene: side.run_card(scene.world.run)),
+        slot(mini, lambda scene: side.mini_line(scene.world.run, scene.world.cards, scene.world.memory)),
+        slot(stop, _stop_button),
+    ], stop
+
+
+def _stop_button(scene: Scene) -> Any:
+    training = scene.world.training
+    stopping = training is not None and training.state == "stopping"
+    label = "Stopping after this step …" if stopping else "Stop the run"
+    return gr.update(interactive=training is not None and not stopping, value=label)
+
+
+def _stop(workspace: Workspace) -> None:
+    if (run := workspace.world().training) is not None:
+        workspace.studio.runs.stop(run.name)
+
+
+def _seconds(scene: Scene) -> float:
+    """How soon this tab asks again."""
+    if scene.view.hidden:
+        return HIDDEN_SECONDS
+    workspace, view = scene.workspace, scene.view
+    jobs = [
+        scene.world.newest_job(export_tab.chosen_run(scene), "exports"),
+        scene.world.newest_job(runs_tab.shown_run(scene.world, view), "evaluations"),
     ]
+    at_work = any(job is not None and job.at_work for job in jobs) or scene.world.training is not None
+    counting = workspace.tokens.progress is not None or workspace.examination.under_way
+    return BUSY_SECONDS if at_work or counting or workspace.chat.busy else IDLE_SECONDS
 
 
-def _follow(desk: Desk, page: gr.Blocks, slots: list[Slot]) -> Callable[[Any], None]:
-    """Starts the clock. Returns what makes the slots follow at once after an event."""
-    seen = gr.State({})
-    shown = [*(component for one in slots for component in one.components), seen]
+def _wire_clock(page: Page, clock: gr.Timer) -> None:
+    """The clock, and what `page.js` presses when the tab goes to the background and comes back."""
+    with gr.Row(elem_classes="qs-signals"):
+        hide = gr.Button("hidden", elem_id="signal-hidden")
+        show = gr.Button("visible", elem_id="signal-visible")
 
-    @speaking
-    def follow(before: Seen) -> list[Any]:
-        return tick(desk, slots, before)
+    def seen(view: View, *, hidden: bool) -> None:
+        view.hidden = hidden
 
-    @speaking
-    def show() -> list[Any]:
-        return tick(desk, slots, {})
-
-    gr.Timer(SECONDS).tick(follow, seen, shown, **QUIET)
-    page.load(show, None, shown, **QUIET)
-    return lambda event: event.then(follow, seen, shown, **QUIET)
+    page.on_clock(clock.tick)
+    page.on(hide.click, lambda view: seen(view, hidden=True), queue=False)
+    page.on(show.click, lambda view: seen(view, hidden=False), queue=False)
 
 
-def _wire_draft(desk: Desk, page: gr.Blocks, data: DataTab, train: TrainTab) -> None:
-    """The draft of the next run: a fresh page shows it, and each change of data makes its plan anew."""
-    shown = [*train.controls, *train.shown]
-
-    @speaking
-    def show() -> list[Any]:
-        desk.make_plan()
-        return [*train_tab.show_settings(desk, train), *train_tab.render(desk)]
-
-    page.load(show, None, shown, **QUIET)
-    for event in data_tab.wire(desk, data):
-        event.then(show, None, shown, **QUIET)
-
-
-def _wire_doors(desk: Desk, pages: gr.Tabs, runs: RunsTab, chat: ChatTab, export: ExportTab) -> None:
+def _wire_doors(page: Page, pages: gr.Tabs, runs: RunsTab, chat: ChatTab) -> None:
     """From a run in the table to its chat and its export."""
+    workspace = page.workspace
 
-    @speaking
-    def to_chat() -> list[Any]:
-        name = runs_tab.shown_run(desk)
-        desk.talk.choose(name)
-        return [gr.update(selected="chat"), gr.update(value=name)]
+    def to_chat(view: View) -> Updates:
+        workspace.chat.choose(runs_tab.shown_run(workspace.world(), view))
+        return {pages: gr.update(selected="chat")}
 
-    @speaking
-    def to_export() -> list[Any]:
-        desk.export_run = runs_tab.shown_run(desk)
-        return [gr.update(selected="export"), gr.update(value=desk.export_run)]
+    def to_export(view: View) -> Updates:
+        view.export_run = runs_tab.shown_run(workspace.world(), view)
+        view.export_folder = None
+        return {pages: gr.update(selected="export")}
 
-    runs.chat.click(to_chat, None, [pages, chat.run], **QUIET)
-    runs.export.click(to_export, None, [pages, export.run], **QUIET)
+    page.on(runs.chat.click, to_chat, also=[pages])
+    page.on(runs.export.click, to_export, also=[pages])

@@ -55,7 +55,7 @@ class Context:
         file = (folder or self.folder).config_file
         return TrainConfig.parse(read_json(file), str(file))
 
-    def asked(self) -> Literal["", "stop", "save"]:
+    def pending_request(self) -> Literal["", "stop", "save"]:
         """The request that waits, if any. A `save` is answered once, a `stop` stands; so does the end of the guard."""
         if os.getppid() != self.guard or self.stopped or self.folder.is_asked("stop"):
             return "stop"

@@ -52,7 +52,7 @@ def run(context: Context) -> ev.Event:
     context.phase("answering")
     for number, prompt in enumerate(prompts, 1):
         for side in SIDES:
-            if context.asked() == "stop":
+            if context.pending_request() == "stop":
                 return ev.Stopped()
             answer = live.whole_answer(prompt, side, request.sampling)
             context.emit(ev.SampleWritten(step=0, prompt=prompt, answer=answer, side=side))

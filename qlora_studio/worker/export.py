@@ -8,10 +8,11 @@ from pathlib import Path
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import ExportKind, find_export_kind
 from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
 from qlora_studio.engine.exporters.comparison import ChatRecord, record_chat
-from qlora_studio.engine.exporters.protocol import Exporter, ExportSource
+from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.load import choose_device
 from qlora_studio.engine.manifest import find_damage
@@ -22,20 +23,21 @@ from qlora_studio.worker.loaded_run import open_run
 
 def run(context: Context) -> ev.Event:
     request = context.request(ExportRequest)
-    folder, target, exporter = JobFolder(request.run), request.to, find_exporter(request.kind)
+    folder, target = JobFolder(request.run), request.to
+    kind, exporter = find_export_kind(request.kind), find_exporter(request.kind)
     if damage := find_damage(folder.adapter):
         raise StudioError(damage, "Train again, or choose another run.")
-    source = find_source(context, folder, exporter, request)
+    source = find_source(context, folder, kind, request)
     stage = target.with_name(f".{target.name}.part")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         check_room(stage, exporter.size_bytes(source))
-        record = ask_the_chat(context, folder, request.prompts) if exporter.compares_with_chat else None
+        record = ask_the_chat(context, folder, request.prompts) if kind.compares_with_chat else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage, context.emit)
         exporter.check(source, stage, record, context.emit)
-        if context.asked() == "stop":
+        if context.pending_request() == "stop":
             return ev.Stopped()
         if target.exists():  # empty: the studio refuses any other before the job starts
             target.rmdir()
@@ -47,10 +49,10 @@ def run(context: Context) -> ev.Event:
     return ev.Finished(report=ExportReport(path=target, bytes=size))
 
 
-def find_source(context: Context, folder: JobFolder, exporter: Exporter, request: ExportRequest) -> ExportSource:
-    """The run's files, with its base fetched where the exporter needs it."""
+def find_source(context: Context, folder: JobFolder, kind: ExportKind, request: ExportRequest) -> ExportSource:
+    """The run's files, with its base fetched where this kind needs it."""
     config = context.config(folder)
-    base = context.fetch_base(config).folder if exporter.needs_base else None
+    base = context.fetch_base(config).folder if kind.needs_base else None
     return ExportSource(folder.adapter, base, choose_device(config.model.compute_dtype), request.merge_into)
 
 

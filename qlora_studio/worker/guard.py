@@ -21,6 +21,7 @@ from qlora_studio.runs.journal import Follower, Journal
 VMSTAT = Path("/proc/vmstat")
 MOST_RESTARTS = 4
 KILLED = -9
+LIMITS = "limits.json"
 
 
 def guard(folder: JobFolder, command: list[str], kills: Callable[[], int] | None = None) -> int:
@@ -70,11 +71,15 @@ def count_memory_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
+def count_rungs(folder: JobFolder) -> int:
+    """How many rungs down the out-of-memory ladder the next child begins."""
+    file = folder.path / LIMITS
+    return int(read_json(file).get("rungs", 0)) if file.exists() else 0
+
+
 def shrink(folder: JobFolder, step: int) -> None:
-    """Notes that the next child must take one more lever of the ladder, and says so."""
-    file = folder.path / "limits.json"
-    pulled = (read_json(file)["levers"] if file.exists() else 0) + 1
-    write_json(file, {"levers": pulled})
+    """Notes that the next child must begin one rung further down the out-of-memory ladder, and says so."""
+    write_json(folder.path / LIMITS, {"rungs": count_rungs(folder) + 1})
     append(
         folder,
         ev.Noted(

@@ -283,7 +283,8 @@ def test_tables_have_a_row_for_every_card_and_every_model():
         (
             48,
             "embeddings",
-            "Input embeddings are offloaded to the computer's memory: with everything on the card nothing fits.",
+            "Input embeddings are offloaded to the computer's memory, 1002 MiB of it pinned: with everything on the "
+            "card nothing fits.",
         ),
     ],
 )
@@ -305,3 +306,85 @@ def test_layer_inputs_that_wait_outside_make_rows_longer():
     here = make_plan(config(memory__offload="none"), FOUR, imagine_machine(8)).longest_context
     outside = make_plan(config(memory__offload="boundaries"), FOUR, imagine_machine(8)).longest_context
     assert here and outside and outside > 1.5 * here
+
+
+def turing(size):
+    """A card of this size from before bf16 and flash attention."""
+    machine = imagine_machine(size)
+    card = machine.cards[0].model_copy(update={"compute_capability": (7, 5)})
+    return machine.model_copy(update={"cards": (card,)})
+
+
+@pytest.mark.parametrize("name", REFERENCE_SHAPES)
+@pytest.mark.parametrize("size", [6, 8, 12])
+def test_adapters_are_in_fp32_wherever_the_arithmetic_is_in_fp16(name, size):
+    plan = make_plan(config(data__max_length=1024), REFERENCE_SHAPES[name], turing(size))
+    assert plan.settings.compute == ("fp32" if name.startswith("Gemma-3") else "fp16")
+    assert plan.settings.compute == "fp32" or plan.adapter_precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "machine", "said"),
+    [
+        (
+            {"memory__adapter_precision": "bf16"},
+            FOUR,
+            turing(8),
+            "field 'memory.adapter_precision': An adapter in bf16 cannot be trained in fp16: its scaled gradients have "
+            "no kernel. Choose fp32 or auto.",
+        ),
+        (
+            {"model__compute_dtype": "fp16"},
+            REFERENCE_SHAPES["Gemma-3-4B"],
+            imagine_machine(24),
+            "field 'model.compute_dtype': A gemma3_text model overflows in fp16. Choose bf16, fp32 or auto.",
+        ),
+        (
+            {"model__compute_dtype": "fp16"},
+            FOUR,
+            PROCESSOR,
+            "field 'model.compute_dtype': This computer has no card, and fp16 is not for processors. Choose bf16, fp32 "
+            "or auto.",
+        ),
+    ],
+    ids=["bf16 adapter", "gemma 3", "processor"],
+)
+def test_formats_that_cannot_train_are_refused(changes, shape, machine, said):
+    with pytest.raises(StudioError) as caught:
+        make_plan(config(**changes), shape, machine)
+    assert str(caught.value) == said
+
+
+def test_repeated_keys_and_values_are_counted_where_there_are_no_grouped_queries():
+    forced = config(memory__micro_batch_tokens=2048, memory__gradient_checkpointing="none")
+    old, new = (make_plan(forced, EIGHT, machine) for machine in (turing(48), imagine_machine(48)))
+    more = old.estimate.part_bytes("activations") - new.estimate.part_bytes("activations")
+    assert more == 2048 * 32 * 2 * 2 * (32 - 8) * 128  # layers x keys and values x bytes x heads more x their width
+    assert "Keys and values are repeated for every head: this card has no attention kernel for grouped queries." in (
+        old.reasons
+    )
+    every_head = EIGHT.model_copy(update={"kv_heads": 32})
+    assert not make_plan(forced, every_head, turing(48)).settings.repeats_kv
+
+
+def test_what_is_offloaded_is_pinned_and_has_to_fit_the_computer():
+    wish = config(data__max_length=14000)
+    plan = make_plan(wish, FOUR, imagine_machine(6))
+    assert plan.offload == "boundaries"
+    assert plan.host_bytes == plan.checkpointed_layers * plan.micro_batch_tokens * 2560 * 2
+    for share in (1.0, 0.5, 0.1):
+        memory = round(2 * share * plan.host_bytes)
+        other = make_plan(wish, FOUR, imagine_machine(6).model_copy(update={"memory_available_bytes": memory}))
+        assert other.host_budget_bytes == memory // 2
+        assert other.host_bytes <= other.host_budget_bytes
+
+
+def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
+    wish = config(memory__offload="boundaries", memory__gradient_checkpointing="full", data__max_length=8192)
+    small = imagine_machine(12).model_copy(update={"memory_available_bytes": 1 * GIB})
+    plan = make_plan(wish, FOUR, small)
+    assert not plan.fits
+    assert plan.changes[:2] == (
+        "Offloading would pin 1.41 GiB of the computer's memory, and 512 MiB may be.",
+        "Offload auto instead of boundaries fits: 6.3 of 11.6 GiB.",
+    )

@@ -1,4 +1,4 @@
-"""A desk over an empty home, and a real server in a process of its own with a browser that forgives nothing."""
+"""A workspace over an empty home, and a real server in a process of its own with a browser that forgives nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from qlora_studio.core.jobs import JobRef
 from qlora_studio.home import Home
+from qlora_studio.runs.folder import create_job
 from qlora_studio.studio import Studio
+from tests.ui.fakes import Tab
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -32,10 +35,27 @@ QUIET_BROWSER = [
 
 
 @pytest.fixture
-def desk(tmp_path):
-    from qlora_studio.ui.server.session import Desk
+def workspace(tmp_path, monkeypatch):
+    """A workspace over an empty home. Jobs that it would start are noted and never come to life."""
+    from qlora_studio.ui.server.workspace import Workspace
 
-    return Desk.open(Studio(Home(tmp_path)))
+    studio = Studio(Home(tmp_path))
+    started: list[str] = []
+
+    def start(parent, request, files=None, **_):
+        started.append(request.job)
+        return JobRef(create_job(parent, request.job, request, files).path)
+
+    monkeypatch.setattr(studio.jobs, "start", start)
+    made = Workspace.open(studio)
+    made.started = started
+    return made
+
+
+@pytest.fixture
+def tab(workspace):
+    """A tab of the browser that has just opened the page."""
+    return Tab(workspace)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""A studio whose chat answers from a table, for tests of what the page does with answers. Everything else is real."""
+"""A tab of the browser as the server sees it, and a studio whose chat answers from a table. Everything else is real."""
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 from qlora_studio.core.chat import ChatPiece, ChatRequest
 from qlora_studio.core.config import TrainConfig
@@ -13,6 +16,11 @@ from qlora_studio.core.progress import JobView, Progress, State
 from qlora_studio.core.runs import RunView
 from qlora_studio.home import Home
 from qlora_studio.studio import Studio
+from qlora_studio.ui.fields import SETTINGS, element
+from qlora_studio.ui.server import settings
+from qlora_studio.ui.server.settings import Control
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
 
 
 class FakePipe:
@@ -25,6 +33,8 @@ class FakePipe:
         self.may_go.set()
         self.stopped = False
         self.breaks = False
+        self.pauses_at = ""
+        """The side that waits for `may_go`; empty for both."""
 
     def ask(self, request: ChatRequest) -> Iterator[ChatPiece]:
         self.asked.append(request)
@@ -33,7 +43,8 @@ class FakePipe:
         words = f"{request.side}: {request.turns[-1].content}".split()
         for number in range(1, len(words) + 1):
             yield ChatPiece(text=" ".join(words[:number]), tokens=number)
-            self.may_go.wait(5)
+            if request.side.startswith(self.pauses_at):
+                self.may_go.wait(5)
             if self.stopped:
                 words = words[:number]
                 break
@@ -65,3 +76,58 @@ class StudioWithChat(Studio):
     def _open_chat(self, name: str) -> FakePipe:
         self.pipes.append(FakePipe())
         return self.pipes[-1]
+
+
+class Tab:
+    """What one tab of the browser has been told to show, by the id of each element."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        from qlora_studio.ui.app import assemble
+
+        self.workspace = workspace
+        self.blocks, self.page = assemble(workspace)
+        self.view = View()
+        self.told: list[str] = []
+        """Ids of what the last look changed."""
+        self.props: dict[str, dict[str, Any]] = {}
+        self.look()
+
+    def look(self) -> Tab:
+        """As the clock does."""
+        self.workspace.forget_world()
+        return self.take(self.page.follow(self.view))
+
+    def take(self, updates: Mapping[Any, Any]) -> Tab:
+        self.told = [component.elem_id for component in updates]
+        for component, update in updates.items():
+            is_update = isinstance(update, dict) and update.get("__type__") == "update"
+            self.props.setdefault(component.elem_id, {}).update(update if is_update else {"value": update})
+        return self
+
+    def value(self, element: str) -> Any:
+        """What an element shows now."""
+        return self.props[element].get("value")
+
+    def words(self, element: str) -> str:
+        """The text a reader sees in an element."""
+        return words(str(self.value(element)))
+
+    def control(self, dotted: str) -> Control:
+        """The control of a setting."""
+        return next(one for one in self.controls if one.setting.dotted == dotted)
+
+    @property
+    def controls(self) -> list[Control]:
+        """Every setting of the page with its component."""
+        elements = {block.elem_id: block for block in self.blocks.blocks.values()}
+        return [Control(setting, elements[element(setting.dotted)]) for setting in SETTINGS]
+
+    def type(self, dotted: str, text: Any) -> Tab:
+        """A person types into a setting, and the page follows."""
+        settings.take(self.workspace, self.view, self.control(dotted), text)
+        return self.look()
+
+
+def words(html: str) -> str:
+    """What a reader sees."""
+    return re.sub(r"[ \n]+", " ", unescape(re.sub(r"<[^>]+>", " ", html))).strip()

@@ -7,14 +7,27 @@ import pytest
 from playwright.sync_api import Page, expect
 
 NEEDS_MODEL = True
+pytestmark = pytest.mark.browser
 expect.set_options(timeout=20_000)
 
 EVIL = '<img src=x onerror="document.title=1">${document.title="2"}{{document.title="3"}}'
 
 
+ODD = "What is a<b and c>d in <div>?\n- one\n  - two\n<tool_call>x</tool_call>"
+"""A question that a page would lose parts of if it took it for Markdown or HTML."""
+
+
+def said_by(page: Page, pane: str, role: str) -> str:
+    """The text of the newest message as a reader gets it, folded blocks opened and without their names."""
+    message = page.locator(f"{pane} .{role} .qs-said").last
+    expect(message).to_be_visible()
+    without_names = "node => { const copy = node.cloneNode(true); copy.querySelectorAll('summary').forEach(s => s.remove()); return copy.textContent }"
+    return str(message.evaluate(without_names))
+
+
 def fill_number(page: Page, control: str, value: str) -> None:
     """As a person does it: click into the field, replace what stands there, leave."""
-    field = page.locator(f"#{control} input[type=number]").first
+    field = page.locator(f"#{control} input").first
     field.click()
     field.press("Control+A")
     field.press_sequentially(value)
@@ -59,18 +72,18 @@ def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
     page.locator("#chat-sampling > button").click()
     fill_number(page, "chat-max-new-tokens", "16")
     message = page.locator("#chat-message textarea")
-    message.fill("How do I clean a coffee machine?")
+    message.fill(ODD)
     message.press("Enter")
     expect(page.locator("#chat-speed")).to_contain_text("adapter: 16 tokens", timeout=90_000)
     for pane in ("#chat-base", "#chat-tuned"):
-        expect(page.locator(pane).get_by_test_id("user")).to_have_text("How do I clean a coffee machine?")
-        expect(page.locator(pane).get_by_test_id("bot")).not_to_be_empty()
+        assert said_by(page, pane, "user") == ODD
+        expect(page.locator(f"{pane} .assistant .qs-said")).not_to_be_empty()
     expect(message).to_have_value("")
     watched.reload()
-    expect(page.locator("#chat-tuned").get_by_test_id("user")).to_have_text("How do I clean a coffee machine?")
+    assert said_by(page, "#chat-tuned", "user") == ODD
 
     page.locator("#tab-runs-button").click()
-    expect(page.locator("#run-details")).to_contain_text("optim.max_steps")
+    expect(page.locator("#run-details")).to_contain_text("Max steps")
     page.locator("#run-export-btn").click()
     expect(page.locator("#export-run input")).to_have_value("by-hand")
     page.get_by_role("radio", name="Adapter").check()
@@ -104,7 +117,7 @@ def test_a_plan_over_budget_blocks_the_start(watched):
     expect(page.locator("#start-btn")).to_be_enabled()
     fill_number(page, "memory-budget-gib", "0.4")
     expect(page.locator("#plan")).to_contain_text("over budget by")
-    expect(page.locator("#blocked")).to_contain_text("Start is blocked")
+    expect(page.locator("#readiness")).to_contain_text("Start is blocked")
     expect(page.locator("#start-btn")).to_be_disabled()
     expect(page.locator("#start-anyway-btn")).to_be_visible()
     page.get_by_role("radio", name="CPU").check()
@@ -123,6 +136,64 @@ def test_an_uploaded_files_rows_are_text_and_never_code_and_its_refusal_names_th
     page.locator("#data-import").click()
     expect(page.locator("#data-status")).to_contain_text("evil.jsonl:2")
     assert page.title() == "QLoRA Studio"
+
+
+def test_a_second_tab_follows_the_first_but_not_while_its_own_person_types(watched, server):
+    page = watched.open("#train")
+    other = page.context.new_page()
+    other.goto(f"{server.url}#train")
+    other.wait_for_selector("html[data-ready='1']")
+    rank = other.locator("#lora-rank input").first
+    fill_number(page, "lora-rank", "64")
+    expect(rank).to_have_value("64")
+    rate = other.locator("#optim-learning-rate input")
+    rate.click()
+    rate.press("Control+A")
+    rate.press_sequentially("0,00", delay=700)  # slower than the clock ticks
+    expect(rate).to_have_value("0,00")
+    rate.press_sequentially("03")
+    expect(page.locator("#optim-learning-rate input")).to_have_value("0.0003")
+    fill_number(other, "lora-rank", "16")
+    expect(page.locator("#lora-rank input").first).to_have_value("16")
+
+
+@pytest.mark.parametrize(("typed", "shown"), [("0,25", "0.25"), ("0.25", "0.25")])
+def test_a_comma_in_a_share_is_its_decimal_point(watched, typed, shown):
+    page = watched.open("#data")
+    field = page.locator("#data-eval-share input").first
+    field.click()
+    field.press("Control+A")
+    field.press_sequentially(typed)
+    field.press("Tab")
+    expect(field).to_have_value(shown)
+
+
+def test_a_comma_in_a_whole_number_sets_thousands_apart(watched):
+    page = watched.open("#train")
+    field = page.locator("#data-max-length input").first
+    field.click()
+    field.press("Control+A")
+    field.press_sequentially("1,024")
+    field.press("Tab")
+    expect(field).to_have_value("1024")
+
+
+@pytest.mark.parametrize("size", [(390, 844), (1024, 768)], ids=["phone", "small desk"])
+def test_what_a_page_is_for_stays_in_view(watched, size, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"instruction": "a", "output": "b"}))
+    watched.page.set_viewport_size({"width": size[0], "height": size[1]})
+    page = watched.open("#data")
+    page.locator("#data-path input").fill(f'"{source}"')
+    page.locator("#data-path input").press("Enter")
+    for tab, element in (
+        ("data", "data-import"),
+        ("train", "start-btn"),
+        ("chat", "chat-message"),
+        ("export", "export-btn"),
+    ):
+        page.locator(f"#tab-{tab}-button").click()
+        expect(page.locator(f"#{element}")).to_be_in_viewport(ratio=0.9)
 
 
 @pytest.mark.parametrize("size", [(390, 844), (1440, 900)], ids=["phone", "desk"])

@@ -1,16 +1,15 @@
-"""The Data page over a real home: open, refuse, map, import, mix, mend."""
+"""The Data page over a real home: open, refuse, map, import, mix, clean."""
 
 import json
 
 import pytest
 
+from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui.tabs import data as data_tab
-from qlora_studio.ui.tabs import import_rows as intake
-from tests.ui.test_views import words
-
-PLAIN = ("", False, "", False, "", "", "")
-"""An import as the page asks for it when nothing was typed."""
+from qlora_studio.ui.tabs import import_rows
+from qlora_studio.ui.tabs.import_rows import ImportOptions
+from tests.ui.fakes import Tab
+from tests.ui.test_views import token_report
 
 
 def write(folder, name, rows):
@@ -19,9 +18,14 @@ def write(folder, name, rows):
     return str(path)
 
 
-def look(desk, source, format="auto", mapped=()):
-    desk.look(intake.look_at(desk, source, format, mapped))
-    return data_tab.render(desk)
+def open_in(tab, source):
+    import_rows.show_source(tab.workspace, tab.view, source)
+    return tab.look()
+
+
+def bring_in(tab, **options):
+    import_rows.import_rows(tab.workspace, tab.view, ImportOptions(**options))
+    return tab.look()
 
 
 @pytest.fixture
@@ -30,102 +34,145 @@ def rows(tmp_path):
     return write(tmp_path, "mine.jsonl", values)
 
 
-@pytest.fixture
-def quiet(desk, monkeypatch):
-    """A desk that does not start counting by itself: no child process in these tests."""
-    monkeypatch.setattr(type(desk.studio.data), "tokenise", lambda *_: pytest.fail("counting was started"))
-    monkeypatch.setattr(type(desk), "count_tokens", lambda self: None)
-    return desk
+def names(tab):
+    return [report.name for report in tab.workspace.studio.data.sets()]
 
 
-def test_an_empty_page_says_what_to_do_next(quiet):
-    status, rows, *_ = data_tab.render(quiet)
-    assert "Use the demo rows" in status and rows == ""
+def test_an_empty_page_says_what_to_do_next(tab):
+    assert "Use the demo rows" in tab.words("data-status") and tab.value("data-rows") == ""
+    assert tab.props["import-bar"]["visible"] is False
 
 
-def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(quiet, rows):
-    status, shown, *_ = look(quiet, rows)
-    assert words(status) == "Read as Alpaca (100% of the rows looked at). The rows have 'instruction' and 'output'."
-    assert words(shown).startswith("mine.jsonl:1 User Question 0? Assistant Answer 0. mine.jsonl:2")
-    assert quiet.studio.data.sets() == []
+def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(tab, rows):
+    open_in(tab, rows)
+    said = "Read as Alpaca (100% of the rows looked at). The rows have 'instruction' and 'output'."
+    assert tab.words("data-status") == said
+    assert tab.words("data-rows").startswith("mine.jsonl:1 User Question 0? Assistant Answer 0. mine.jsonl:2")
+    assert tab.props["import-bar"]["visible"] and tab.words("import-name") == "mine.jsonl is open and not imported yet."
+    assert names(tab) == []
 
 
-def test_importing_makes_it_what_the_next_run_learns_from(quiet, rows):
-    look(quiet, rows)
-    intake.import_rows(quiet, *PLAIN)
-    assert quiet.draft["data.sources"] == [{"name": "mine", "weight": 1.0}] and quiet.draft["data.format"] == "alpaca"
-    assert quiet.looked is None
-    assert words(data_tab.render(quiet)[0]).startswith("Rows 6 about 0 held out Set mine read as alpaca")
+def test_what_is_opened_is_opened_in_one_tab_only(workspace, rows):
+    first, second = Tab(workspace), Tab(workspace)
+    open_in(first, rows)
+    assert "data-status" not in second.look().told
 
 
-def test_a_refused_file_names_file_and_line_and_imports_nothing(quiet, tmp_path):
+def test_a_path_in_quotes_is_opened(tab, rows):
+    assert open_in(tab, f'"{rows}"').view.opened.source == rows
+
+
+def test_importing_makes_it_what_the_next_run_learns_from(tab, rows):
+    bring_in(open_in(tab, rows))
+    draft = tab.workspace.draft
+    assert draft["data.sources"] == [{"name": "mine", "weight": 1.0}] and draft["data.format"] == "alpaca"
+    assert tab.view.opened is None and tab.workspace.started == ["tokenise"]
+    assert tab.words("data-status").startswith("Rows 6 about 0 held out Set mine read as alpaca")
+    assert "6 seen = 6 imported + 0 refused" in tab.words("data-status")
+
+
+def test_a_refused_file_names_file_and_line_and_imports_nothing(tab, tmp_path):
     source = write(tmp_path, "bad.jsonl", [{"instruction": "a", "output": "b"}, '{"instruction": "c", '])
-    look(quiet, source)
-    intake.import_rows(quiet, *PLAIN)
-    status = words(data_tab.render(quiet)[0])
-    assert "bad.jsonl cannot be imported like this" in status and "bad.jsonl:2" in status
-    assert quiet.studio.data.sets() == [] and quiet.draft["data.sources"] == []
-    intake.import_rows(quiet, "", True, *PLAIN[2:])
-    assert [(report.rows, report.skipped) for report in quiet.studio.data.sets()] == [(1, 1)]
+    bring_in(open_in(tab, source))
+    assert "bad.jsonl cannot be imported like this" in tab.words("data-status")
+    assert "bad.jsonl:2" in tab.words("data-status")
+    assert names(tab) == [] and tab.workspace.draft["data.sources"] == []
+    bring_in(tab, skip_bad=True)
+    assert [(report.rows, report.skipped) for report in tab.workspace.studio.data.sets()] == [(1, 1)]
 
 
-def test_a_missing_file_is_a_sentence(quiet, tmp_path):
-    status, *_ = look(quiet, str(tmp_path / "none.json"))
-    assert "There is no such file" in status and "Traceback" not in status
+def test_a_missing_file_is_a_sentence(tab, tmp_path):
+    assert "There is no such file" in open_in(tab, str(tmp_path / "none.json")).words("data-status")
 
 
-def test_unknown_columns_are_mapped_by_hand(quiet, tmp_path):
-    source = write(tmp_path, "odd.jsonl", [{"ask": "Why?", "say": "Because."}])
-    updates = look(quiet, source)
-    assert "ask" in updates[0] and "say" in updates[0] and quiet.looked.guess is None
-    look(quiet, source, "alpaca")
-    parts = quiet.studio.data.format_parts("alpaca")
+def test_unknown_columns_are_mapped_by_hand(tab, tmp_path):
+    open_in(tab, write(tmp_path, "odd.jsonl", [{"ask": "Why?", "say": "Because."}]))
+    assert "ask" in tab.words("data-status") and tab.view.opened.guess is None
+    import_rows.read_as(tab.workspace, tab.view, "alpaca")
+    parts = tab.workspace.studio.data.format_parts("alpaca")
     assert parts[:3] == ("instruction", "input", "output")
-    _, shown, *updates = look(quiet, source, "alpaca", ("ask", None, "say"))
-    assert quiet.looked.columns == {"instruction": "ask", "output": "say"}
-    assert words(shown) == "odd.jsonl:1 User Why? Assistant Because."
-    mapped = [
-        (update["label"], update["value"])
-        for update in updates
-        if isinstance(update, dict) and "choices" in update and update.get("label")
+    import_rows.map_columns(tab.workspace, tab.view, ("ask", None, "say"))
+    tab.look()
+    assert tab.view.opened.columns == {"instruction": "ask", "output": "say"}
+    assert tab.words("data-rows") == "odd.jsonl:1 User Why? Assistant Because."
+    shown = [(tab.props[f"data-part-{number}"]["label"], tab.value(f"data-part-{number}")) for number in (1, 2, 3)]
+    assert shown == [("instruction", "ask"), ("input", ""), ("output", "say")]
+    bring_in(tab)
+    assert tab.workspace.studio.data.sets()[0].columns == {"instruction": "ask", "output": "say"}
+
+
+def test_a_chosen_format_does_not_stick_to_the_next_file(tab, rows, tmp_path):
+    open_in(tab, rows)
+    import_rows.read_as(tab.workspace, tab.view, "text")
+    assert tab.look().value("data-format") == "text"
+    open_in(tab, write(tmp_path, "next.jsonl", [{"instruction": "a", "output": "b"}]))
+    assert (tab.view.opened.format_in_use, tab.value("data-format")) == ("alpaca", "auto")
+
+
+def test_a_hub_id_waits_for_the_import_and_asks_nobody(tab):
+    open_in(tab, "owner/some-set")
+    assert "owner/some-set is a data set of the hub" in tab.words("data-status") and tab.view.opened.hub
+
+
+def test_a_set_name_with_a_space_is_taken(tab, rows):
+    bring_in(open_in(tab, rows), name="My rows")
+    assert names(tab) == ["my-rows"] and tab.workspace.draft["data.sources"][0]["name"] == "my-rows"
+
+
+@pytest.fixture
+def mixed(tab, rows, tmp_path):
+    """A tab with two sets in the mixture."""
+    for source in (rows, write(tmp_path, "general.jsonl", [{"instruction": "Say hi", "output": "hi"}])):
+        bring_in(open_in(tab, source))
+    import_rows.choose_sets(tab.workspace, ["mine", "general"])
+    return tab.look()
+
+
+def test_two_sets_show_their_weights(mixed):
+    import_rows.weigh_sets(mixed.workspace, ["1.0", "0,2"])
+    mixed.look()
+    shown = [mixed.props[f"data-weight-{number}"] for number in (1, 2, 3)]
+    assert [(one["visible"], one.get("label"), one.get("value")) for one in shown[:2]] == [
+        (True, "Weight of mine", "1.0"),
+        (True, "Weight of general", "0.2"),
     ]
-    assert mapped[:3] == [("instruction", "ask"), ("input", ""), ("output", "say")]
-    intake.import_rows(quiet, *PLAIN)
-    assert quiet.studio.data.sets()[0].columns == {"instruction": "ask", "output": "say"}
+    assert shown[2]["visible"] is False and mixed.props["data-mix-by"]["visible"]
+    assert "2 sets mixed" in mixed.words("data-status")
 
 
-def test_a_hub_id_waits_for_the_import_and_asks_nobody(quiet):
-    status, *_ = look(quiet, "owner/some-set")
-    assert "owner/some-set is a data set of the hub" in status and quiet.looked.hub
+@pytest.mark.parametrize("typed", ["", "0", "-1", "much", "1,000"])
+def test_a_weight_that_is_none_is_refused_and_named(mixed, typed):
+    with pytest.raises(StudioError, match="is not a weight for general"):
+        import_rows.weigh_sets(mixed.workspace, ["1", typed])
+    assert [source["weight"] for source in mixed.workspace.draft["data.sources"]] == [1.0, 1.0]
 
 
-def test_two_sets_show_their_shares(quiet, rows, tmp_path):
-    other = write(tmp_path, "general.jsonl", [{"instruction": "Say hi", "output": "hi"}])
-    for source in (rows, other):
-        look(quiet, source)
-        intake.import_rows(quiet, *PLAIN)
-    quiet.change({"data.sources": [{"name": "mine", "weight": 1.0}, {"name": "general", "weight": 0.2}]})
-    updates = data_tab.render(quiet)
-    shares = [
-        update for update in updates if isinstance(update, dict) and str(update.get("label", "")).startswith("Share")
-    ]
-    assert [(share["label"], share["value"], share["visible"]) for share in shares] == [
-        ("Share of mine", 1.0, True),
-        ("Share of general", 0.2, True),
-    ]
-    assert "2 sets mixed" in updates[0] and updates[-1]["visible"]
+def test_tokens_and_findings_are_never_those_of_another_set_than_the_rows_beside_them(mixed, rows):
+    finding = Finding(name="short-answer", severity="warning", count=1, message="One answer is short.")
+    mixed.workspace.tokens._job = None
+    mixed.workspace.tokens.keep(mixed.workspace.draft.config(), token_report(findings=(finding,)))
+    mixed.look()
+    assert mixed.words("data-tokens").startswith("Tokens of mine, general .")
+    assert mixed.words("data-findings").startswith("Findings in mine, general .")
+    open_in(mixed, rows)
+    for part in ("data-tokens", "data-findings"):
+        assert mixed.words(part).startswith("mine.jsonl is not imported yet Import it")
+    import_rows.show_source(mixed.workspace, mixed.view, "")
+    import_rows.choose_sets(mixed.workspace, ["general"])
+    mixed.look()
+    assert mixed.words("data-tokens").startswith("Not counted yet")
+    assert "One answer is short" not in mixed.words("data-findings")
 
 
-def test_nothing_to_import_is_a_sentence(quiet):
+def test_nothing_to_import_is_a_sentence(tab):
     with pytest.raises(StudioError, match="There is nothing to import"):
-        intake.import_rows(quiet, *PLAIN)
+        bring_in(tab)
 
 
-def test_mending_changes_the_chosen_sets(quiet, tmp_path):
+def test_cleaning_changes_the_chosen_sets(tab, tmp_path):
     values = [{"instruction": "a?", "output": "b"}, {"instruction": "a?", "output": "b"}]
-    look(quiet, write(tmp_path, "twice.jsonl", values))
-    intake.import_rows(quiet, *PLAIN)
-    intake.mend_sets(quiet, ["drop-copies"])
-    assert quiet.studio.data.sets()[0].rows == 1
+    bring_in(open_in(tab, write(tmp_path, "twice.jsonl", values)))
+    import_rows.clean_sets(tab.workspace, ["drop-copies"])
+    assert tab.workspace.studio.data.sets()[0].rows == 1
     with pytest.raises(StudioError, match="No remedy is ticked"):
-        intake.mend_sets(quiet, [])
+        import_rows.clean_sets(tab.workspace, [])

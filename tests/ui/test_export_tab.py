@@ -1,47 +1,64 @@
 """The Export page: where to, what to know before, what stands against it."""
 
+import time
+
 import pytest
 
+from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ExportRequest, TrainRequest
+from qlora_studio.runs.folder import create_job
 from qlora_studio.ui.tabs import export as export_tab
+from tests.ui.fakes import Tab
+
+
+def write_events(job, *events):
+    import json
+
+    lines = [json.dumps({**event.to_json(), "time": time.time()}) for event in events]
+    (job.path / "events.jsonl").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
-def exporting(desk):
-    """A desk turned to a finished run with an adapter, made of files as a worker leaves them."""
-    import json
-    import time
-
-    folder = desk.studio.home.runs / "short"
-    (folder / "adapter").mkdir(parents=True)
-    job = {"schema": 1, "job": "train", "title": "short", "created": time.time(), "arguments": {}}
-    (folder / "job.json").write_text(json.dumps(job))
-    (folder / "config.json").write_text(TrainConfig().model_dump_json())
-    (folder / "events.jsonl").write_text('{"event": "finished", "time": 1.0}\n')
-    (folder / "adapter" / "MANIFEST.json").write_text("{}")
-    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 2048)
-    desk.export_run = "short"
-    return desk
+def run(workspace):
+    """A finished run with an adapter, made of files as a worker leaves them."""
+    job = create_job(
+        workspace.studio.home.runs, "short", TrainRequest(), {"config.json": TrainConfig().model_dump(mode="json")}
+    )
+    write_events(job, ev.JobStarted(job="train"), ev.Finished())
+    (job.path / "adapter").mkdir()
+    (job.path / "adapter" / "MANIFEST.json").write_text("{}")
+    (job.path / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 2048)
+    workspace.forget_world()
+    return job
 
 
-def test_the_folder_offered_is_new_each_time(exporting):
-    exports = exporting.studio.home.exports
-    assert export_tab.default_folder(exporting, "merged-original") == exports / "short-merged"
-    assert export_tab.default_folder(exporting, "merged-as-chatted") == exports / "short-merged-as-chatted"
+@pytest.fixture
+def exporting(workspace, run):
+    return Tab(workspace)
+
+
+def test_the_newest_run_and_a_new_folder_are_offered(exporting):
+    exports = exporting.workspace.studio.home.exports
+    assert exporting.value("export-run") == "short"
+    assert exporting.value("export-folder") == str(exports / "short-merged")
+    exporting.view.export_what = "merged-as-chatted"
+    assert exporting.look().value("export-folder") == str(exports / "short-merged-as-chatted")
     (exports / "short-adapter").mkdir(parents=True)
-    assert export_tab.default_folder(exporting, "adapter") == exports / "short-adapter-2"
+    assert export_tab.default_folder(exports, "short", "adapter") == exports / "short-adapter-2"
 
 
 def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "a").touch()
-    kinds = {check.says: check.kind for check in export_tab.find_checks(exporting, "adapter", str(full))}
+    notes = export_tab.find_notes(exporting.workspace, "short", "adapter", f'"{full}"')
+    kinds = {note.says: note.kind for note in notes}
     assert kinds["The folder is not empty; name a new one."] == "bad"
     assert kinds["The base smollm2-135m-instruct is not on this machine; a merge fetches it first."] == "warn"
-    relative = [check.says for check in export_tab.find_checks(exporting, "adapter", "out") if check.kind == "bad"]
-    assert relative == ["Give the folder with its whole path."]
+    relative = export_tab.find_notes(exporting.workspace, "short", "adapter", "out")
+    assert [note.says for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +70,33 @@ def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
 )
 def test_what_a_page_would_never_send_is_refused_all_the_same(exporting, what, folder, said):
     with pytest.raises(StudioError, match=said):
-        export_tab.start(exporting, what, folder, check=False)
+        export_tab.start(exporting.workspace, "short", what, folder, check=False)
 
 
-def test_without_a_run_the_page_says_where_to_begin(desk):
-    assert "Nothing to export yet" in export_tab.render(desk, "adapter")[2]
+def test_without_a_run_the_page_says_where_to_begin(tab):
+    assert tab.words("export-checks").startswith("Nothing to export yet")
+    assert tab.props["export-btn"]["interactive"] is False
     with pytest.raises(StudioError, match="There is no run to export"):
-        export_tab.start(desk, "adapter", "/tmp/x", check=False)
+        export_tab.start(tab.workspace, None, "adapter", "/tmp/x", check=False)
+
+
+def test_an_export_that_has_just_been_started_is_never_called_interrupted(exporting, tmp_path):
+    export_tab.start(exporting.workspace, "short", "adapter", str(tmp_path / "out"), check=False)
+    exporting.look()
+    assert exporting.words("export-state").startswith("Exporting starting")
+    assert (exporting.props["export-btn"]["interactive"], exporting.props["export-stop-btn"]["visible"]) == (
+        False,
+        True,
+    )
+    with pytest.raises(StudioError, match="An export is under way"):
+        export_tab.start(exporting.workspace, "short", "adapter", str(tmp_path / "two"), check=False)
+
+
+def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp_path):
+    folder = tmp_path / "out"
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
+    compared = ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3)
+    exported = ev.Exported(what="merged model", path=str(folder), bytes=1)
+    write_events(job, ev.JobStarted(job="export"), exported, compared, ev.Finished())
+    exporting.look()
+    assert "disagrees" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]

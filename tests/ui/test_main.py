@@ -1,14 +1,20 @@
 """How the studio is opened."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.ui.__main__ import find_port, read_arguments
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets"}
 
 
@@ -46,3 +52,39 @@ def test_the_page_loads_no_model_library_and_writes_no_stub_files():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] <lambda>"
+
+
+def answers(url):
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to send")
+def test_ending_the_command_ends_its_page(tmp_path):
+    port = find_port(None)
+    command = [sys.executable, "-m", "qlora_studio", "ui", "--no-open", "--port", str(port)]
+    environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        until = time.monotonic() + 60
+        while not answers(url) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert answers(url)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert not answers(url) and process.returncode == 0 and said.endswith("Closed.\n")
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "qlora_studio.ui", "--no-open"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ") and "cannot be written" in done.stderr

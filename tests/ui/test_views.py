@@ -1,28 +1,22 @@
 """Views are functions: state in, escaped HTML out."""
 
-import re
 import time
-from html import unescape
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
-from qlora_studio.core.dataset import DatasetReport, Finding
+from qlora_studio.core.dataset import DatasetReport, Finding, RowAccount
 from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, TokeniseReport
 from qlora_studio.core.plan import GIB, GpuInfo, MemoryEstimate, MemoryPart, MemoryPlan
-from qlora_studio.core.progress import Progress, fold
+from qlora_studio.core.progress import JobView, Progress, fold
 from qlora_studio.core.runs import RunSummary
 from qlora_studio.core.words import clock
-from qlora_studio.ui.views import data, export, plan, run, runs, side, tokens
-from qlora_studio.ui.views.chart import line, lines, thin
-from qlora_studio.ui.views.html import bar, count, gib, tag, text
-from tests.ui.fakes import make_view
+from qlora_studio.ui.views import chat, data, export, plan, run, runs, side, start, tokens
+from qlora_studio.ui.views.chart import line, lines, smoothed, thin
+from qlora_studio.ui.views.html import bar, count, gib, gib_of, tag, text
+from qlora_studio.ui.views.side import Memory
+from tests.ui.fakes import make_view, words
 
 EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
-
-
-def words(html):
-    """What a reader sees."""
-    return re.sub(r"[ \n]+", " ", unescape(re.sub(r"<[^>]+>", " ", html))).strip()
 
 
 def make_plan(total_gib=3, budget_gib=4, **more):
@@ -66,12 +60,15 @@ def test_text_is_escaped_wherever_it_stands(tmp_path):
     finding = Finding(name=EVIL, severity="error", count=1, message=EVIL, examples=(EVIL,), hint=EVIL)
     preview = ExamplePreview(source=EVIL, tokens=2, trained=1, pieces=(TextPiece(text=EVIL, trained=True),))
     result = token_report(histogram=(LengthBin(first=0, last=9, rows=1),), previews=(preview,))
+    unreadable = RunSummary(name=EVIL, title=EVIL, created=0.0, state="interrupted", unreadable=EVIL)
     gpu = GpuInfo(index=0, name=EVIL, total_bytes=GIB, free_bytes=GIB)
     shown = [
-        side.run_card(view), side.device_card([gpu], 1, 2), run.ending(view), run.log(view), runs.run_details(view),
+        side.run_card(view), side.device_card([gpu], Memory(1, 2)), run.ending(view), run.log(view), runs.run_details(view),
         data.conversations_list([row]), data.sets_table([report], [EVIL]), data.left_over(report),
-        data.findings_table([finding]), tokens.token_page(result, current=True), runs.peaks_card([view]),
-        plan.no_plan([EVIL]), export.export_card(view.job),
+        data.findings_table([finding], [EVIL]), tokens.token_page(result, [EVIL], current=True), runs.peaks_card([view]),
+        plan.no_plan([EVIL]), export.export_card(view.job), start.notes([EVIL], [EVIL]),
+        start.start_line(None, [EVIL]), tokens.import_first(EVIL), data.import_line(EVIL, True),
+        chat.pane(EVIL, [chat.Message("user", EVIL, EVIL)], EVIL), runs.unreadable_run(unreadable),
     ]  # fmt: skip
     for html in shown:
         assert "<img" not in html
@@ -112,9 +109,24 @@ def test_a_plan_over_budget_says_by_how_much_and_what_to_change():
 
 def test_the_proof_sets_measured_beside_planned():
     state = fold([ev.PlanMade(plan=make_plan()), ev.ProbeMeasured(predicted_bytes=2 * GIB, measured_bytes=GIB)])
-    assert "Planned 3.0 GiB Largest step, measured 1.0 GiB" in words(plan.proof_card(state))
-    assert "50% less" in plan.proof_card(state)
+    assert words(plan.proof_card(state)) == (
+        "Plan and measurement budget 4.0 GiB Planned 3.0 GiB Largest step, measured 1.0 GiB "
+        "The largest step took 50% less than the 2.0 GiB planned for it."
+    )
     assert plan.proof_card(Progress()) == ""
+
+
+def test_each_measurement_is_compared_with_the_plan_of_that_very_thing():
+    planned = make_plan(total_gib=2, budget_gib=4)
+    events = [
+        ev.PlanMade(plan=planned),
+        ev.ProbeMeasured(predicted_bytes=2 * GIB, measured_bytes=int(1.7 * GIB)),
+        step(1, 2.0).model_copy(update={"peak_bytes": int(2.44 * GIB)}),
+    ]
+    assert plan.differences(fold(events), planned) == [
+        "The largest step took 15% less than was planned.",
+        "The peak of the run is 22% more than the plan.",
+    ]
 
 
 def test_the_tiles_follow_a_run(tmp_path):
@@ -123,7 +135,7 @@ def test_the_tiles_follow_a_run(tmp_path):
     )
     said = words(run.run_tiles(make_run(tmp_path, progress)))
     assert said == (
-        "Train loss 1.500 step 4 of 10 Held-out loss 1.750 on rows kept aside "
+        "Train loss 1.500 step 4 of 10 Evaluation loss 1.750 on the evaluation set "
         "Speed 1\u202f234 tokens / s Time left 1 m 01 s until the last step"
     )
 
@@ -138,7 +150,7 @@ def test_the_log_is_in_order_and_ends_with_how_it_ended(tmp_path):
     assert run.log_lines(fold([*events, ev.Stopped(step=2)])) == [
         "· 108 rows",
         "step     1  loss 2.0000",
-        "step     2  loss 1.5000  held out 1.7500",
+        "step     2  loss 1.5000  evaluation 1.7500",
         "· stopped",
     ]
 
@@ -166,13 +178,13 @@ def test_the_runs_table_is_text_only(tmp_path):
 
 
 def test_without_a_card_the_sidebar_shows_the_computers_memory():
-    assert words(side.device_card([], 2 * GIB, 8 * GIB)).startswith("CPU no card 2.0 / 8.0 GiB memory in use")
+    assert words(side.device_card([], Memory(2 * GIB, 8 * GIB))).startswith("CPU no card 2.0 of 8.0 GiB memory in use")
     gpu = GpuInfo(
         index=0, name="NVIDIA GeForce RTX 3060", total_bytes=12 * GIB, free_bytes=3 * GIB, temperature_c=71,
         power_watts=164.4, utilisation_percent=97,
     )  # fmt: skip
-    said = words(side.device_card([gpu], 0, 1))
-    assert said == "RTX 3060 71 °C · 164 W 9.0 / 12.0 GiB VRAM Compute 97 %"
+    said = words(side.device_card([gpu], Memory(0, 1)))
+    assert said == "RTX 3060 71 °C · 164 W 9.0 of 12.0 GiB VRAM Compute 97 %"
 
 
 def test_trained_text_is_marked_and_the_limit_is_drawn():
@@ -184,7 +196,7 @@ def test_trained_text_is_marked_and_the_limit_is_drawn():
         histogram=(LengthBin(first=0, last=9, rows=1), LengthBin(first=10, last=19, rows=2)),
         previews=(ExamplePreview(source="a.json:1", tokens=3, trained=1, pieces=pieces),),
     )
-    html = tokens.token_page(result, current=False)
+    html = tokens.token_page(result, ["demo"], current=False)
     assert "<span>Q</span><mark>A</mark>" in html and 'style="left:50.00%"' in html
     assert "limit 10" in words(html) and "40% of them trained" in words(html) and "Settings have changed" in html
 
@@ -198,6 +210,56 @@ def test_thinning_keeps_the_shape_and_the_end():
 
 def test_a_chart_leaves_out_empty_lines():
     assert lines([line("train", 0, [(1, 2.0)]), line("held out", 2, [])], 9) == {
-        "series": [{"name": "train", "colour": 0, "points": [[1, 2.0]], "smooth": False, "dots": False}],
+        "series": [{"name": "train", "colour": 0, "points": [[1, 2.0]], "smoothed": None, "dots": False}],
         "last": 9,
     }
+
+
+def test_a_smoothed_curve_lies_on_a_straight_line_and_does_not_lag_behind_a_falling_one():
+    straight = [(step, 5 - step / 20) for step in range(1, 101)]
+    for (_, drawn), (_, value) in zip(smoothed(straight), straight, strict=True):
+        assert abs(drawn - value) < 1e-9
+    falling = [(step, 2.7 ** (-step / 40)) for step in range(1, 201)]
+    assert max(abs(drawn - value) for (_, drawn), (_, value) in zip(smoothed(falling), falling, strict=True)) < 0.02
+
+
+def test_a_smoothed_curve_has_less_noise_and_the_same_steps():
+    noisy = [(step, 1 + (0.3 if step % 2 else -0.3)) for step in range(1, 101)]
+    drawn = smoothed(noisy)
+    assert [step for step, _ in drawn] == [step for step, _ in noisy]
+    assert max(abs(value - 1) for _, value in drawn) < 0.15
+    assert smoothed(noisy[:3]) == noisy[:3]
+
+
+def test_a_merge_that_disagrees_does_not_end_under_a_green_finished():
+    events = [
+        ev.JobStarted(job="export"),
+        ev.Exported(what="merged model", path="/out", bytes=GIB),
+        ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3),
+    ]
+    card = export.export_card(JobView("finished", fold([*events, ev.Finished()]), 9.0))
+    assert '<span class="qs-chip bad">disagrees</span>' in card and "finished" not in card
+    assert "Export again as chatted" in card
+    as_chatted = events[-1].model_copy(update={"what": "merged, as chatted"})
+    assert "Export again" not in export.export_card(
+        JobView("finished", fold([*events[:-1], as_chatted, ev.Finished()]))
+    )
+
+
+def test_both_sides_of_an_of_have_one_unit():
+    assert [gib_of(1.2 * GIB, 205 << 20), gib_of(96 << 20, 512 << 20)] == ["1.2 of 0.2 GiB", "96 of 512 MiB"]
+
+
+def test_a_run_that_cannot_be_read_is_shown_with_the_reason():
+    lost = RunSummary(name="x", title="X", created=0.0, state="interrupted", unreadable="config.json cannot be read.")
+    assert words(runs.unreadable_run(lost)) == "The run 'X' cannot be read config.json cannot be read."
+
+
+def test_what_became_of_every_row_of_an_import_is_said():
+    account = RowAccount(seen=999, imported=997, refused=2, passed_over=("README.md: text beside tables",))
+    report = DatasetReport(
+        name="m", format="alpaca", confidence=1, reason="", rows=997, source_file="m", account=account
+    )
+    said = words(data.left_over(report))
+    assert "Rows of m: 999 seen = 997 imported + 2 refused." in said
+    assert "Passed over, for it holds no rows: README.md: text beside tables." in said

@@ -20,9 +20,9 @@ count = len(deaths.read_text()) if deaths.exists() else 0
 if count < int(sys.argv[2]):
     deaths.write_text("x" * (count + 1))
     os.kill(os.getpid(), int(sys.argv[3]))
-levers = json.loads((folder / "limits.json").read_text())["levers"] if (folder / "limits.json").exists() else 0
+rungs = json.loads((folder / "limits.json").read_text())["rungs"] if (folder / "limits.json").exists() else 0
 with (folder / "events.jsonl").open("a") as file:
-    file.write(json.dumps({"event": "finished", "report": {"job": "train", "steps": levers}}) + "\\n")
+    file.write(json.dumps({"event": "finished", "report": {"job": "train", "steps": rungs}}) + "\\n")
 """
 
 
@@ -53,7 +53,7 @@ def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
     code, follower = run_guard(folder, 99, 9, memory=True)
     assert code == 1 and follower.progress.state == "failed"
     assert follower.progress.message == "The system ended the worker because the computer's memory ran out."
-    assert json.loads((folder.path / "limits.json").read_text()) == {"levers": 4}
+    assert json.loads((folder.path / "limits.json").read_text()) == {"rungs": 4}
 
 
 @pytest.mark.parametrize(("number", "how"), [(9, "signal 9"), (11, "signal 11")])

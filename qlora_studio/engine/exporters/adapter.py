@@ -15,10 +15,6 @@ from qlora_studio.engine.manifest import find_damage
 class AdapterExporter:
     """A copy, byte for byte."""
 
-    name = "adapter"
-    needs_base = False
-    compares_with_chat = False
-
     def size_bytes(self, source: ExportSource) -> int:
         return sum(path.stat().st_size for path in source.adapter.iterdir())
 
@@ -31,3 +27,6 @@ class AdapterExporter:
         """Every byte of the copy against the manifest that came with it."""
         if damage := find_damage(stage):
             raise StudioError(damage, "Export again; the disk may be failing.")
+
+
+EXPORTER = AdapterExporter()

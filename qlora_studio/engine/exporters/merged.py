@@ -18,10 +18,6 @@ from qlora_studio.engine.tokenizer import load_tokenizer
 class MergedExporter:
     """As large as the base. The mathematics are `merge.py`'s."""
 
-    name = "merged"
-    needs_base = True
-    compares_with_chat = True
-
     def size_bytes(self, source: ExportSource) -> int:
         return sum(path.stat().st_size for path in source.base_folder().glob("*.safetensors"))
 
@@ -44,6 +40,9 @@ class MergedExporter:
         model = load_merged(stage, source.device, emit)
         what = f"merged, {source.merge_into.replace('_', ' ')}"
         compare_with_chat(record, model, load_tokenizer(stage), what, emit)
+
+
+EXPORTER = MergedExporter()
 
 
 def load_merged(folder: Path, device: Device, emit: Emit) -> Any:

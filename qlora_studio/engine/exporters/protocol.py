@@ -1,4 +1,7 @@
-"""What an exporter is: what it needs, how large its artefact becomes, how it is written and how it is checked."""
+"""What an exporter is: how large its artefact becomes, how it is written and how it is checked.
+
+What it needs and what it is called stands in `core/exports.py`, where faces read it without torch.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +41,6 @@ class ExportSource:
 
 class Exporter(Protocol):
     """One kind of artefact."""
-
-    @property
-    def name(self) -> str:
-        """The word for it in settings and requests."""
-
-    @property
-    def needs_base(self) -> bool:
-        """Whether the base's files must be on the disk."""
-
-    @property
-    def compares_with_chat(self) -> bool:
-        """Whether the artefact computes in its own way, so that `check` asks it what the chat was asked."""
 
     def size_bytes(self, source: ExportSource) -> int:
         """How much room the artefact takes."""

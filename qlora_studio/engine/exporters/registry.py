@@ -1,19 +1,18 @@
-"""The exporters by name. A new one is one file beside this one and one line here."""
+"""The exporter of each kind: `EXPORTER` in the module that has the kind's name.
+
+A new one is one file beside this one and one line in `core/exports.py`, where page and command line find it as well.
+"""
 
 from __future__ import annotations
 
-from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.exporters.adapter import AdapterExporter
-from qlora_studio.engine.exporters.merged import MergedExporter
-from qlora_studio.engine.exporters.protocol import Exporter
+import importlib
 
-EXPORTERS: tuple[Exporter, ...] = (AdapterExporter(), MergedExporter())
+from qlora_studio.core.exports import find_export_kind
+from qlora_studio.engine.exporters.protocol import Exporter
 
 
 def find_exporter(name: str) -> Exporter:
-    """The exporter of this name. Raises a StudioError where there is none."""
-    for exporter in EXPORTERS:
-        if exporter.name == name:
-            return exporter
-    names = ", ".join(exporter.name for exporter in EXPORTERS)
-    raise StudioError(f"'{name}' cannot be exported.", f"Choose one of: {names}.")
+    """The exporter of this kind. Raises a StudioError where there is no such kind."""
+    kind = find_export_kind(name)
+    exporter: Exporter = importlib.import_module(f"qlora_studio.engine.exporters.{kind.name}").EXPORTER
+    return exporter

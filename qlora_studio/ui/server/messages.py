@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.ui import fields
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 LOG = logging.getLogger("qlora_studio.ui")
@@ -20,10 +21,11 @@ SHOWN = 4
 
 
 def sentences(error: StudioError) -> list[str]:
-    return [str(problem) for problem in error.problems]
+    """What is wrong, in the page's words."""
+    return [fields.sentence(problem) for problem in error.problems]
 
 
-def speaking(handler: Handler) -> Handler:
+def reports_errors(handler: Handler) -> Handler:
     """The handler with a StudioError shown as its sentences, anything else as one sentence and a line in the log."""
     if inspect.isgeneratorfunction(handler):
 
@@ -32,7 +34,7 @@ def speaking(handler: Handler) -> Handler:
             try:
                 yield from handler(*values, **options)
             except Exception as error:
-                say(error)
+                raise_for_page(error)
 
         return stream  # type: ignore[return-value]
 
@@ -41,12 +43,12 @@ def speaking(handler: Handler) -> Handler:
         try:
             return handler(*values, **options)
         except Exception as error:
-            say(error)
+            raise_for_page(error)
 
     return answer  # type: ignore[return-value]
 
 
-def say(error: Exception) -> NoReturn:
+def raise_for_page(error: Exception) -> NoReturn:
     """Raises what the page shows as a message. Toasts render HTML, so the text is escaped."""
     if isinstance(error, gr.Error):
         raise error
@@ -63,6 +65,6 @@ def say(error: Exception) -> NoReturn:
     ) from None
 
 
-def tell(message: str) -> None:
+def notify(message: str) -> None:
     """A short note in the corner."""
     gr.Info(escape(message), duration=4)

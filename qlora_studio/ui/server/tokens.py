@@ -1,79 +1,81 @@
-"""The token view of the chosen data: a child job counts and renders, the page only looks at its result."""
+"""The token view of the chosen data: a child job counts and renders, the page only looks at its report."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import JobRef, TokeniseReport
+from qlora_studio.core.progress import Progress
 from qlora_studio.studio import Studio
 
-ROWS = 12
-"""Rows that are rendered for looking at."""
+PREVIEWS = 12
+"""Examples that are rendered for looking at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """A token job: for which settings it was started, and where it lies."""
-
-    mark: str
-    job: JobRef
-
-
-@dataclass(slots=True)
-class Tokens:
+class TokenCount:
     """The newest token job, and what it found once it is done."""
 
-    studio: Studio
-    counted: Counted | None = None
-    result: TokeniseReport | None = None
-    mark: str = ""
-    """For which settings `result` holds."""
-    problems: tuple[str, ...] = ()
-    """Why there is no result, in sentences."""
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._job: JobRef | None = None
+        self._job_mark = ""
+        self._mark = ""
+        """For which settings `report` holds."""
+        self.report: TokeniseReport | None = None
+        self.problems: tuple[str, ...] = ()
+        """Why there is no report, in sentences."""
+        self.version = 0
+        """Counts the changes of all this."""
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the counting is; None when nothing is counted."""
+        return self._studio.jobs.look(self._job).progress if self._job is not None else None
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets that `report` is about."""
+        return [source["name"] for source in json.loads(self._mark)[1]] if self._mark else []
 
     def start(self, config: TrainConfig) -> None:
         """Starts counting, unless just that is being counted. Raises a StudioError where it cannot."""
-        if self.counted is not None and self.studio.jobs.look(self.counted.job).at_work:
-            if self.counted.mark == mark_of(config):
+        if self._job is not None and self._studio.jobs.look(self._job).at_work:
+            if self._job_mark == mark_of(config):
                 return
-            self.studio.jobs.stop(self.counted.job)
+            self._studio.jobs.stop(self._job)
         self.problems = ()
-        self.counted = Counted(mark_of(config), self.studio.data.tokenise(config, ROWS))
+        self._job, self._job_mark = self._studio.data.tokenise(config, PREVIEWS), mark_of(config)
+        self.version += 1
+
+    def keep(self, config: TrainConfig, report: TokeniseReport) -> None:
+        """Takes a report as the one that holds for these settings."""
+        self.report, self._mark = report, mark_of(config)
+        self.version += 1
 
     def forget(self) -> None:
         """Drops what is known: the rows have changed."""
-        self.result, self.mark = None, ""
+        self.report, self._mark = None, ""
+        self.version += 1
 
-    def settle(self) -> bool:
-        """Takes the result of a job that has ended. Returns whether something new is known."""
-        if self.counted is None:
-            return False
-        job = self.studio.jobs.look(self.counted.job)
+    def settle(self) -> None:
+        """Takes the report of a job that has ended."""
+        if self._job is None:
+            return
+        job = self._studio.jobs.look(self._job)
         if job.at_work:
-            return False
+            return
         self.problems = tuple(part for part in (job.progress.message, job.progress.hint) if part)
         if isinstance(job.progress.report, TokeniseReport):
-            self.result, self.mark = job.progress.report, self.counted.mark
+            self.report, self._mark = job.progress.report, self._job_mark
         elif not self.problems:
             self.problems = (f"The counting was {job.state}.", "Count again.")
-        self.counted = None
-        return True
-
-    @property
-    def counting(self) -> bool:
-        return self.counted is not None
+        self._job = None
+        self.version += 1
 
     def known_for(self, config: TrainConfig) -> TokeniseReport | None:
-        """The result, where it was made for these very settings."""
-        return self.result if self.result is not None and self.mark == mark_of(config) else None
-
-    def lengths_for(self, config: TrainConfig) -> list[int] | None:
-        """What the plan needs of the lengths: the longest row, where these sets were counted with this model."""
-        if self.result is None or json.loads(self.mark)[:2] != json.loads(mark_of(config))[:2]:
-            return None
-        return [self.result.longest] if self.result.longest else None
+        """The report, where it was made for these very settings."""
+        return self.report if self.report is not None and self._mark == mark_of(config) else None
 
 
 def mark_of(config: TrainConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,15 +13,22 @@ from pydantic import ValidationError
 
 from qlora_studio.core.chat import Sampling, Side
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui.server.chat import SIDES, Half
-from qlora_studio.ui.server.messages import say, speaking
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import Now, Slot, slot
-from qlora_studio.ui.views.html import Html, card, empty, number, says_error, tag
+from qlora_studio.ui import fields
+from qlora_studio.ui.server.chat import SIDES
+from qlora_studio.ui.server.messages import raise_for_page, sentences
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.views import chat as view
+from qlora_studio.ui.views.html import Html, empty, says_error, tag
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.12
 """How often a growing answer is sent to the page."""
+NAMES: dict[Side, str] = {"base": "Base", "tuned": "Adapter"}
+HINTS: dict[Side, str] = {
+    "base": "How it answers without your adapter.",
+    "tuned": "The same prompt, the same seed, with your adapter.",
+}
 ANSWERING: dict[str, tuple[Side, ...]] = {"both": SIDES, "tuned": ("tuned",), "base": ("base",)}
 RANGES: dict[str, tuple[float, float, float]] = {
     "temperature": (0, 2, 0.05),
@@ -34,7 +42,7 @@ LABELS = {
     "top_p": "Top p",
     "top_k": "Top k",
     "repetition_penalty": "Repetition penalty",
-    "max_new_tokens": "Longest answer, tokens",
+    "max_new_tokens": "Max new tokens",
     "seed": "Seed",
 }
 
@@ -44,10 +52,10 @@ class ChatTab:
     """The controls that others wire."""
 
     run: gr.Dropdown
-    who: gr.Radio
+    sides: gr.Radio
+    formatted: gr.Radio
     notice: gr.HTML
-    base: gr.Chatbot
-    tuned: gr.Chatbot
+    panes: dict[Side, gr.HTML]
     speed: gr.HTML
     message: gr.Textbox
     system: gr.Textbox
@@ -55,74 +63,31 @@ class ChatTab:
     clear: gr.Button
     prompt: gr.HTML
 
-    @property
-    def shown(self) -> list[gr.blocks.Block]:
-        """What `render` answers for, in its order."""
-        return [self.base, self.tuned, self.speed, self.prompt, self.notice]
 
-
-def build(desk: Desk) -> ChatTab:
+def build() -> ChatTab:
     with gr.Row(elem_id="chat-head"):
         run = gr.Dropdown(
-            [],
-            value=None,
-            label="Run",
-            info="Whose adapter answers; its base answers beside it.",
-            elem_id="chat-run",
-            interactive=True,
-            scale=3,
-            min_width=260,
-        )
-        who = gr.Radio(
-            [("base and adapter", "both"), ("adapter", "tuned"), ("base", "base")],
-            value="both",
-            label="Who answers",
-            info="One after the other, with the same seed.",
-            elem_id="chat-who",
-            interactive=True,
-            scale=2,
-            min_width=260,
-        )
+            [], value=None, label="Run", info="Whose adapter answers.",
+            elem_id="chat-run", interactive=True, scale=3, min_width=220,
+        )  # fmt: skip
+        sides = gr.Radio(
+            [("both", "both"), ("adapter", "tuned"), ("base", "base")], value="both", label="Who answers",
+            info="One after the other, with the same seed.", elem_id="chat-who", interactive=True, scale=3,
+            min_width=220,
+        )  # fmt: skip
+        formatted = gr.Radio(
+            [("as written", False), ("formatted", True)], value=False, label="Show answers",
+            info="Letter by letter, or as Markdown.", elem_id="chat-formatted", interactive=True,
+            scale=2, min_width=180,
+        )  # fmt: skip
     notice = gr.HTML(elem_id="chat-notice")
-    panes: dict[str, Any] = {
-        "height": "calc(100dvh - 372px)",
-        "min_height": 240,
-        "layout": "bubble",
-        "buttons": ["copy", "copy_all"],
-        "feedback_options": None,
-        "group_consecutive_messages": False,
-        "allow_tags": False,
-    }
-    with gr.Row(equal_height=True):
-        base = gr.Chatbot(
-            label="Base", placeholder="### The base\nhow it answers without your adapter", elem_id="chat-base", **panes
-        )
-        tuned = gr.Chatbot(
-            label="Adapter",
-            placeholder="### Your adapter\nthe same prompt, the same seed",
-            elem_id="chat-tuned",
-            **panes,
-        )
-    speed = gr.HTML(elem_id="chat-speed")
-    message = gr.Textbox(
-        placeholder="Ask them something …  Enter sends, Shift+Enter starts a new line",
-        label="Message",
-        show_label=False,
-        submit_btn=True,
-        lines=1,
-        max_lines=6,
-        elem_id="chat-message",
-        interactive=True,
-    )
+    with gr.Row(equal_height=True, elem_id="chat-panes"):
+        panes: dict[Side, gr.HTML] = {side: gr.HTML(elem_id=f"chat-{side}", min_width=300) for side in SIDES}
     with gr.Accordion("Sampling and system message", open=False, elem_id="chat-sampling"):
         system = gr.Textbox(
-            label="System message",
-            info="Said before the first question of a new conversation.",
-            lines=1,
-            max_lines=4,
-            elem_id="chat-system",
-            interactive=True,
-        )
+            label="System message", info="Said before the first question of a new conversation.", lines=1, max_lines=4,
+            elem_id="chat-system", interactive=True,
+        )  # fmt: skip
         names = list(Sampling.model_fields)
         controls = []
         for triple in (names[:3], names[3:]):
@@ -130,94 +95,95 @@ def build(desk: Desk) -> ChatTab:
                 controls += [_control(name) for name in triple]
     with gr.Accordion("The exact prompt", open=False, elem_id="chat-prompts"):
         prompt = gr.HTML(elem_id="chat-prompt")
-    clear = gr.Button("Begin a new conversation", size="sm", elem_id="chat-clear")
-    return ChatTab(run, who, notice, base, tuned, speed, message, system, controls, clear, prompt)
-
-
-def wire(desk: Desk, tab: ChatTab) -> None:
-    @speaking
-    def send(message: str, run: str | None, who: str, system: str, *values: Any) -> Iterator[list[Any]]:
-        yield from answer(desk, message, run, who, system, values)
-
-    @speaking
-    def stop() -> None:
-        desk.talk.stop()
-
-    @speaking
-    def choose(run: str | None) -> list[Any]:
-        desk.talk.choose(run)
-        return render(desk)
-
-    @speaking
-    def clear() -> list[Any]:
-        desk.talk.clear()
-        return render(desk)
-
-    given = [tab.message, tab.run, tab.who, tab.system, *tab.sampling]
-    tab.message.submit(send, given, [tab.message, *tab.shown], concurrency_id="chat", concurrency_limit=4, **QUIET)
-    tab.message.stop(stop, None, None, queue=False, **QUIET)
-    tab.run.input(choose, tab.run, tab.shown, **QUIET)
-    for event in (tab.clear.click, tab.base.clear, tab.tuned.clear):
-        event(clear, None, tab.shown, **QUIET)
+    clear = gr.Button("New conversation", size="sm", elem_id="chat-clear")
+    with gr.Column(elem_id="chat-bar", elem_classes="qs-action-bar"):
+        speed = gr.HTML(elem_id="chat-speed")
+        message = gr.Textbox(
+            placeholder="Ask them something …  Enter sends, Shift+Enter starts a new line", label="Message",
+            show_label=False, submit_btn=True, lines=1, max_lines=6, elem_id="chat-message", interactive=True,
+        )  # fmt: skip
+    return ChatTab(run, sides, formatted, notice, panes, speed, message, system, controls, clear, prompt)
 
 
 def slots(tab: ChatTab) -> list[Slot]:
     """What a reloaded page, and every other tab, needs to follow the conversation."""
-    version: Any = lambda now: now.desk.talk.version  # noqa: E731
+
+    def mark(scene: Scene) -> object:
+        chat = scene.workspace.chat
+        return chat.version, chat.run, chat.busy, scene.view.formatted
+
     return [
-        slot(tab.base, lambda now: _pane(now.desk, "base"), version),
-        slot(tab.tuned, lambda now: _pane(now.desk, "tuned"), version),
-        slot(tab.speed, lambda now: _speed(now.desk)),
-        slot(tab.prompt, lambda now: _prompts(now.desk), version),
-        slot(tab.notice, lambda now: _notice(now.desk, now)),
-        slot(tab.run, _choices, lambda now: (now.runs_mark, now.desk.talk.run)),
-        slot(tab.message, lambda now: gr.update(**_buttons(now.desk)), lambda now: (now.desk.talk.busy, now.training)),
+        *(slot(tab.panes[side], partial(_pane, side=side), mark) for side in SIDES),
+        slot(tab.speed, _speed, mark),
+        slot(tab.prompt, _prompts, mark),
+        slot(tab.notice, _notice),
+        slot(
+            tab.run,
+            lambda scene: gr.update(choices=scene.world.with_adapter, value=_chosen(scene)),
+            lambda scene: (scene.world.with_adapter, scene.workspace.chat.run),
+        ),
+        slot(tab.message, _buttons, lambda scene: (scene.workspace.chat.busy, scene.workspace.chat.stopping)),
     ]
 
 
-def answer(
-    desk: Desk, message: str, run: str | None, who: str, system: str, values: tuple[Any, ...]
-) -> Iterator[list[Any]]:
-    """Asks, then shows the answers as they grow. Closing this loses nothing: the talk goes on by itself."""
-    message = (message or "").strip()
-    if not message:
-        yield [gr.skip(), *render(desk)]
-        return
-    desk.refuse_while_training("Chat")
+def wire(page: Page, tab: ChatTab) -> None:
+    workspace = page.workspace
+
+    def send(view: View, message: str, run: str | None, sides: str, system: str, *values: Any) -> Iterator[Updates]:
+        if not (message or "").strip():
+            yield {}
+            return
+        ask(workspace, message, run, sides, system, values)
+        yield {tab.message: gr.update(value="")}
+        yield from _while_busy(workspace)
+
+    def format_answers(view: View, formatted: bool) -> None:
+        view.formatted = formatted
+
+    given = [tab.message, tab.run, tab.sides, tab.system, *tab.sampling]
+    page.stream(tab.message.submit, send, given, concurrency_id="chat", concurrency_limit=4)
+    page.on(tab.message.stop, lambda view: workspace.chat.stop(), queue=False)
+    page.on(tab.run.input, lambda view, run: workspace.chat.choose(run), [tab.run])
+    page.on(tab.formatted.input, format_answers, [tab.formatted])
+    page.on(tab.clear.click, lambda view: workspace.chat.clear())
+
+
+def ask(workspace: Workspace, message: str, run: str | None, sides: str, system: str, values: tuple[Any, ...]) -> None:
+    """Sends a message. Raises a StudioError where nobody can answer."""
+    workspace.refuse_while_training("Chat")
     if not run:
         raise StudioError("There is no run to chat with.", "Train one first, or choose one above.")
-    desk.talk.ask(run, message, (system or "").strip(), ANSWERING.get(who, SIDES), read_sampling(values))
-    yield [gr.update(value="", **_buttons(desk)), *render(desk)]
-    version = -1
-    while desk.talk.busy:
-        if version != desk.talk.version:
-            version = desk.talk.version
-            yield [gr.skip(), *render(desk)]
-        time.sleep(LOOK_SECONDS)
-    yield [gr.update(**_buttons(desk)), *render(desk)]
-    if desk.talk.error is not None:
-        say(desk.talk.error)
+    sampling = read_sampling(values)
+    workspace.chat.ask(run, message.strip(), (system or "").strip(), ANSWERING.get(sides, SIDES), sampling)
 
 
 def read_sampling(values: tuple[Any, ...]) -> Sampling:
     """The sampling that the controls say. Raises a StudioError that names every wrong one."""
-    given = {name: value for name, value in zip(Sampling.model_fields, values, strict=True) if value is not None}
-    whole = {
-        name: int(value) if isinstance(value, float) and Sampling.model_fields[name].annotation is int else value
-        for name, value in given.items()
-    }
+    given = dict(zip(Sampling.model_fields, values, strict=True))
+    read: dict[str, Any] = {}
+    for name, value in given.items():
+        whole = Sampling.model_fields[name].annotation is int
+        number = fields.parse_number(value, whole=whole) if isinstance(value, str) else value
+        if number not in (None, ""):
+            read[name] = int(number) if whole and isinstance(number, float) and number.is_integer() else number
     try:
-        return Sampling(**whole)
+        return Sampling(**read)
     except ValidationError as error:
-        wrong = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
-        raise StudioError(
-            f"These sampling settings are not allowed: {wrong}.", "Change them below the message."
-        ) from None
+        wrong = "; ".join(f"{LABELS[str(item['loc'][0])]}: {item['msg']}" for item in error.errors())
+        raise StudioError(f"This sampling is not allowed: {wrong}.", "Change it above the message.") from None
 
 
-def render(desk: Desk) -> list[Any]:
-    """Both conversations, in the order of `ChatTab.shown`."""
-    return [_pane(desk, "base"), _pane(desk, "tuned"), _speed(desk), _prompts(desk), _notice(desk)]
+def _while_busy(workspace: Workspace) -> Iterator[Updates]:
+    """Has the page follow until the answers are there. Closing this loses nothing: the chat goes on by itself."""
+    version = -1
+    while workspace.chat.busy:
+        if version != workspace.chat.version:
+            version = workspace.chat.version
+            yield {}
+        time.sleep(LOOK_SECONDS)
+    yield {}
+    if workspace.chat.error is not None:
+        raise_for_page(workspace.chat.error)
 
 
 def _control(name: str) -> gr.components.Component:
@@ -232,61 +198,49 @@ def _control(name: str) -> gr.components.Component:
     if name in RANGES:
         low, high, step = RANGES[name]
         return gr.Slider(low, high, info.default, step=step, buttons=[], **common)
-    return gr.Number(info.default, precision=0, minimum=0, **common)
+    return gr.Textbox(fields.as_text(info.default), max_lines=1, **common)
 
 
-def _pane(desk: Desk, side: Side) -> Any:
-    run, label = desk.talk.run, "Base" if side == "base" else "Adapter"
-    named = (desk.talk.base if side == "base" else run) or ""
-    return gr.update(value=desk.talk.halves[side].messages(), label=f"{label} · {named}" if named else label)
+def _chosen(scene: Scene) -> str | None:
+    names = scene.world.with_adapter
+    return scene.workspace.chat.run if scene.workspace.chat.run in names else next(iter(names), None)
 
 
-def _buttons(desk: Desk) -> dict[str, Any]:
-    busy = desk.talk.busy
-    return {"submit_btn": not busy, "stop_btn": busy}
+def _pane(scene: Scene, side: Side) -> Html:
+    chat = scene.workspace.chat
+    named = chat.base if side == "base" else chat.run
+    title = f"{NAMES[side]} · {named}" if named else NAMES[side]
+    return view.pane(title, chat.history.messages(side), HINTS[side], formatted=scene.view.formatted)
 
 
-def _speed(desk: Desk) -> Html:
-    """Tokens and speed of each side's last answer."""
-    halves = [(name, desk.talk.halves[side]) for name, side in (("base", SIDES[0]), ("adapter", SIDES[1]))]
-    said = [
-        f"{name}: {half.tokens} tokens" + (f", {half.tokens_per_second:.1f} a second" if half.tokens_per_second else "")
-        for name, half in halves
-        if half.tokens
+def _buttons(scene: Scene) -> Any:
+    chat = scene.workspace.chat
+    stop: bool | str = "Stopping …" if chat.stopping else True
+    return gr.update(submit_btn=not chat.busy, stop_btn=stop if chat.busy else False)
+
+
+def _speed(scene: Scene) -> Html:
+    chat = scene.workspace.chat
+    last = [(NAMES[side].lower(), chat.history.last(side)) for side in SIDES]
+    return view.speeds([(name, one.tokens, one.tokens_per_second) for name, one in last], loading=chat.loading)
+
+
+def _prompts(scene: Scene) -> Html:
+    history = scene.workspace.chat.history
+    cards = [
+        view.prompts_card(f"What the {NAMES[side].lower()} was given", history.last(side).prompt) for side in SIDES
     ]
-    if desk.talk.busy and not any(half.growing for _, half in halves):
-        said.append("the model is loading or reading the prompt …")
-    return tag("p", number("   ".join(said)), class_="qs-speed")
+    return tag("div", *cards, class_="qs-pair")
 
 
-def _prompts(desk: Desk) -> Html:
-    def one(name: str, half: Half) -> Html:
-        return card(name, tag("pre", half.prompt or "Shown after the first answer.", class_="qs-log"))
-
-    halves = desk.talk.halves
-    return tag(
-        "div",
-        one("What the base was given", halves["base"]),
-        one("What the adapter was given", halves["tuned"]),
-        class_="qs-pair",
-    )
-
-
-def _notice(desk: Desk, now: Now | None = None) -> Html:
-    running = now.run.name if now and now.training and now.run else (None if now else desk.running())
-    if running:
+def _notice(scene: Scene) -> Html:
+    if (run := scene.world.training) is not None:
         return empty(
-            f"“{running}” is training",
+            f"“{run.name}” is training",
             "It needs the memory for itself. Chat when it has ended, or stop it in the sidebar; its adapter is saved.",
         )
-    if desk.talk.error is not None:
-        return says_error([str(problem) for problem in desk.talk.error.problems], "The last answer did not come")
-    if not any(run.has_adapter for run in desk.studio.runs.all()):
+    if (error := scene.workspace.chat.error) is not None:
+        return says_error(sentences(error), "The last answer did not come")
+    if not scene.world.with_adapter:
         return empty("No adapter yet", "Train a run first; then ask base and adapter the same question here.")
     return Html("")
-
-
-def _choices(now: Now) -> Any:
-    names = [run.name for run in now.desk.studio.runs.all() if run.has_adapter]
-    chosen = now.desk.talk.run if now.desk.talk.run in names else (names[0] if names else None)
-    return gr.update(choices=names, value=chosen)

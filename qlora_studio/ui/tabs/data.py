@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from qlora_studio.ui import form
-from qlora_studio.ui.server.messages import speaking, tell
-from qlora_studio.ui.server.session import Desk, Looked
-from qlora_studio.ui.server.tick import Now, Slot, slot
-from qlora_studio.ui.tabs import data_form
-from qlora_studio.ui.tabs import import_rows as intake
-from qlora_studio.ui.tabs.data_form import PARTS, SHARES, DataForm
+from qlora_studio.ui import fields
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import OpenedSource, View
+from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.tabs import data_form, import_rows
+from qlora_studio.ui.tabs.data_form import PARTS, WEIGHTS, MixtureForm, SourceForm
+from qlora_studio.ui.tabs.import_rows import ImportOptions
 from qlora_studio.ui.views import data as view
 from qlora_studio.ui.views import tokens as token_view
 from qlora_studio.ui.views.html import Html, join, page_head, says_error
-
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(slots=True)
 class DataTab:
     """The controls that others wire."""
 
-    form: DataForm
+    source: SourceForm
+    mixture: MixtureForm
     status: gr.HTML
     rows: gr.HTML
     tokens: gr.HTML
@@ -35,22 +34,18 @@ class DataTab:
     findings: gr.HTML
     accept: gr.CheckboxGroup
     remedies: gr.CheckboxGroup
-    mend: gr.Button
+    clean: gr.Button
     sets: gr.HTML
-
-    @property
-    def shown(self) -> list[gr.blocks.Block]:
-        """What `render` answers for, in its order."""
-        form = self.form
-        asked = [form.name, form.bring_in, form.hub, form.map, *form.parts]
-        return [self.status, self.rows, self.sets, *asked, form.chosen, *form.weights, form.mix_by]
+    import_bar: gr.Row
+    import_name: gr.HTML
+    import_button: gr.Button
 
 
-def build(desk: Desk) -> DataTab:
+def build(workspace: Workspace) -> DataTab:
     gr.HTML(page_head("Data", "Rows become conversations. You see what the model will learn before it does."))
     with gr.Row():
         with gr.Column(scale=4, min_width=310):
-            source = data_form.build_source(desk)
+            source = data_form.build_source(workspace)
         with gr.Column(scale=8, min_width=330):
             status = gr.HTML(elem_id="data-status")
             with gr.Tabs(elem_id="data-parts"):
@@ -61,203 +56,223 @@ def build(desk: Desk) -> DataTab:
                     count = gr.Button("Count the tokens", size="sm", elem_id="data-count")
                 with gr.Tab("Findings", id="findings", elem_id="part-findings"):
                     findings = gr.HTML(elem_id="data-findings")
-                    info = form.field_info("data.accepted").description
-                    remedies = gr.CheckboxGroup(
-                        [],
-                        label="Remedies",
-                        info="Each changes the imported set, never your file, and the set remembers it.",
-                        visible=False,
-                        elem_id="data-remedies",
-                        interactive=True,
-                    )
-                    mend = gr.Button("Mend the set", size="sm", visible=False, elem_id="data-mend")
-                    accept = gr.CheckboxGroup(
-                        [],
-                        label="Train in spite of these",
-                        info=info,
-                        visible=False,
-                        elem_id="data-accepted",
-                        interactive=True,
+                    remedies = _ticks(
+                        "Remedies", "Each changes the imported set, never your file, and the set remembers it.",
+                        "data-remedies",
+                    )  # fmt: skip
+                    clean = gr.Button("Clean the dataset", size="sm", visible=False, elem_id="data-clean")
+                    accept = _ticks(
+                        "Train in spite of these", str(fields.field_info("data.accepted").description), "data-accepted"
                     )
                 with gr.Tab("Imported sets", id="sets", elem_id="part-sets"):
                     sets = gr.HTML(elem_id="data-sets")
-            made = data_form.build_mixture(desk, source)
-    return DataTab(made, status, rows, tokens, count, findings, accept, remedies, mend, sets)
-
-
-def wire(desk: Desk, tab: DataTab) -> list[Any]:
-    """Connects the page's own controls. Returns the events after which the plan must be made anew."""
-    controls = tab.form
-
-    @speaking
-    def look(file: str | None, path: str, format: str, *mapped: str | None) -> list[Any]:
-        source = file or (path or "").strip()
-        desk.look(intake.look_at(desk, source, format, mapped) if source else None)
-        return render(desk)
-
-    @speaking
-    def bring_in(*values: Any) -> list[Any]:
-        given: list[Any] = ["" if value is None else value for value in values]
-        intake.import_rows(desk, *given)
-        return render(desk)
-
-    @speaking
-    def use_demo() -> list[Any]:
-        demo = desk.studio.data.demo()
-        report = desk.studio.data.import_rows(str(demo.rows), name="demo")
-        desk.change(dict(demo.settings))
-        intake.take_in(desk, report.name)
-        tell("The demo rows are here, with settings that suit them.")
-        return render(desk)
-
-    @speaking
-    def choose(names: list[str]) -> list[Any]:
-        known = {source["name"]: source for source in desk.draft["data.sources"]}
-        desk.change({"data.sources": [known.get(name, {"name": name, "weight": 1.0}) for name in names]})
-        return render(desk)
-
-    @speaking
-    def weigh(*weights: float | None) -> list[Any]:
-        sources = [
-            {**source, "weight": weight or 0}
-            for source, weight in zip(desk.draft["data.sources"], weights, strict=False)
-        ]
-        form.build_config({**desk.draft, "data.sources": sources})
-        desk.change({"data.sources": sources})
-        return render(desk)
-
-    @speaking
-    def count() -> None:
-        desk.count_tokens()
-
-    @speaking
-    def accept(names: list[str]) -> None:
-        desk.change({"data.accepted": names})
-
-    @speaking
-    def mend(names: list[str]) -> list[Any]:
-        intake.mend_sets(desk, names)
-        return render(desk)
-
-    given = [controls.file, controls.path, controls.format, *controls.parts]
-    opened = [controls.file.upload, controls.file.clear, controls.path.submit, controls.format.input]
-    for event in (*opened, *(part.input for part in controls.parts)):
-        event(look, given, tab.shown, **QUIET)
-    imported = controls.bring_in.click(bring_in, controls.asked, tab.shown, **QUIET)
-    demo = controls.demo.click(use_demo, None, tab.shown, **QUIET)
-    picked = controls.chosen.input(choose, controls.chosen, tab.shown, **QUIET)
-    weighed = [
-        event(weigh, controls.weights, tab.shown, **QUIET)
-        for weight in controls.weights
-        for event in (weight.submit, weight.blur)
-    ]
-    tab.count.click(count, None, None, **QUIET)
-    mended = tab.mend.click(mend, tab.remedies, tab.shown, **QUIET)
-    accepted = tab.accept.input(accept, tab.accept, None, **QUIET)
-    return [imported, demo, picked, mended, accepted, *weighed]
+            mixture = data_form.build_mixture(workspace)
+    with gr.Row(visible=False, elem_id="import-bar", elem_classes="qs-action-bar") as import_bar:
+        import_name = gr.HTML(elem_id="import-name", min_width=160)
+        import_button = gr.Button("Import these rows", variant="primary", elem_id="data-import", min_width=160)
+    return DataTab(
+        source, mixture, status, rows, tokens, count, findings, accept, remedies, clean, sets, import_bar, import_name,
+        import_button,
+    )  # fmt: skip
 
 
 def slots(tab: DataTab) -> list[Slot]:
-    """The page as the desk has it, and the token job as it goes."""
-    version: Any = lambda now: (now.desk.version, now.desk.tokens.counting)  # noqa: E731
+    """The page as draft and tab have it, and the token job as it goes."""
+    source, mixture = tab.source, tab.mixture
     return [
-        Slot(tab.shown, lambda now: render(now.desk), version),
+        Slot((tab.status, tab.rows), lambda scene: _shown(scene, tab), _data_mark),
+        slot(tab.sets, lambda scene: view.sets_table(list(scene.world.datasets.values()), _chosen(scene)), _data_mark),
+        Slot((tab.import_bar, tab.import_name, tab.import_button), lambda scene: _import_bar(scene, tab), _opened_mark),
+        Slot(
+            (source.format, source.name, source.hub, source.mapping, *source.parts),
+            lambda scene: _source(scene, source),
+            _opened_mark,
+        ),
+        Slot((mixture.chosen, *mixture.weights, mixture.mix_by), lambda scene: _mixture(scene, mixture), _data_mark),
         slot(tab.tokens, _tokens),
-        slot(tab.count, lambda now: gr.update(interactive=bool(now.desk.draft["data.sources"])), version),
-        Slot((tab.findings, tab.accept, tab.remedies, tab.mend), lambda now: _findings(now.desk), version),
+        slot(tab.count, _count_button),
+        Slot((tab.findings, tab.accept, tab.remedies, tab.clean), lambda scene: _findings(scene, tab), _data_mark),
     ]
 
 
-def render(desk: Desk) -> list[Any]:
-    """Everything the page shows of the desk, in the order of `DataTab.shown`."""
-    reports, looked = desk.studio.data.sets(), desk.looked
-    known = {report.name for report in reports}
-    sources = [source for source in desk.draft["data.sources"] if source["name"] in known]
-    names = [source["name"] for source in sources]
-    several = len(sources) > 1
-    status, rows = _file_views(desk, looked) if looked else _set_views(desk)
-    return [
-        status,
-        rows,
-        view.sets_table(reports, names),
-        gr.update(placeholder=Path(looked.source).stem if looked else "my-rows"),
-        gr.update(interactive=looked is not None and looked.can_be_tried),
-        gr.update(visible=looked is not None and looked.hub),
-        *_column_map(desk, looked),
-        gr.update(choices=[report.name for report in reports], value=names),
-        *(_share(sources, index, several) for index in range(SHARES)),
-        gr.update(visible=several),
-    ]
+def wire(page: Page, tab: DataTab) -> None:
+    """Connects the page's controls; mix by and evaluation share are settings like those of the Train page."""
+    workspace, source, mixture = page.workspace, tab.source, tab.mixture
+
+    def show(view_: View, typed: str | None) -> None:
+        import_rows.show_source(workspace, view_, typed)
+
+    def bring_in(view_: View, *values: Any) -> Updates:
+        given: list[Any] = ["" if value is None else value for value in values]
+        options = ImportOptions(*given)
+        done = import_rows.import_rows(workspace, view_, options)
+        return {source.file: None, source.path: "", source.name: ""} if done else {}
+
+    def accept(view_: View, names: list[str]) -> None:
+        workspace.draft.change({"data.accepted": names})
+
+    page.on(source.file.upload, show, [source.file], also=[source.path])
+    page.on(source.file.clear, lambda view_: show(view_, None))
+    page.on(source.path.submit, show, [source.path])
+    page.on(source.format.input, lambda view_, format: import_rows.read_as(workspace, view_, format), [source.format])
+    for part in source.parts:
+        page.on(part.input, lambda view_, *mapped: import_rows.map_columns(workspace, view_, mapped), source.parts)
+    page.on(tab.import_button.click, bring_in, source.options, also=[source.file, source.path])
+    page.on(source.demo.click, lambda view_: import_rows.import_demo(workspace, view_))
+    page.on(mixture.chosen.input, lambda view_, names: import_rows.choose_sets(workspace, names), [mixture.chosen])
+    for weight in mixture.weights:
+        for event in (weight.submit, weight.blur):
+            page.on(event, lambda view_, *typed: import_rows.weigh_sets(workspace, typed), mixture.weights)
+    page.on(tab.count.click, lambda view_: workspace.count_tokens())
+    page.on(tab.clean.click, lambda view_, names: import_rows.clean_sets(workspace, names), [tab.remedies])
+    page.on(tab.accept.input, accept, [tab.accept])
 
 
-def _share(sources: Sequence[dict[str, Any]], index: int, several: bool) -> Any:
-    if index >= len(sources):
-        return gr.update(visible=False)
-    return gr.update(visible=several, label=f"Share of {sources[index]['name']}", value=sources[index]["weight"])
+def _data_mark(scene: Scene) -> object:
+    """Changes whenever what is shown of data might."""
+    sets = [(report.name, report.rows, report.sha256) for report in scene.world.datasets.values()]
+    draft, tokens = scene.workspace.draft, scene.workspace.tokens
+    return _opened_mark(scene), draft.version, tokens.version, sets
 
 
-def _column_map(desk: Desk, looked: Looked | None) -> list[Any]:
+def _opened_mark(scene: Scene) -> object:
+    opened = scene.view.opened
+    return opened and (opened.source, opened.format, dict(opened.columns), opened.refused, opened.guess)
+
+
+def _chosen(scene: Scene) -> list[str]:
+    return [report.name for report in scene.workspace.chosen_sets()]
+
+
+def _shown(scene: Scene, tab: DataTab) -> Updates:
+    """What is open and not imported, else the chosen sets, else an invitation."""
+    status, rows = _file(scene, scene.view.opened) if scene.view.opened else _sets(scene)
+    return {tab.status: status, tab.rows: rows}
+
+
+def _file(scene: Scene, opened: OpenedSource) -> tuple[Html, Html]:
+    name = opened.source if opened.hub else Path(opened.source).name
+    refused = says_error(opened.refused, f"{name} cannot be imported like this") if opened.refused else Html("")
+    if opened.hub:
+        return join((refused, view.hub_waits(opened.source))), Html("")
+    if opened.guess is None:
+        return join((refused, view.columns_found(opened.names))), Html("")
+    titles = {preset.name: preset.title for preset in scene.workspace.studio.presets.family("format")}
+    said = join((refused, view.guess_line(opened.guess, titles), view.problems_card(opened.problems)))
+    return said, view.conversations_list(opened.conversations)
+
+
+def _sets(scene: Scene) -> tuple[Html, Html]:
+    """The chosen sets in figures and the first rows of the first of them."""
+    workspace = scene.workspace
+    chosen = workspace.chosen_sets()
+    if not chosen:
+        return view.nothing_imported(), Html("")
+    figures = view.report_tiles(chosen, workspace.counted(), workspace.draft["data.eval_share"])
+    notes = join(view.left_over(report) for report in chosen)
+    rows = workspace.studio.data.conversations(chosen[0].name, import_rows.ROWS)
+    return join((figures, notes)), view.conversations_list(rows)
+
+
+def _import_bar(scene: Scene, tab: DataTab) -> Updates:
+    opened = scene.view.opened
+    return {
+        tab.import_bar: gr.update(visible=opened is not None),
+        tab.import_name: view.import_line(opened.source, bool(opened.refused)) if opened else Html(""),
+        tab.import_button: gr.update(interactive=opened is not None and opened.can_be_imported),
+    }
+
+
+def _source(scene: Scene, source: SourceForm) -> Updates:
+    opened = scene.view.opened
+    return {
+        source.format: gr.update(value=opened.format if opened else "auto"),
+        source.name: gr.update(placeholder=Path(opened.source).stem if opened else "my-rows"),
+        source.hub: gr.update(visible=opened is not None and opened.hub),
+        **_mapping(scene, source, opened),
+    }
+
+
+def _mapping(scene: Scene, source: SourceForm, opened: OpenedSource | None) -> Updates:
     """The frame and a dropdown for each part of the format in use."""
-    parts = desk.studio.data.format_parts(looked.format_in_use) if looked and looked.names else ()
-    updates = [gr.update(visible=bool(parts))]
+    parts = scene.workspace.studio.data.format_parts(opened.format_in_use) if opened and opened.names else ()
+    updates: dict[Any, Any] = {source.mapping: gr.update(visible=bool(parts))}
     for index in range(PARTS):
-        if looked is None or index >= len(parts):
-            updates.append(gr.update(visible=False, choices=[], value=None))
+        if opened is None or index >= len(parts):
+            updates[source.parts[index]] = gr.update(visible=False, choices=[], value=None)
             continue
-        chosen = looked.columns.get(parts[index])
-        choices = [("found by name", ""), *((name, name) for name in looked.names)]
-        updates.append(gr.update(visible=True, label=parts[index], choices=choices, value=chosen or ""))
+        choices = [("found by name", ""), *((name, name) for name in opened.names)]
+        updates[source.parts[index]] = gr.update(
+            visible=True, label=parts[index], choices=choices, value=opened.columns.get(parts[index], "")
+        )
     return updates
 
 
-def _file_views(desk: Desk, looked: Looked) -> tuple[Html, Html]:
-    """Rows that were opened but are not imported."""
-    name = looked.source if looked.hub else Path(looked.source).name
-    refused = says_error(looked.refused, f"{name} cannot be imported like this") if looked.refused else Html("")
-    if looked.hub:
-        return join((refused, view.hub_waits(looked.source))), Html("")
-    if looked.guess is None:
-        return join((refused, view.columns_found(looked.names))), Html("")
-    titles = {preset.name: preset.title for preset in desk.studio.presets.family("format")}
-    said = join((refused, view.guess_line(looked.guess, titles), view.problems_card(looked.problems)))
-    return said, view.conversations_list(looked.conversations)
+def _mixture(scene: Scene, mixture: MixtureForm) -> Updates:
+    known = scene.world.datasets
+    sources = [source for source in scene.workspace.draft["data.sources"] if source["name"] in known]
+    several = len(sources) > 1
+    return {
+        mixture.chosen: gr.update(choices=list(known), value=[source["name"] for source in sources]),
+        **{mixture.weights[index]: _weight(sources, index, visible=several) for index in range(WEIGHTS)},
+        mixture.mix_by: gr.update(visible=several),
+    }
 
 
-def _set_views(desk: Desk) -> tuple[Html, Html]:
-    """The chosen sets in figures and the first rows of the first of them, or an invitation."""
-    chosen = desk.chosen_sets()
-    if not chosen:
-        return view.nothing_imported(), Html("")
-    result = desk.tokens_known()
-    tiles = view.report_tiles(chosen, result, desk.draft["data.eval_share"])
-    notes = join(view.left_over(report) for report in chosen)
-    return join((tiles, notes)), view.conversations_list(desk.studio.data.conversations(chosen[0].name, intake.ROWS))
+def _weight(sources: Sequence[Mapping[str, Any]], index: int, *, visible: bool) -> Any:
+    if index >= len(sources):
+        return gr.update(visible=False)
+    source = sources[index]
+    return gr.update(visible=visible, label=f"Weight of {source['name']}", value=fields.as_text(source["weight"]))
 
 
-def _tokens(now: Now) -> Html:
-    desk = now.desk
-    if desk.tokens.counted is not None:
-        return token_view.counting(desk.studio.jobs.look(desk.tokens.counted.job).progress)
-    if desk.tokens.problems:
-        return says_error(desk.tokens.problems, "The tokens could not be counted")
-    if desk.tokens.result is None:
-        return token_view.not_counted(bool(desk.draft["data.sources"]))
-    return token_view.token_page(desk.tokens.result, current=desk.tokens_known() is not None)
+def _tokens(scene: Scene) -> Html:
+    """The tokens of what this tab looks at: never those of another set than the rows beside them."""
+    tokens = scene.workspace.tokens
+    if scene.view.opened is not None:
+        return token_view.import_first(scene.view.opened.source)
+    if (progress := tokens.progress) is not None:
+        return token_view.counting(progress)
+    if tokens.problems:
+        return says_error(tokens.problems, "The tokens could not be counted")
+    if tokens.report is None or tokens.sets != _chosen(scene):
+        return token_view.not_counted(bool(_chosen(scene)))
+    return token_view.token_page(tokens.report, tokens.sets, current=scene.workspace.counted() is not None)
 
 
-def _findings(desk: Desk) -> list[Any]:
+def _count_button(scene: Scene) -> Any:
+    return gr.update(visible=scene.view.opened is None, interactive=bool(_chosen(scene)))
+
+
+def _findings(scene: Scene, tab: DataTab) -> Updates:
     """The findings, a tick for each that would keep a run from starting, and the remedies there are."""
-    if desk.tokens.result is None:
-        hidden = gr.update(visible=False)
-        return [token_view.not_counted(bool(desk.draft["data.sources"])), hidden, hidden, hidden]
-    findings = desk.tokens.result.findings
-    errors = [finding.name for finding in findings if finding.severity == "error"]
-    titles = desk.studio.data.remedy_titles()
-    offered = {finding.remedy: titles[finding.remedy] for finding in findings if finding.remedy in titles}
-    accepted = [name for name in desk.draft["data.accepted"] if name in errors]
-    return [
-        view.findings_table(findings),
-        gr.update(visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted),
-        gr.update(visible=bool(offered), choices=[(title, name) for name, title in offered.items()], value=[]),
-        gr.update(visible=bool(offered)),
-    ]
+    report, chosen = scene.workspace.tokens.report, _chosen(scene)
+    hidden = gr.update(visible=False)
+    if scene.view.opened is not None:
+        return {
+            tab.findings: token_view.import_first(scene.view.opened.source),
+            **dict.fromkeys((tab.accept, tab.remedies, tab.clean), hidden),
+        }
+    if report is None or scene.workspace.tokens.sets != chosen:
+        return {
+            tab.findings: token_view.not_counted(bool(chosen)),
+            **dict.fromkeys((tab.accept, tab.remedies, tab.clean), hidden),
+        }
+    errors = [finding.name for finding in report.findings if finding.severity == "error"]
+    titles = scene.workspace.studio.data.remedy_titles()
+    offered = {finding.remedy: titles[finding.remedy] for finding in report.findings if finding.remedy in titles}
+    accepted = [name for name in scene.workspace.draft["data.accepted"] if name in errors]
+    return {
+        tab.findings: view.findings_table(report.findings, chosen),
+        tab.accept: gr.update(
+            visible=bool(errors), choices=[(name.replace("-", " "), name) for name in errors], value=accepted
+        ),
+        tab.remedies: gr.update(
+            visible=bool(offered), choices=[(title, name) for name, title in offered.items()], value=[]
+        ),
+        tab.clean: gr.update(visible=bool(offered)),
+    }
+
+
+def _ticks(label: str, info: str, elem_id: str) -> gr.CheckboxGroup:
+    return gr.CheckboxGroup([], label=label, info=info, visible=False, elem_id=elem_id, interactive=True)

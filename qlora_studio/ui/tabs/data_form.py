@@ -7,25 +7,25 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_studio.ui import form
-from qlora_studio.ui.server.session import Desk
+from qlora_studio.ui import fields, form
+from qlora_studio.ui.server.workspace import Workspace
 
 FILE_TYPES = [".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".parquet", ".arrow", ".gz", ".zip"]
-SHARES = 8
+WEIGHTS = 8
 """Sets that can be mixed on the page."""
 PARTS = 8
 """Most parts that a format has."""
 
 
 @dataclass(slots=True)
-class Source:
+class SourceForm:
     """Where rows come from and how they are read."""
 
     file: gr.File
     path: gr.Textbox
     demo: gr.Button
     format: gr.Dropdown
-    map: gr.Accordion
+    mapping: gr.Accordion
     parts: list[gr.Dropdown]
     name: gr.Textbox
     skip_bad: gr.Checkbox
@@ -33,25 +33,24 @@ class Source:
     drop_overlap: gr.Checkbox
     hub: gr.Accordion
     hub_parts: list[gr.Textbox]
-    bring_in: gr.Button
 
     @property
-    def asked(self) -> list[gr.components.Component]:
-        """What an import is asked to do, in the order of `data_tab.import_rows`."""
+    def options(self) -> list[gr.components.Component]:
+        """What an import is asked to do, in the order of `ImportOptions`."""
         return [self.name, self.skip_bad, self.eval_file, self.drop_overlap, *self.hub_parts]
 
 
 @dataclass(slots=True)
-class DataForm(Source):
-    """All of it: the source, and what the next run learns from."""
+class MixtureForm:
+    """What the next run learns from."""
 
     chosen: gr.Dropdown
-    weights: list[gr.Number]
+    weights: list[gr.Textbox]
     mix_by: gr.components.Component
     eval_share: gr.components.Component
 
 
-def build_source(desk: Desk) -> Source:
+def build_source(workspace: Workspace) -> SourceForm:
     file = gr.File(
         label="Your rows: JSONL, JSON, CSV, Parquet or text",
         file_types=FILE_TYPES,
@@ -60,100 +59,89 @@ def build_source(desk: Desk) -> Source:
         interactive=True,
     )
     path = _line(
-        "Or where they lie",
-        "A file or folder on this machine, or a hub id such as owner/name. Enter opens it.",
+        "Path or Hub ID",
+        "A file or folder on this machine, or a data set of the hub such as owner/name. Enter opens it.",
         "data-path",
         placeholder="/home/me/rows.jsonl",
     )
     demo = gr.Button("Use the demo rows", size="sm", elem_id="data-demo")
     with gr.Group():
-        titles = [
-            ("Detect it", "auto"),
-            *((preset.title, preset.name) for preset in desk.studio.presets.family("format")),
-        ]
+        presets = workspace.studio.presets.family("format")
         format = gr.Dropdown(
-            titles,
+            [("Detect it", "auto"), *((preset.title, preset.name) for preset in presets)],
             value="auto",
             label="Format",
             info="How a row becomes a conversation. Detection looks at the rows; choose yourself where it errs.",
             elem_id="data-format",
             interactive=True,
         )
-        with gr.Accordion("Which column holds what", open=True, visible=False, elem_id="data-map") as columns:
-            parts = [
-                gr.Dropdown(
-                    [],
-                    label=f"Part {index + 1}",
-                    info="The column that holds this part, where its name is another.",
-                    visible=False,
-                    elem_id=f"data-part-{index + 1}",
-                    interactive=True,
-                )
-                for index in range(PARTS)
-            ]
-        name = _line("Name of the set", "What it is called here; empty takes the file's name.", "data-name")
+        with gr.Accordion("Column mapping", open=True, visible=False, elem_id="data-map") as mapping:
+            parts = [_part(index) for index in range(PARTS)]
+        name = _line("Dataset name", "What it is called here; empty takes the file's name.", "data-name")
         skip_bad = gr.Checkbox(
             False,
-            label="Leave out rows that cannot be read",
+            label="Skip rows that cannot be read",
             info="Otherwise one bad row refuses the file, and you see which.",
             elem_id="data-skip-bad",
             interactive=True,
         )
-    with gr.Accordion("A hub data set", open=True, visible=False, elem_id="data-hub") as hub:
+    with gr.Accordion("A data set of the hub", open=True, visible=False, elem_id="data-hub") as hub:
         hub_parts = [
             _line("Subset", "Which part of the set, where it has several.", "data-subset"),
             _line("Split", "Which of its splits; empty takes train.", "data-split", placeholder="train"),
             _line("Revision", "A commit; empty takes the newest and pins it.", "data-revision"),
         ]
-    with gr.Accordion("Rows to measure with", open=False, elem_id="data-eval"):
+    with gr.Accordion("Evaluation file", open=False, elem_id="data-eval"):
         eval_file = _line(
-            "A file of their own", "Its rows measure the result; empty holds out a share instead.", "data-eval-file"
+            "Path", "Its rows are evaluated on, never trained; empty holds out a share instead.", "data-eval-file"
         )
         drop_overlap = gr.Checkbox(
             False,
-            label="Leave out rows that stand in both",
+            label="Drop rows that stand in both",
             info="A prompt that is trained on measures nothing.",
             elem_id="data-drop-overlap",
             interactive=True,
         )
-    bring_in = gr.Button("Import these rows", variant="primary", interactive=False, elem_id="data-import")
-    return Source(
-        file, path, demo, format, columns, parts, name, skip_bad, eval_file, drop_overlap, hub, hub_parts, bring_in
-    )
+    return SourceForm(
+        file, path, demo, format, mapping, parts, name, skip_bad, eval_file, drop_overlap, hub, hub_parts
+    )  # fmt: skip
 
 
-def build_mixture(desk: Desk, source: Source) -> DataForm:
+def build_mixture(workspace: Workspace) -> MixtureForm:
     with gr.Group(elem_id="data-use"):
         chosen = gr.Dropdown(
             [],
             value=[],
             multiselect=True,
-            max_choices=SHARES,
-            label="What the next run learns from",
+            max_choices=WEIGHTS,
+            label="Training data",
             info="One set, or several in a mixture; each keeps its origin. A share of general rows keeps old skills.",
             elem_id="data-sources",
             interactive=True,
         )
         with gr.Row():
             weights = [
-                gr.Number(
-                    1.0,
-                    minimum=0,
-                    step=0.1,
-                    label=f"Share {index + 1}",
-                    info="Relative to the other sets.",
-                    visible=False,
+                _line(
+                    f"Weight {index + 1}", "Relative to the other sets.", f"data-weight-{index + 1}", visible=False,
                     min_width=130,
-                    elem_id=f"data-weight-{index + 1}",
-                    interactive=True,
                 )
-                for index in range(SHARES)
-            ]
+                for index in range(WEIGHTS)
+            ]  # fmt: skip
         with gr.Row():
-            mix_by = form.make(form.BY_NAME["data.mix_by"], desk.draft["data.mix_by"])
-            eval_share = form.make(form.BY_NAME["data.eval_share"], desk.draft["data.eval_share"])
-    given = {name: getattr(source, name) for name in Source.__dataclass_fields__}
-    return DataForm(**given, chosen=chosen, weights=weights, mix_by=mix_by, eval_share=eval_share)
+            mix_by = form.make(fields.BY_NAME["data.mix_by"], workspace.draft["data.mix_by"])
+            eval_share = form.make(fields.BY_NAME["data.eval_share"], workspace.draft["data.eval_share"])
+    return MixtureForm(chosen, weights, mix_by, eval_share)
+
+
+def _part(index: int) -> gr.Dropdown:
+    return gr.Dropdown(
+        [],
+        label=f"Part {index + 1}",
+        info="The column that holds this part, where its name is another.",
+        visible=False,
+        elem_id=f"data-part-{index + 1}",
+        interactive=True,
+    )
 
 
 def _line(label: str, info: str, elem_id: str, **more: Any) -> gr.Textbox:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from qlora_studio.core.doctor import Check, diagnostics
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.doctor import diagnostics
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui.server.messages import speaking
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import Now, Slot, slot
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.views import doctor as view
-from qlora_studio.ui.views.html import page_head
-
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+from qlora_studio.ui.views.html import Html, page_head
 
 
 @dataclass(slots=True)
@@ -25,7 +23,7 @@ class DoctorTab:
 
     facts: gr.HTML
     checks: gr.HTML
-    look: gr.Button
+    examine: gr.Button
     text: gr.Textbox
 
 
@@ -33,7 +31,7 @@ def build() -> DoctorTab:
     gr.HTML(page_head("Doctor", "Whether this machine can train, who else uses it, and what to do where it cannot."))
     facts = gr.HTML(elem_id="doctor-facts")
     checks = gr.HTML(elem_id="doctor-checks")
-    look = gr.Button("Test torch and its 4-bit kernels", variant="primary", elem_id="doctor-look")
+    examine = gr.Button("Test torch and its 4-bit kernels", variant="primary", elem_id="doctor-look")
     with gr.Accordion("Diagnostics to copy", open=False, elem_id="doctor-copy"):
         text = gr.Textbox(
             label="Diagnostics",
@@ -44,47 +42,42 @@ def build() -> DoctorTab:
             interactive=False,
             elem_id="doctor-text",
         )
-    return DoctorTab(facts, checks, look, text)
-
-
-def wire(desk: Desk, tab: DoctorTab, page: gr.Tab) -> None:
-    @speaking
-    def look() -> None:
-        desk.examine()
-
-    @speaking
-    def enter() -> str:
-        desk.machine_checks = tuple(desk.studio.machine.check(_config(desk)))
-        desk.version += 1
-        now = Now.look(desk)
-        return view.machine_cards(now.cards, now.machine, str(desk.studio.home.root))
-
-    tab.look.click(look, None, None, **QUIET)
-    page.select(enter, None, tab.facts, **QUIET)
+    return DoctorTab(facts, checks, examine, text)
 
 
 def slots(tab: DoctorTab) -> list[Slot]:
     return [
-        slot(tab.checks, lambda now: view.checks_card(*_checks(now.desk))),
-        slot(tab.text, lambda now: _text(now.desk)),
-        slot(tab.look, lambda now: gr.update(interactive=now.desk.examining is None)),
+        slot(tab.checks, _checks),
+        slot(tab.text, _text),
+        slot(tab.examine, lambda scene: gr.update(interactive=not scene.workspace.examination.under_way)),
     ]
 
 
-def _checks(desk: Desk) -> tuple[tuple[Check, ...], tuple[Check, ...], str]:
-    """Checks of the machine, checks of torch, and what the examination is doing; empty when none is under way."""
-    phase = desk.studio.jobs.look(desk.examining).progress.phase or "starting" if desk.examining else ""
-    return desk.machine_checks, desk.engine_checks, phase
+def wire(page: Page, tab: DoctorTab, opened: gr.Tab) -> None:
+    workspace = page.workspace
+
+    def enter(view_: View) -> Updates:
+        workspace.examination.check_machine(_config(workspace))
+        machine = workspace.studio.machine.read()
+        return {tab.facts: view.machine_cards(machine, str(workspace.studio.home.root))}
+
+    page.on(tab.examine.click, lambda _: workspace.examination.check_engine())
+    page.on(opened.select, enter, also=[tab.facts])
 
 
-def _text(desk: Desk) -> str:
-    machine, engine, _ = _checks(desk)
-    return diagnostics((*machine, *engine), str(desk.studio.home.root), str(Path.home()))
+def _checks(scene: Scene) -> Html:
+    found = scene.workspace.examination
+    return view.checks_card(found.machine, found.engine, found.phase)
 
 
-def _config(desk: Desk) -> Any:
+def _text(scene: Scene) -> str:
+    found = scene.workspace.examination
+    return diagnostics((*found.machine, *found.engine), str(scene.workspace.studio.home.root), str(Path.home()))
+
+
+def _config(workspace: Workspace) -> TrainConfig | None:
     """The draft where it makes sense, so that the disk is compared with what its model needs."""
     try:
-        return desk.config()
+        return workspace.draft.config()
     except StudioError:
         return None

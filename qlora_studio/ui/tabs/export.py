@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportKind, JobRef, MergeInto
-from qlora_studio.ui.server.machine import disk_free
-from qlora_studio.ui.server.messages import speaking, tell
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import Now, Slot, slot
+from qlora_studio.core.jobs import JobRef, MergeInto
+from qlora_studio.core.verdict import could_agree_better
+from qlora_studio.ui import fields
+from qlora_studio.ui.server.messages import notify
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.views import export as view
-from qlora_studio.ui.views.export import Check
+from qlora_studio.ui.views.export import Note
 from qlora_studio.ui.views.html import Html, gib, page_head
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-WHATS: dict[str, tuple[ExportKind, MergeInto]] = {
+CARDS: dict[str, tuple[str, MergeInto]] = {
     "adapter": ("adapter", "original"),
     "merged-original": ("merged", "original"),
     "merged-as-chatted": ("merged", "as_chatted"),
 }
+"""What can be exported, by the name of its card."""
+CHECK_PROMPTS = 3
+"""What chat and merged model are both asked."""
 
 
 @dataclass(slots=True)
@@ -34,227 +37,244 @@ class ExportTab:
     what: gr.Radio
     folder: gr.Textbox
     check: gr.Checkbox
-    go: gr.Button
+    start: gr.Button
     stop: gr.Button
-    checks: gr.HTML
+    again: gr.Button
+    notes: gr.HTML
+    readiness: gr.HTML
     state: gr.HTML
 
-    @property
-    def shown(self) -> list[gr.blocks.Block]:
-        """What `render` answers for, in its order."""
-        return [self.what, self.folder, self.checks, self.go]
 
-
-def build(desk: Desk) -> ExportTab:
+def build() -> ExportTab:
     gr.HTML(page_head("Export", "Written to your disk only; nothing is uploaded."))
     with gr.Row():
+        with gr.Column(scale=6, min_width=330), gr.Group():
+            run = gr.Dropdown(
+                [], value=None, label="Run", info="Whose adapter is exported.", elem_id="export-run", interactive=True
+            )
+            what = gr.Radio(
+                view.cards(None, None),
+                value=View().export_what,
+                label="What",
+                info="A merged model runs alone; an adapter stays small and needs its base.",
+                elem_id="export-what",
+                elem_classes="qs-choice",
+                interactive=True,
+            )
+            folder = gr.Textbox(
+                label="Folder",
+                info="New or empty; an export never mixes with what is there.",
+                max_lines=1,
+                elem_id="export-folder",
+                interactive=True,
+            )
+            check = gr.Checkbox(
+                True,
+                label="Compare the merged model with the chat",
+                info="Loads both and asks them the same; takes a little longer.",
+                elem_id="export-check",
+                interactive=True,
+            )
         with gr.Column(scale=6, min_width=330):
-            with gr.Group():
-                run = gr.Dropdown(
-                    [],
-                    value=None,
-                    label="Run",
-                    info="Whose adapter is exported.",
-                    elem_id="export-run",
-                    interactive=True,
-                )
-                what = gr.Radio(
-                    _cards(None, None),
-                    value=desk.export_what,
-                    label="What",
-                    info="A merged model runs alone; an adapter stays small and needs its base.",
-                    elem_id="export-what",
-                    elem_classes="qs-choice",
-                    interactive=True,
-                )
-                folder = gr.Textbox(
-                    label="Folder",
-                    info="New or empty; an export never mixes with what is there.",
-                    max_lines=1,
-                    elem_id="export-folder",
-                    interactive=True,
-                )
-                check = gr.Checkbox(
-                    True,
-                    label="Compare the merged model with the chat",
-                    info="Loads both and asks them the same; takes a little longer.",
-                    elem_id="export-check",
-                    interactive=True,
-                )
-            with gr.Row():
-                go = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", scale=3)
-                stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", scale=1)
-        with gr.Column(scale=6, min_width=330):
-            checks = gr.HTML(elem_id="export-checks")
+            notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
-    return ExportTab(run, what, folder, check, go, stop, checks, state)
-
-
-def wire(desk: Desk, tab: ExportTab) -> None:
-    @speaking
-    def choose(run: str | None, what: str) -> list[Any]:
-        desk.export_run, desk.export_what = run, what
-        return render(desk, what)
-
-    @speaking
-    def retarget(folder: str, what: str) -> Any:
-        return view.checklist(find_checks(desk, what, folder))
-
-    @speaking
-    def go(run: str | None, what: str, folder: str, check: bool) -> None:
-        desk.export_run = run
-        start(desk, what, folder, check)
-
-    @speaking
-    def stop() -> None:
-        if (job := newest(desk)) is not None:
-            desk.studio.jobs.stop(job)
-
-    for event in (tab.run.change, tab.what.input):
-        event(choose, [tab.run, tab.what], tab.shown, **QUIET)
-    tab.folder.change(retarget, [tab.folder, tab.what], tab.checks, trigger_mode="always_last", **QUIET)
-    tab.go.click(go, [tab.run, tab.what, tab.folder, tab.check], None, **QUIET)
-    tab.stop.click(stop, None, None, **QUIET)
+            again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
+    with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
+        readiness = gr.HTML(elem_id="export-readiness", min_width=200)
+        stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
+        start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
+    return ExportTab(run, what, folder, check, start, stop, again, notes, readiness, state)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
     return [
-        Slot(tab.shown, lambda now: render(now.desk, now.desk.export_what), _shown_mark),
-        slot(tab.run, _choices, lambda now: (now.runs_mark, now.desk.export_run)),
+        slot(
+            tab.run,
+            lambda scene: gr.update(choices=scene.world.with_adapter, value=chosen_run(scene)),
+            lambda scene: (scene.world.with_adapter, chosen_run(scene)),
+        ),
+        slot(
+            tab.what,
+            lambda scene: gr.update(choices=view.cards(*_sizes(scene)), value=scene.view.export_what),
+            lambda scene: (chosen_run(scene), scene.view.export_what),
+        ),
+        slot(tab.folder, lambda scene: str(_default_folder(scene) or ""), _export_mark),
+        slot(tab.notes, _notes, lambda scene: (_export_mark(scene), scene.view.export_folder)),
+        slot(tab.readiness, _readiness, lambda scene: (_export_mark(scene), scene.view.export_folder)),
+        Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
-        slot(tab.stop, lambda now: gr.update(visible=_exporting(now.desk))),
+        slot(tab.again, lambda scene: gr.update(visible=_disagrees(scene))),
     ]
 
 
-def start(desk: Desk, what: str, folder: str, check: bool) -> JobRef:
+def wire(page: Page, tab: ExportTab) -> None:
+    workspace = page.workspace
+
+    def choose(view_: View, run: str | None, what: str) -> None:
+        view_.export_run = run
+        view_.export_what = what
+        view_.export_folder = None
+
+    def retarget(view_: View, folder: str) -> None:
+        view_.export_folder = folder
+
+    def go(view_: View, run: str | None, what: str, folder: str, check: bool) -> None:
+        view_.export_run = run
+        view_.export_what = what
+        start(workspace, run, what, folder, check=check)
+        view_.export_folder = None
+
+    def go_as_chatted(view_: View) -> None:
+        scene = Scene(workspace, workspace.world(), view_)
+        view_.export_what = "merged-as-chatted"
+        view_.export_folder = None
+        start(workspace, chosen_run(scene), "merged-as-chatted", str(_default_folder(scene) or ""), check=True)
+
+    def stop(view_: View) -> None:
+        scene = Scene(workspace, workspace.world(), view_)
+        if (job := scene.world.newest_ref(chosen_run(scene), "exports")) is not None:
+            workspace.studio.jobs.stop(job)
+
+    for event in (tab.run.input, tab.what.input):
+        page.on(event, choose, [tab.run, tab.what])
+    page.on(tab.folder.input, retarget, [tab.folder], trigger_mode="always_last")
+    page.on(tab.start.click, go, [tab.run, tab.what, tab.folder, tab.check])
+    page.on(tab.again.click, go_as_chatted)
+    page.on(tab.stop.click, stop)
+
+
+def start(workspace: Workspace, run: str | None, what: str, folder: str, *, check: bool) -> JobRef:
     """Starts the export. Raises a StudioError where something stands against it."""
-    if not desk.export_run:
+    if not run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
-    if what not in WHATS:
+    if what not in CARDS:
         raise StudioError("Choose what to export.", "Adapter, or one of the merged models.")
-    if not folder.strip():
-        raise StudioError("The folder is empty.", "Name a new folder.", field="folder")
-    if _exporting(desk):
+    folder = fields.without_quotes(folder)
+    if not folder:
+        raise StudioError("The folder is empty.", "Name a new folder.")
+    job = workspace.world().newest_job(run, "exports")
+    if job is not None and job.at_work:
         raise StudioError("An export is under way.", "Wait for it, or stop it.")
-    kind, merge = WHATS[what]
+    kind, merge_into = CARDS[what]
+    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and kind == "merged" else ()
     if kind == "merged":
-        desk.refuse_while_training("Export")
-        desk.talk.close()
-    job = desk.studio.exports.start(
-        desk.export_run,
-        kind,
-        folder.strip(),
-        merge,
-        desk.studio.data.demo().prompts[:3] if check and kind == "merged" else (),
-    )
-    tell("The export has begun.")
-    return job
+        workspace.refuse_while_training("Export")
+        workspace.chat.close()
+    started = workspace.studio.exports.start(run, kind, folder, merge_into, prompts)
+    notify("The export has begun.")
+    return started
 
 
-def render(desk: Desk, what: str) -> list[Any]:
-    """Cards with sizes, a folder and the checklist, in the order of `ExportTab.shown`."""
-    sizes = desk.studio.exports.sizes(desk.export_run) if desk.export_run else (None, None)
-    folder = default_folder(desk, what)
-    return [
-        gr.update(choices=_cards(*sizes)),
-        str(folder) if folder else "",
-        view.checklist(find_checks(desk, what, str(folder or ""))) if desk.export_run else view.nothing_to_export(),
-        gr.update(interactive=desk.export_run is not None and not _exporting(desk) and desk.running() is None),
-    ]
+def chosen_run(scene: Scene) -> str | None:
+    """The run this tab would export."""
+    names = scene.world.with_adapter
+    return scene.view.export_run if scene.view.export_run in names else next(iter(names), None)
 
 
-def default_folder(desk: Desk, what: str) -> Path | None:
+def default_folder(exports: Path, run: str, what: str) -> Path:
     """`<home>/exports/<run>-<what>`, numbered where that is taken."""
-    if not desk.export_run:
-        return None
-    stem, number = desk.studio.home.exports / f"{desk.export_run}-{what.removesuffix('-original')}", 1
+    stem, number = exports / f"{run}-{what.removesuffix('-original')}", 1
     while (place := stem if number == 1 else stem.with_name(f"{stem.name}-{number}")).exists():
         number += 1
     return place
 
 
-def find_checks(desk: Desk, what: str, folder: str) -> list[Check]:
+def find_notes(workspace: Workspace, run_name: str, what: str, folder: str) -> list[Note]:
     """What to know before this export."""
-    if not desk.export_run:
-        return []
-    run = desk.studio.runs.open(desk.export_run)
-    adapter, merged = desk.studio.exports.sizes(run.name)
-    need = adapter if what == "adapter" else merged
-    place = Path(folder).expanduser()
-    checks = [
-        Check("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
+    run = workspace.studio.runs.open(run_name)
+    place = Path(fields.without_quotes(folder)).expanduser()
+    readiness = workspace.studio.exports.readiness(run.name, CARDS[what][0], str(place))
+    adapter, merged = workspace.studio.exports.sizes(run.name)
+    notes = [
+        Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
     ]
+    notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
     if merged is None:
-        checks.append(
-            Check("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
-        )
-    else:
-        checks.append(Check("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
-    if run.state not in ("finished", "stopped"):
-        checks.append(Check("warn", f"The run is {run.state}; what it saved last is exported."))
-    if not folder.strip() or not place.is_absolute():
-        checks.append(Check("bad", "Give the folder with its whole path."))
-    else:
-        free = disk_free(place)
-        if need is not None:
-            checks.append(
-                Check("good" if free > need * 1.05 else "bad", f"{gib(free)} free there, {gib(need)} needed.")
-            )
-        taken = place.exists() and (place.is_file() or any(place.iterdir()))
-        checks.append(
-            Check("bad", "The folder is not empty; name a new one.")
-            if taken
-            else Check("good", "The folder is new or empty.")
-        )
-    if what == "merged-as-chatted":
-        checks.append(
-            Check("good", "Merged into the 4-bit rounded weights: it answers as the chat did, but is not smaller.")
+        notes.append(
+            Note("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
         )
     elif what != "adapter":
-        checks.append(
-            Check(
-                "warn",
-                "Merged into the base's own weights: answers can differ a little from the chat's; the check says how.",
-            )
-        )
-    checks.append(Check("warn", "The base's licence stays in force for what you make of it."))
-    return checks
+        notes.append(Note("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
+    if run.state not in ("finished", "stopped"):
+        notes.append(Note("warn", f"The run is {run.state}; what it saved last is exported."))
+    notes.append(_folder_note(place))
+    if what == "merged-as-chatted":
+        says = "Merged into the dequantised 4-bit weights: it answers as the chat did, but is not smaller."
+        notes.append(Note("good", says))
+    elif what != "adapter":
+        says = "Merged into the base's own weights: answers can differ from the chat's; the comparison says how much."
+        notes.append(Note("warn", says))
+    return [*notes, Note("warn", "The base's licence stays in force for what you make of it.")]
 
 
-def newest(desk: Desk) -> JobRef | None:
-    """The newest export of the run the page is turned to."""
-    jobs = desk.studio.runs.jobs_of(desk.export_run, "exports") if desk.export_run else []
-    return jobs[0] if jobs else None
+def _folder_note(place: Path) -> Note:
+    if not place.is_absolute():
+        return Note("bad", "Give the folder with its whole path.")
+    if place.exists() and (place.is_file() or any(place.iterdir())):
+        return Note("bad", "The folder is not empty; name a new one.")
+    return Note("good", "The folder is new or empty.")
 
 
-def _exporting(desk: Desk) -> bool:
-    job = newest(desk)
-    return job is not None and desk.studio.jobs.look(job).at_work
+def _exporting(scene: Scene) -> bool:
+    job = scene.world.newest_job(chosen_run(scene), "exports")
+    return job is not None and job.at_work
 
 
-def _shown_mark(now: Now) -> object:
+def _export_mark(scene: Scene) -> object:
     """An export that has ended leaves a folder behind, so another one is offered."""
-    return now.desk.export_run, _exporting(now.desk), now.training
+    return chosen_run(scene), scene.view.export_what, _exporting(scene), scene.world.training is not None
 
 
-def _state(now: Now) -> Html:
-    job = newest(now.desk)
-    return view.export_card(now.desk.studio.jobs.look(job)) if job else Html("")
+def _sizes(scene: Scene) -> tuple[int | None, int | None]:
+    run = chosen_run(scene)
+    return scene.workspace.studio.exports.sizes(run) if run else (None, None)
 
 
-def _choices(now: Now) -> Any:
-    names = [run.name for run in now.desk.studio.runs.all() if run.has_adapter]
-    if now.desk.export_run not in names:
-        now.desk.export_run = names[0] if names else None
-    return gr.update(choices=names, value=now.desk.export_run)
+def _default_folder(scene: Scene) -> Path | None:
+    run = chosen_run(scene)
+    return default_folder(scene.workspace.studio.home.exports, run, scene.view.export_what) if run else None
 
 
-def _cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
-    def size(bytes: int | None) -> str:
-        return f"{gib(bytes)} · " if bytes is not None else ""
+def _folder(scene: Scene) -> str:
+    """Where this tab would export to."""
+    typed = scene.view.export_folder
+    return typed if typed is not None else str(_default_folder(scene) or "")
 
-    return [
-        (f"Adapter\n{size(adapter)}the small part", "adapter"),
-        (f"Merged\n{size(merged)}into the base's own weights", "merged-original"),
-        (f"As chatted\n{size(merged)}into the 4-bit rounded weights", "merged-as-chatted"),
-    ]
+
+def _notes(scene: Scene) -> Html:
+    run = chosen_run(scene)
+    if run is None:
+        return view.nothing_to_export()
+    return view.checklist(find_notes(scene.workspace, run, scene.view.export_what, _folder(scene)))
+
+
+def _readiness(scene: Scene) -> Html:
+    """What the export becomes and takes, in one sentence."""
+    run = chosen_run(scene)
+    if run is None:
+        return Html("")
+    kind, checks = CARDS[scene.view.export_what][0], CHECK_PROMPTS if scene.view.export_what != "adapter" else 0
+    return view.readiness_line(scene.workspace.studio.exports.readiness(run, kind, _folder(scene), checks).sentence)
+
+
+def _buttons(scene: Scene, tab: ExportTab) -> Updates:
+    exporting, run = _exporting(scene), chosen_run(scene)
+    job = scene.world.newest_job(run, "exports")
+    stopping = job is not None and job.state == "stopping"
+    return {
+        tab.start: gr.update(interactive=run is not None and not exporting and scene.world.training is None),
+        tab.stop: gr.update(
+            visible=exporting, interactive=not stopping, value="Stopping …" if stopping else "Stop the export"
+        ),
+    }
+
+
+def _state(scene: Scene) -> Html:
+    job = scene.world.newest_job(chosen_run(scene), "exports")
+    return view.export_card(job) if job else Html("")
+
+
+def _disagrees(scene: Scene) -> bool:
+    """Whether the newest export says something else than the chat, and another one would not."""
+    job = scene.world.newest_job(chosen_run(scene), "exports")
+    return job is not None and job.state == "finished" and any(map(could_agree_better, job.progress.checks))

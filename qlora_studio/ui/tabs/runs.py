@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef
-from qlora_studio.ui.server.messages import speaking, tell
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import Now, Slot, slot
+from qlora_studio.ui.server.messages import notify
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.server.world import World
+from qlora_studio.ui.tabs.live_chart import live_chart
+from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views import runs as view
-from qlora_studio.ui.views.chart import lines, live_chart
 from qlora_studio.ui.views.html import Html, page_head
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONGEST_ANSWER = 120
-"""Tokens of an answer when a run is measured."""
+"""Tokens of an answer when a run is evaluated."""
 COMPARED = 5
 """Runs in one chart; more lines than colours cannot be told apart."""
 WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px"]
@@ -32,7 +33,7 @@ class RunsTab:
     table: gr.Dataframe
     empty: gr.HTML
     compared: gr.Dropdown
-    which: gr.Radio
+    loss: gr.Radio
     chart: gr.HTML
     peaks: gr.HTML
     details: gr.HTML
@@ -40,17 +41,12 @@ class RunsTab:
     export: gr.Button
     resume: gr.Button
     prompts: gr.Textbox
-    measure: gr.Button
-    measured: gr.HTML
-
-    @property
-    def shown(self) -> list[gr.blocks.Block]:
-        """What `details` answers for, in its order."""
-        return [self.details, self.chat, self.export, self.resume]
+    evaluate: gr.Button
+    evaluated: gr.HTML
 
 
-def build(desk: Desk) -> RunsTab:
-    script = (desk.studio.assets / "chart.js").read_text(encoding="utf-8")
+def build(workspace: Workspace) -> RunsTab:
+    script = (workspace.studio.assets / "chart.js").read_text(encoding="utf-8")
     gr.HTML(page_head("Runs", "Every run keeps its settings, its plan, its curve and its peak."))
     empty = gr.HTML(elem_id="runs-empty")
     table = gr.Dataframe(
@@ -68,26 +64,15 @@ def build(desk: Desk) -> RunsTab:
     )
     with gr.Row():
         compared = gr.Dropdown(
-            [],
-            value=[],
-            multiselect=True,
-            max_choices=COMPARED,
-            label="Compare",
-            info="The curves of these runs; a click on a row above shows that run below.",
-            elem_id="runs-compared",
-            interactive=True,
-            scale=3,
-        )
-        which = gr.Radio(
-            [("training", "train"), ("held out", "held_out")],
-            value="train",
-            label="Loss",
-            info="On the rows learned from, or on those kept aside.",
-            elem_id="runs-which",
-            interactive=True,
-            scale=1,
-            min_width=220,
-        )
+            [], value=[], multiselect=True, max_choices=COMPARED, label="Compare",
+            info="The curves of these runs; a click on a row above shows that run below.", elem_id="runs-compared",
+            interactive=True, scale=3,
+        )  # fmt: skip
+        loss = gr.Radio(
+            [("training", "train"), ("evaluation", "evaluation")], value="train", label="Loss",
+            info="On the rows learned from, or on the evaluation set.", elem_id="runs-which", interactive=True, scale=1,
+            min_width=240,
+        )  # fmt: skip
     with gr.Row():
         with gr.Column(scale=7, min_width=320):
             chart = live_chart(script, "Loss", "Choose runs to compare.", "runs-chart", 280)
@@ -97,136 +82,135 @@ def build(desk: Desk) -> RunsTab:
     with gr.Row(elem_id="run-doors"):
         chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
         export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
-        resume = gr.Button("Go on with this run", size="sm", visible=False, elem_id="run-resume-btn")
-    with gr.Accordion("Measure it against its base", open=False, elem_id="run-measure"):
+        resume = gr.Button("Resume this run", size="sm", visible=False, elem_id="run-resume-btn")
+    with gr.Accordion("Evaluate it against its base", open=False, elem_id="run-evaluate"):
         prompts = gr.Textbox(
-            "\n".join(desk.studio.data.demo().prompts),
-            label="What to ask",
-            info="One question a line. Base and adapter answer each, greedily; the held-out loss of both is measured too.",
+            "\n".join(workspace.studio.data.demo().prompts),
+            label="Prompts",
+            info="One a line. Base and adapter answer each, greedily; the evaluation loss of both is computed too.",
             lines=4,
             max_lines=12,
             elem_id="run-prompts",
             interactive=True,
         )
-        measure = gr.Button("Measure", size="sm", interactive=False, elem_id="run-measure-btn")
-        measured = gr.HTML(elem_id="run-measured")
+        evaluate = gr.Button("Evaluate", size="sm", interactive=False, elem_id="run-evaluate-btn")
+        evaluated = gr.HTML(elem_id="run-evaluated")
     return RunsTab(
-        table, empty, compared, which, chart, peaks, details, chat, export, resume, prompts, measure, measured
+        table, empty, compared, loss, chart, peaks, details, chat, export, resume, prompts, evaluate, evaluated
     )
-
-
-def wire(desk: Desk, tab: RunsTab) -> None:
-    @speaking
-    def compare(names: list[str], which: str) -> list[Any]:
-        return list(compared(desk, names, which))
-
-    @speaking
-    def pick(event: gr.SelectData) -> list[Any]:
-        desk.shown_run = str(event.row_value[0])
-        return details(desk, desk.shown_run)
-
-    @speaking
-    def go_on() -> None:
-        if (name := shown_run(desk)) is not None:
-            desk.talk.close()
-            desk.studio.runs.resume(name)
-            tell(f"The run '{name}' goes on.")
-
-    for event in (tab.compared.change, tab.which.change):
-        event(compare, [tab.compared, tab.which], [tab.chart, tab.peaks], **QUIET)
-    tab.table.select(pick, None, tab.shown, **QUIET)
-
-    @speaking
-    def measure(prompts: str) -> None:
-        start_measuring(desk, prompts)
-
-    tab.measure.click(measure, tab.prompts, None, **QUIET)
-    tab.resume.click(go_on, None, None, **QUIET)
 
 
 def slots(tab: RunsTab) -> list[Slot]:
     return [
         slot(
             tab.table,
-            lambda now: gr.update(value=view.run_rows(now.desk.studio.runs.all()), visible=now.run is not None),
-            _table_mark,
+            lambda scene: gr.update(
+                value=view.run_rows(list(scene.world.runs.values())), visible=bool(scene.world.runs)
+            ),
+            lambda scene: scene.world.runs_mark,
         ),
-        slot(tab.empty, lambda now: Html("") if now.run else view.no_runs()),
-        Slot(tab.shown, lambda now: details(now.desk, shown_run(now.desk)), _details_mark),
-        slot(tab.measured, lambda now: _measured(now.desk)),
-        slot(tab.measure, lambda now: gr.update(interactive=_can_measure(now))),
-        slot(tab.compared, _choices, lambda now: now.runs_mark),
+        slot(tab.empty, lambda scene: Html("") if scene.world.runs else view.no_runs()),
+        slot(
+            tab.compared,
+            lambda scene: gr.update(choices=list(scene.world.runs), value=compared_names(scene)),
+            lambda scene: (list(scene.world.runs), compared_names(scene)),
+        ),
+        Slot((tab.chart, tab.peaks), lambda scene: _comparison(scene, tab), _compared_mark),
+        Slot(
+            (tab.details, tab.chat, tab.export, tab.resume),
+            lambda scene: _details(scene, tab),
+            lambda scene: run_view.run_mark(scene.world.runs.get(shown_run(scene.world, scene.view) or "")),
+        ),
+        slot(tab.evaluated, _evaluated),
+        slot(tab.evaluate, lambda scene: gr.update(interactive=_can_be_evaluated(scene))),
     ]
 
 
-def compared(desk: Desk, names: list[str], which: str) -> tuple[dict[str, Any], Html]:
-    """Curves and peaks of these runs; names that are no longer there are left out."""
-    runs = []
-    for name in names:
-        try:
-            runs.append(desk.studio.runs.open(name))
-        except StudioError:
-            continue
-    return (view.compared_lines(runs, of_held_out=which == "held_out") if runs else lines([])), view.peaks_card(runs)
+def wire(page: Page, tab: RunsTab) -> None:
+    workspace = page.workspace
+
+    def compare(view_: View, names: list[str]) -> None:
+        view_.compared = tuple(names)
+
+    def compare_loss(view_: View, loss: str) -> None:
+        view_.compared_loss = loss
+
+    def pick(view_: View, name: str) -> None:
+        view_.run = name
+
+    def resume(view_: View) -> None:
+        if (name := shown_run(workspace.world(), view_)) is not None:
+            workspace.chat.close()
+            workspace.studio.runs.resume(name)
+            notify(f"The run '{name}' is resumed.")
+
+    page.on(tab.compared.input, compare, [tab.compared])
+    page.on(tab.loss.input, compare_loss, [tab.loss])
+    page.on_row(tab.table.select, pick)
+    page.on(tab.resume.click, resume)
+    page.on(tab.evaluate.click, lambda view_, prompts: _started(workspace, view_, prompts), [tab.prompts])
 
 
-def shown_run(desk: Desk) -> str | None:
+def shown_run(world: World, view_: View) -> str | None:
     """The run that is shown whole."""
-    names = [run.name for run in desk.studio.runs.all()]
-    return desk.shown_run if desk.shown_run in names else (names[0] if names else None)
+    return view_.run if view_.run in world.runs else next(iter(world.runs), None)
 
 
-def details(desk: Desk, name: str | None) -> list[Any]:
-    """One run whole, and what can be done with it: chat, export, go on."""
+def compared_names(scene: Scene) -> list[str]:
+    """The runs whose curves are compared; at first the newest three that have one."""
+    runs = scene.world.runs
+    if scene.view.compared is not None:
+        return [name for name in scene.view.compared if name in runs]
+    return [run.name for run in runs.values() if run.has_curve][:3]
+
+
+def start_evaluation(workspace: Workspace, name: str | None, prompts: str) -> JobRef:
+    """Has base and adapter of a run answer these prompts, a line each. Raises a StudioError."""
     if name is None:
-        closed = gr.update(interactive=False)
-        return [Html(""), closed, closed, gr.update(visible=False)]
-    run = desk.studio.runs.open(name)
-    doors = gr.update(interactive=run.has_adapter)
-    unfinished = gr.update(visible=run.state in ("interrupted", "stopped", "failed"))
-    return [view.run_details(run), doors, doors, unfinished]
+        raise StudioError("There is no run to evaluate.", "Train one first.")
+    workspace.refuse_while_training("Evaluate")
+    workspace.chat.close()
+    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+    return workspace.studio.runs.evaluate(name, lines, Sampling(max_new_tokens=LONGEST_ANSWER))
 
 
-def start_measuring(desk: Desk, prompts: str) -> JobRef:
-    """Has base and adapter of the shown run answer these prompts, a line each. Raises a StudioError."""
-    name = shown_run(desk)
-    if name is None:
-        raise StudioError("There is no run to measure.", "Train one first.")
-    desk.refuse_while_training("Measure")
-    desk.talk.close()
-    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
-    return desk.studio.runs.evaluate(name, asked, Sampling(max_new_tokens=LONGEST_ANSWER))
+def _started(workspace: Workspace, view_: View, prompts: str) -> None:
+    start_evaluation(workspace, shown_run(workspace.world(), view_), prompts)
 
 
-def newest_measurement(desk: Desk) -> JobRef | None:
-    """The newest evaluation of the shown run."""
-    name = shown_run(desk)
-    jobs = desk.studio.runs.jobs_of(name, "evaluations") if name else []
-    return jobs[0] if jobs else None
+def _compared_mark(scene: Scene) -> object:
+    runs = [scene.world.runs[name] for name in compared_names(scene)]
+    return [run_view.run_mark(run) for run in runs], scene.view.compared_loss
 
 
-def _measured(desk: Desk) -> Html:
-    job = newest_measurement(desk)
-    return view.measured_card(desk.studio.jobs.look(job)) if job else Html("")
+def _comparison(scene: Scene, tab: RunsTab) -> Updates:
+    runs = [run for name in compared_names(scene) if (run := scene.world.view(name)) is not None]
+    of_evaluation = scene.view.compared_loss == "evaluation"
+    return {tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation), tab.peaks: view.peaks_card(runs)}
 
 
-def _can_measure(now: Now) -> bool:
-    job, name = newest_measurement(now.desk), shown_run(now.desk)
-    busy = job is not None and now.desk.studio.jobs.look(job).at_work
-    return name is not None and now.desk.studio.runs.open(name).has_adapter and not now.training and not busy
+def _details(scene: Scene, tab: RunsTab) -> Updates:
+    """One run whole, and what can be done with it: chat, export, resume."""
+    name = shown_run(scene.world, scene.view)
+    run = scene.world.view(name)
+    has_adapter = run is not None and run.has_adapter
+    summary = scene.world.runs.get(name or "")
+    unreadable = view.unreadable_run(summary) if summary else Html("")
+    return {
+        tab.details: view.run_details(run) if run else unreadable,
+        tab.chat: gr.update(interactive=has_adapter),
+        tab.export: gr.update(interactive=has_adapter),
+        tab.resume: gr.update(visible=run is not None and run.state in ("interrupted", "stopped", "failed")),
+    }
 
 
-def _details_mark(now: Now) -> object:
-    return shown_run(now.desk), now.runs_mark, now.run.progress.step if now.run else 0
+def _evaluated(scene: Scene) -> Html:
+    job = scene.world.newest_job(shown_run(scene.world, scene.view), "evaluations")
+    return view.evaluation_card(job) if job else Html("")
 
 
-def _table_mark(now: Now) -> object:
-    step = now.run.progress.step if now.run else 0
-    return now.runs_mark, step // 10  # a row that changes each second would lose the person's place
-
-
-def _choices(now: Now) -> Any:
-    """All runs; at first the newest three that have a curve are compared."""
-    runs = now.desk.studio.runs.all()
-    curved = [run.name for run in runs if run.has_curve]
-    return gr.update(choices=[run.name for run in runs], value=curved[:3])
+def _can_be_evaluated(scene: Scene) -> bool:
+    name = shown_run(scene.world, scene.view)
+    job = scene.world.newest_job(name, "evaluations")
+    at_work = job is not None and job.at_work
+    return name in scene.world.with_adapter and scene.world.training is None and not at_work

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.ui import form
-from qlora_studio.ui.form import Setting
-from qlora_studio.ui.server.messages import speaking, tell
-from qlora_studio.ui.server.session import Desk
-from qlora_studio.ui.server.tick import Slot, slot
+from qlora_studio.ui import fields, form
+from qlora_studio.ui.fields import Setting
+from qlora_studio.ui.server import settings
+from qlora_studio.ui.server.lookup import may_end_otherwise
+from qlora_studio.ui.server.messages import notify
+from qlora_studio.ui.server.settings import Control
+from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.tabs.live_chart import live_chart
 from qlora_studio.ui.views import plan as plan_view
 from qlora_studio.ui.views import run as run_view
-from qlora_studio.ui.views.chart import live_chart
-from qlora_studio.ui.views.html import Html, page_head, plural, tag
+from qlora_studio.ui.views import start as start_view
+from qlora_studio.ui.views.html import Html, page_head, tag
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 FAMILIES = {"rank": "How much it may learn", "memory": "What it may take"}
 
 
@@ -28,11 +32,12 @@ class TrainTab:
     """The controls that others wire."""
 
     presets: dict[str, gr.Radio]
-    settings: list[Setting]
-    controls: list[gr.components.Component]
+    controls: list[Control]
     data: gr.HTML
     plan: gr.HTML
-    blocked: gr.HTML
+    look_up: gr.Button
+    notes: gr.HTML
+    readiness: gr.HTML
     start: gr.Button
     anyway: gr.Button
     tiles: gr.HTML
@@ -41,233 +46,205 @@ class TrainTab:
     proof: gr.HTML
     log: gr.HTML
 
-    @property
-    def shown(self) -> list[gr.blocks.Block]:
-        """What `render` answers for, in its order."""
-        return [self.data, self.plan, self.blocked, self.start, self.anyway, *self.presets.values()]
 
-
-def build(desk: Desk, shared: dict[str, gr.components.Component]) -> TrainTab:
+def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -> TrainTab:
     """`shared` are controls of settings that stand on another page."""
-    controls: dict[str, gr.components.Component] = dict(shared)
+    placed: dict[str, gr.components.Component] = dict(shared)
 
-    def place(setting: Setting) -> None:
-        controls[setting.dotted] = form.make(setting, desk.draft[setting.dotted])
+    def place(group: Sequence[Setting]) -> None:
+        """Two settings a row."""
+        for pair in (group[index : index + 2] for index in range(0, len(group), 2)):
+            with gr.Row():
+                for setting in pair:
+                    placed[setting.dotted] = form.make(setting, workspace.draft[setting.dotted])
 
     with gr.Row():
         with gr.Column(scale=5, min_width=330):
             gr.HTML(page_head("Train", "Pick a preset; every value stays yours to change."))
             data = gr.HTML(elem_id="train-data")
-            presets = {family: _cards(desk, family) for family in FAMILIES}
+            presets = {family: _cards(workspace, family) for family in FAMILIES}
             with gr.Group():
-                bases = desk.studio.bases.names()
-                base = form.BY_NAME["model.base"]
-                info = form.field_info(base.dotted).description
-                controls[base.dotted] = gr.Dropdown(
-                    bases,
-                    value=desk.draft[base.dotted],
-                    allow_custom_value=True,
-                    label=base.label,
-                    info=info,
-                    elem_id=form.element(base.dotted),
-                    interactive=True,
-                )
-                main = form.at("main")
-                for pair in (main[index : index + 2] for index in range(0, len(main), 2)):
-                    with gr.Row():
-                        for setting in pair:
-                            place(setting)
+                placed["model.base"] = _base(workspace)
+                place(fields.at("main"))
             with gr.Accordion("Advanced: every other setting", open=False, elem_id="advanced"):
-                for advanced, title in form.ADVANCED.items():
+                for part, title in fields.ADVANCED.items():
                     gr.HTML(tag("h3", title, class_="qs-part"))
-                    settings = form.at(advanced)
-                    for pair in (settings[index : index + 2] for index in range(0, len(settings), 2)):
-                        with gr.Row():
-                            for setting in pair:
-                                place(setting)
+                    place(fields.at(part))
         with gr.Column(scale=7, min_width=330):
             plan = gr.HTML(elem_id="plan")
-            blocked = gr.HTML(elem_id="blocked")
-            with gr.Row(elem_id="start-row"):
-                start = gr.Button("Start training", variant="primary", elem_id="start-btn", scale=3)
-                anyway = gr.Button("Start anyway", variant="stop", visible=False, elem_id="start-anyway-btn", scale=1)
+            look_up = gr.Button("Look the model up again", size="sm", visible=False, elem_id="look-up-btn")
+            notes = gr.HTML(elem_id="start-notes")
             ending = gr.HTML(elem_id="ending")
             tiles = gr.HTML(elem_id="tiles")
-            chart = live_chart(_script(desk), "Loss", "The curve appears with the first step.", "loss-chart")
+            script = (workspace.studio.assets / "chart.js").read_text(encoding="utf-8")
+            chart = live_chart(script, "Loss", "The curve appears with the first step.", "loss-chart")
             proof = gr.HTML(elem_id="proof")
             log = gr.HTML(elem_id="log")
-    listed = [form.BY_NAME[dotted] for dotted in controls]
+    with gr.Row(elem_id="start-bar", elem_classes="qs-action-bar"):
+        readiness = gr.HTML(elem_id="readiness", min_width=240)
+        anyway = gr.Button("Start anyway", variant="stop", visible=False, elem_id="start-anyway-btn", min_width=120)
+        start = gr.Button("Start training", variant="primary", elem_id="start-btn", min_width=160)
+    controls = [Control(fields.BY_NAME[dotted], component) for dotted, component in placed.items()]
     return TrainTab(
-        presets, listed, list(controls.values()), data, plan, blocked, start, anyway, tiles, ending, chart, proof, log
-    )
-
-
-def wire(desk: Desk, tab: TrainTab, after_start: Callable[[Any], None]) -> None:
-    def change(setting: Setting) -> Callable[[Any], list[Any]]:
-        @speaking
-        def changed(value: Any) -> list[Any]:
-            desk.change(form.read([setting], [form.clamp(setting, value, desk.draft[setting.dotted])]))
-            desk.make_plan()
-            return render(desk)
-
-        return changed
-
-    def choose(family: str) -> Callable[[str], list[Any]]:
-        @speaking
-        def chosen(name: str) -> list[Any]:
-            desk.choose_preset(family, name)
-            desk.make_plan()
-            return [*show_settings(desk, tab), *render(desk)]
-
-        return chosen
-
-    def begin(*, anyway: bool) -> Callable[[], None]:
-        @speaking
-        def started() -> None:
-            start(desk, anyway=anyway)
-
-        return started
-
-    # only what a person typed, one field at a time: a page that is still loading must not write old values back
-    for setting, control in zip(tab.settings, tab.controls, strict=True):
-        for event in edits(control):
-            # unchecked by Gradio, which would refuse a number that is half typed: TrainConfig says what is wrong
-            event(change(setting), control, tab.shown, trigger_mode="always_last", preprocess=False, **QUIET)
-    for family, radio in tab.presets.items():
-        radio.input(choose(family), radio, [*tab.controls, *tab.shown], **QUIET)
-    after_start(tab.start.click(begin(anyway=False), None, None, **QUIET))
-    after_start(tab.anyway.click(begin(anyway=True), None, None, **QUIET))
-
-
-def edits(control: Any) -> list[Callable[..., Any]]:
-    """The events of a control that a person causes. A text that is pasted with the mouse shows only on leaving."""
-    return [control.input, control.blur] if isinstance(control, gr.Textbox) else [control.input]
-
-
-def start(desk: Desk, *, anyway: bool) -> str:
-    """Starts the run of the draft. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
-    config = desk.config()
-    if not config.data.sources:
-        raise StudioError("There is no data to train on.", "Import a file on the Data page, or use the demo rows.")
-    if standing := desk.standing_errors():
-        raise StudioError(
-            f"There are findings that would spoil the run: {', '.join(standing)}.",
-            "Mend the rows, or accept them by name on the Data page.",
-        )
-    plan = desk.studio.plans.make(config, desk.tokens.lengths_for(config))
-    if not plan.fits and not anyway:
-        raise StudioError(
-            "The plan does not fit, so nothing was started.", "Change what it names, or choose to start anyway."
-        )
-    desk.talk.close()
-    name = desk.studio.runs.start(config)
-    tell(f"The run '{name}' has begun.")
-    return name
+        presets, controls, data, plan, look_up, notes, readiness, start, anyway, tiles, ending, chart, proof, log
+    )  # fmt: skip
 
 
 def slots(tab: TrainTab) -> list[Slot]:
-    """What follows the current run."""
     return [
-        Slot(tab.shown, lambda now: render(now.desk, now.training), lambda now: (now.desk.version, now.training)),
-        slot(tab.tiles, lambda now: run_view.run_tiles(now.run)),
-        slot(tab.ending, lambda now: run_view.ending(now.run)),
-        slot(tab.chart, lambda now: run_view.loss_lines(now.run.progress if now.run else None)),
-        slot(tab.proof, lambda now: plan_view.proof_card(now.run.progress) if now.run else Html("")),
-        slot(tab.log, lambda now: run_view.log(now.run)),
+        *settings.slots(tab.controls),
+        *(_preset_slot(family, radio) for family, radio in tab.presets.items()),
+        slot(tab.data, lambda scene: start_view.learns_from(scene.workspace.chosen_sets()), _draft_mark),
+        slot(tab.plan, _plan, _plan_mark),
+        slot(tab.look_up, _again_button, _draft_mark),
+        slot(tab.notes, _notes, _draft_mark),
+        Slot((tab.readiness, tab.start, tab.anyway), lambda scene: _start_bar(scene, tab), _draft_mark),
+        slot(tab.tiles, lambda scene: run_view.run_tiles(scene.world.run)),
+        slot(tab.ending, lambda scene: run_view.ending(scene.world.run)),
+        slot(
+            tab.chart,
+            lambda scene: run_view.loss_lines(scene.world.run.progress if scene.world.run else None),
+            lambda scene: run_view.curve_mark(scene.world.run),
+        ),
+        slot(tab.proof, lambda scene: plan_view.proof_card(scene.world.run.progress) if scene.world.run else Html("")),
+        slot(tab.log, lambda scene: run_view.log(scene.world.run)),
     ]
 
 
-def show_settings(desk: Desk, tab: TrainTab) -> list[Any]:
-    """Every control with what the draft says."""
-    return [form.show(setting, desk.draft[setting.dotted]) for setting in tab.settings]
+def wire(page: Page, tab: TrainTab) -> None:
+    settings.wire(page, tab.controls)
+    inputs = [control.component for control in tab.controls]
+
+    def choose(family: str, name: str) -> None:
+        page.workspace.choose_preset(family, name)
+
+    def begin(view: View, values: Sequence[Any], *, anyway: bool) -> None:
+        settings.agree(page.workspace, view, tab.controls, values)
+        start(page.workspace, anyway=anyway)
+
+    for family, radio in tab.presets.items():
+        page.on(radio.input, lambda view, name, family=family: choose(family, name), [radio])
+    page.on(tab.look_up.click, lambda view: look_up(page.workspace))
+    page.on(tab.start.click, lambda view, *values: begin(view, values, anyway=False), inputs, preprocess=False)
+    page.on(tab.anyway.click, lambda view, *values: begin(view, values, anyway=True), inputs, preprocess=False)
 
 
-def render(desk: Desk, training: bool | None = None) -> list[Any]:
-    """Plan and readiness of the draft, in the order of `TrainTab.shown`."""
-    if training is None:
-        training = desk.running() is not None
-    ready = bool(desk.draft["data.sources"]) and desk.plan is not None and not desk.standing_errors()
-    fits = desk.plan is not None and desk.plan.fits
-    chosen = desk.chosen_sets()
-    named = ", ".join(f"{report.name} ({plural(report.rows, 'row')})" for report in chosen)
-    data = (
-        tag("p", "Learns from ", tag("b", named), ".", class_="qs-guess")
-        if chosen
-        else tag("p", "No data chosen yet: begin on the Data page.", class_="qs-guess bad")
-    )
-    return [
-        data,
-        plan_view.plan_card(desk.plan) if desk.plan else plan_view.no_plan(desk.plan_problems),
-        _why_blocked(desk),
-        gr.update(interactive=ready and fits and not training, value="Training …" if training else "Start training"),
-        gr.update(visible=ready and not fits and not training),
-        *(gr.update(value=matching_preset(desk, family), info=_preset_says(desk, family)) for family in FAMILIES),
-    ]
+def start(workspace: Workspace, *, anyway: bool) -> str:
+    """Starts the run of the draft. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
+    config = workspace.draft.config()
+    readiness = workspace.outlook(fresh=True).readiness
+    assert readiness is not None, "a config that can be read has a readiness"
+    if readiness.blocks:
+        raise StudioError.of(readiness.blocks)
+    if readiness.over_budget is not None and not anyway:
+        raise StudioError(
+            "The plan does not fit, so nothing was started.", "Change what it names, or choose to start anyway."
+        )
+    workspace.chat.close()
+    name = workspace.studio.runs.start(config)
+    notify(f"The run '{name}' has begun.")
+    return name
 
 
-def matching_preset(desk: Desk, family: str) -> str | None:
+def look_up(workspace: Workspace) -> None:
+    """Looks the draft's base up again, after a failure that may end otherwise."""
+    workspace.lookup.start(workspace.draft.config().model, again=True)
+
+
+def matching_preset(workspace: Workspace, family: str) -> str | None:
     """The preset whose every value the draft has; the one last chosen where several do."""
-    presets = {preset.name: preset for preset in desk.studio.presets.family(family)}
-    last = desk.presets.get(family)
+    presets = {preset.name: preset for preset in workspace.studio.presets.family(family)}
+    last = workspace.draft.presets.get(family)
     ordered = [name for name in (last, *presets) if name in presets]
+    values = workspace.draft.values
     return next(
-        (name for name in ordered if all(desk.draft[key] == value for key, value in presets[name].changes.items())),
-        None,
+        (name for name in ordered if all(values[key] == value for key, value in presets[name].changes.items())), None
     )
 
 
-def _cards(desk: Desk, family: str) -> gr.Radio:
-    choices = [
-        (f"{preset.title}\n{_facts(preset.changes)}", preset.name) for preset in desk.studio.presets.family(family)
-    ]
+def _draft_mark(scene: Scene) -> object:
+    """Changes whenever what follows from the draft might."""
+    workspace, training = scene.workspace, scene.world.training
+    rows = [(report.name, report.rows) for report in workspace.chosen_sets()]
+    versions = (workspace.draft.version, workspace.tokens.version, workspace.lookup.version)
+    return versions, rows, training and training.state
+
+
+def _plan(scene: Scene) -> Html:
+    outlook, looking_up = scene.workspace.outlook(), scene.workspace.lookup.progress
+    if outlook.plan is not None:
+        return plan_view.plan_card(outlook.plan)
+    if looking_up is not None:
+        return start_view.looking_up(scene.workspace.draft["model.base"], looking_up)
+    return plan_view.no_plan([fields.sentence(problem) for problem in outlook.blocks])
+
+
+def _plan_mark(scene: Scene) -> object:
+    looking_up = scene.workspace.lookup.progress
+    return _draft_mark(scene), looking_up and (looking_up.phase, looking_up.done)
+
+
+def _notes(scene: Scene) -> Html:
+    """Everything that stands against a start, and what is unusual about it."""
+    outlook = scene.workspace.outlook()
+    unusual = outlook.readiness.unusual if outlook.readiness else ()
+    blocks = [fields.sentence(problem) for problem in outlook.blocks] if outlook.plan else []
+    return start_view.notes(blocks, [fields.sentence(problem) for problem in unusual])
+
+
+def _start_bar(scene: Scene, tab: TrainTab) -> Updates:
+    """What stands before Start, and whether it can be pressed."""
+    outlook, training = scene.workspace.outlook(), scene.world.training
+    label = "Start training" if training is None else "Stopping …" if training.state == "stopping" else "Training …"
+    readiness = outlook.readiness
+    return {
+        tab.readiness: start_view.start_line(readiness, [fields.sentence(problem) for problem in outlook.blocks]),
+        tab.start: gr.update(interactive=readiness is not None and readiness.ready and training is None, value=label),
+        tab.anyway: gr.update(visible=readiness is not None and readiness.can_start_anyway and training is None),
+    }
+
+
+def _again_button(scene: Scene) -> Any:
+    return gr.update(visible=may_end_otherwise(scene.workspace.outlook().base))
+
+
+def _base(workspace: Workspace) -> gr.Dropdown:
+    base = fields.BY_NAME["model.base"]
+    return gr.Dropdown(
+        workspace.studio.bases.names(),
+        value=workspace.draft[base.dotted],
+        allow_custom_value=True,
+        label=base.label,
+        info=fields.help_of(base),
+        elem_id=fields.element(base.dotted),
+        interactive=True,
+    )
+
+
+def _cards(workspace: Workspace, family: str) -> gr.Radio:
+    presets = workspace.studio.presets.family(family)
+    choices = [(f"{preset.title}\n{_facts(preset.changes)}", preset.name) for preset in presets]
     return gr.Radio(
         choices,
-        value=matching_preset(desk, family),
+        value=matching_preset(workspace, family),
         label=FAMILIES[family],
-        info=_preset_says(desk, family),
         elem_id=f"preset-{family}",
         elem_classes="qs-choice",
         interactive=True,
     )
 
 
-def _facts(changes: dict[str, Any]) -> str:
+def _preset_slot(family: str, radio: gr.Radio) -> Slot:
+    def show(scene: Scene) -> Any:
+        name = matching_preset(scene.workspace, family)
+        says = {preset.name: preset.says for preset in scene.workspace.studio.presets.family(family)}
+        return gr.update(value=name, info=says.get(name or "", "Your own values, no preset."))
+
+    return slot(radio, show, lambda scene: scene.workspace.draft.version)
+
+
+def _facts(changes: Mapping[str, Any]) -> str:
     """What a preset sets, in a few characters."""
     rank, tokens = changes.get("lora.rank"), changes.get("data.max_length")
     facts = [f"rank {rank}" if rank else "", f"{tokens} tok" if tokens else ""]
     return " · ".join(fact for fact in facts if fact)
-
-
-def _preset_says(desk: Desk, family: str) -> str:
-    name = matching_preset(desk, family)
-    return next(
-        (preset.says for preset in desk.studio.presets.family(family) if preset.name == name),
-        "Your own values, no preset.",
-    )
-
-
-def _why_blocked(desk: Desk) -> Html:
-    if not desk.draft["data.sources"]:
-        return tag(
-            "p", "Start waits for data: import a file on the Data page, or use the demo rows.", class_="qs-blocked"
-        )
-    if standing := desk.standing_errors():
-        named = ", ".join(name.replace("-", " ") for name in standing)
-        return tag(
-            "p",
-            f"Start is blocked by findings: {named}. Mend the rows, or accept them by name on the Data page.",
-            class_="qs-blocked",
-        )
-    if desk.plan is None:
-        return tag("p", "Start waits for settings that work; the plan says what is wrong.", class_="qs-blocked")
-    if not desk.plan.fits:
-        return tag(
-            "p",
-            "Start is blocked: the plan is over budget, and memory would run out. Change what the plan names.",
-            class_="qs-blocked",
-        )
-    return Html("")
-
-
-def _script(desk: Desk) -> str:
-    return (desk.studio.assets / "chart.js").read_text(encoding="utf-8")

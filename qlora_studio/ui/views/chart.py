@@ -1,46 +1,29 @@
-"""A line chart that is redrawn in place: SVG by `assets/chart.js`, coloured by the page's own variables."""
+"""Curves over steps as the page's charts draw them: thinned, smoothed, as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from string import Template
+from itertools import accumulate
 from typing import Any
-
-import gradio as gr
 
 POINTS = 500
 """More points than this per line cannot be seen and only cost bandwidth."""
+WINDOW = 0.12
+"""Share of all points that a smoothed value looks at, half of them before it and half after."""
 
 Point = tuple[int, float]
-FRAME = Template(
-    '<div class="qs-card qs-chart" data-title="$title" data-hint="$hint" data-height="$height">'
-    '<header><b>$title</b><span class="qs-chart-legend"></span></header>'
-    '<div class="qs-chart-frame"><div class="qs-chart-area"></div><pre class="qs-chart-tip" hidden></pre></div></div>'
-)
-"""Filled here, with words of our own only: Gradio forgets a component's props when a page is opened late, and would
-evaluate what its own template gets as code."""
-
-
-def live_chart(script: str, title: str, hint: str, elem_id: str, height: int = 250) -> gr.HTML:
-    """Lines over steps. Its value is what `lines` makes; data reaches the page as JSON, never as a template."""
-    return gr.HTML(
-        None,
-        html_template=FRAME.substitute(title=escape(title), hint=escape(hint), height=height),
-        js_on_load=script,
-        elem_id=elem_id,
-    )
 
 
 def line(
     name: str, colour: int, points: Sequence[Point], *, smooth: bool = False, dots: bool = False
 ) -> dict[str, Any]:
-    """One line in the `colour`-th colour of the page; `smooth` draws a running mean over the faint original."""
+    """One line in the `colour`-th colour of the page; `smooth` draws a smoothed curve over the faint original."""
+    kept = thin(points)
     return {
         "name": name,
         "colour": colour,
-        "points": [[step, round(value, 5)] for step, value in thin(points)],
-        "smooth": smooth,
+        "points": _rounded(kept),
+        "smoothed": _rounded(smoothed(kept)) if smooth else None,
         "dots": dots,
     }
 
@@ -57,3 +40,34 @@ def thin(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
     width = -(-len(points) // limit)
     stretches = [points[start : start + width] for start in range(0, len(points), width)]
     return [(stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches]
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """The curve without its noise: at each step, the straight line of least squares through the points around it.
+
+    A line and not a mean, and points on both sides, so that a falling loss is neither lagged behind nor flattened at
+    its ends: points that lie on a straight line stay where they are. Local linear regression (Cleveland 1979, with
+    equal weights), by running sums.
+    """
+    half = round(WINDOW * len(points) / 2)
+    if half < 1:
+        return list(points)
+    xs = [float(index) for index in range(len(points))]
+    ys = [value for _, value in points]
+    sums = [
+        [0.0, *accumulate(column)]
+        for column in (ys, [x * y for x, y in zip(xs, ys, strict=True)], xs, [x * x for x in xs])
+    ]
+    fitted = []
+    for index, (step, _) in enumerate(points):
+        start, end = max(0, index - half), min(len(points), index + half + 1)
+        count = end - start
+        y, xy, x, xx = (column[end] - column[start] for column in sums)
+        spread = count * xx - x * x
+        slope = (count * xy - x * y) / spread if spread else 0.0
+        fitted.append((step, (y - slope * x) / count + slope * index))
+    return fitted
+
+
+def _rounded(points: Sequence[Point]) -> list[list[float]]:
+    return [[step, round(value, 5)] for step, value in points]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding, FormatGuess
@@ -42,6 +43,12 @@ def nothing_imported() -> Html:
 
 def hub_waits(source: str) -> Html:
     return empty(f"{source} is a data set of the hub", "It is fetched when you import it; its rows are shown then.")
+
+
+def import_line(source: str, refused: bool) -> Html:
+    """What stands beside the button that imports."""
+    says = " cannot be imported like this." if refused else " is open and not imported yet."
+    return tag("p", tag("b", Path(source).name), says, class_="qs-blocked" if refused else "qs-ready")
 
 
 def columns_found(names: Sequence[str]) -> Html:
@@ -116,8 +123,10 @@ def sets_table(reports: Sequence[DatasetReport], chosen: Iterable[str]) -> Html:
 
 
 def left_over(report: DatasetReport) -> Html:
-    """Columns and rows of an import that are not learned."""
-    said = []
+    """What became of every row of an import, and the columns and rows of it that are not learned."""
+    said = [f"Rows of {report.title or report.name}: {report.account}."] if report.account.seen else []
+    said += [f"Passed over, for it holds no rows: {name}." for name in report.account.passed_over]
+    said += report.account.notes
     if report.extra_fields:
         named = ", ".join(f"{name} ({plural(rows, 'row')})" for name, rows in report.extra_fields.items())
         said.append(f"Kept beside the conversations, never learned: {named}.")
@@ -147,12 +156,12 @@ def conversations_list(conversations: Sequence[Conversation]) -> Html:
     )
 
 
-def findings_table(findings: Sequence[Finding]) -> Html:
+def findings_table(findings: Sequence[Finding], sets: Sequence[str]) -> Html:
+    """What is wrong with the rows of these sets."""
+    about = tag("p", "Findings in ", tag("b", ", ".join(sets)), ".", class_="qs-guess")
     if not findings:
-        return card(
-            "Nothing to report",
-            tag("p", "No duplicate, empty or cut rows, and nothing else that would spoil the run.", class_="qs-small"),
-        )
+        nothing = "No duplicate, empty or truncated rows, and nothing else that would spoil the run."
+        return join((about, card("Nothing to report", tag("p", nothing, class_="qs-small"))))
     rows = [
         (
             chip(finding.severity, SEVERITIES.get(finding.severity, "")),
@@ -167,7 +176,7 @@ def findings_table(findings: Sequence[Finding]) -> Html:
         )
         for finding in findings
     ]
-    return table(("", "Finding", "Rows", "What to do"), rows, "Findings")
+    return join((about, table(("", "Finding", "Rows", "What to do"), rows, "Findings")))
 
 
 def _row(conversation: Conversation) -> Html:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_studio.core.doctor import Check
+from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import GpuInfo
-from qlora_studio.ui.server.machine import Machine
 from qlora_studio.ui.views.html import Html, Tile, bar, card, chip, gib, join, number, table, tag, tiles
 
 WORDS = {"ok": ("fine", "good"), "warn": ("look", "warn"), "bad": ("broken", "bad")}
 
 
-def machine_cards(cards: Sequence[GpuInfo], machine: Machine, home: str) -> Html:
+def machine_cards(machine: Machine, home: str) -> Html:
     """The computer, then every card with who holds its memory."""
+    cards = machine.cards
     driver = f"driver {cards[0].driver}" if cards and cards[0].driver else "no NVIDIA driver answers"
     figures = tiles(
         [
-            Tile("Memory", gib(machine.memory_total), f"{gib(machine.memory_used)} in use"),
-            Tile("Disk", gib(machine.disk_free), "free where the studio keeps its things"),
+            Tile("Memory", gib(machine.memory_bytes), f"{gib(machine.memory_available_bytes)} free"),
+            Tile("Disk", gib(machine.disk_free_bytes), "free where the studio keeps its things"),
             Tile("Cards", str(len(cards)), driver),
         ]
     )

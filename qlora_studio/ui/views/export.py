@@ -6,18 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qlora_studio.core.progress import JobView
+from qlora_studio.core.events import Checked
+from qlora_studio.core.progress import JobView, Progress
+from qlora_studio.core.verdict import Verdict, could_agree_better, find_verdict
 from qlora_studio.core.words import clock
-from qlora_studio.ui.views.html import Html, bar, bullets, card, empty, gib, join, number, says_error, tag
+from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, empty, gib, gib_of, join, number, says_error, tag
 from qlora_studio.ui.views.side import state_chip
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Note:
     """One thing to know before an export."""
 
     kind: Literal["good", "warn", "bad"]
     says: str
+
+
+def worst_verdict(progress: Progress) -> Verdict | None:
+    """The verdict on a whole export; None where nothing was compared."""
+    order = ("bad", "warn", "good")
+    verdicts = [find_verdict(check) for check in progress.checks]
+    return min(verdicts, key=lambda verdict: order.index(verdict.kind), default=None)
+
+
+def cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
+    """The choices of the page with their sizes in bytes, where these are known."""
+
+    def size(bytes: int | None) -> str:
+        return f"{gib(bytes)} · " if bytes is not None else ""
+
+    return [
+        (f"Adapter\n{size(adapter)}the small part", "adapter"),
+        (f"Merged\n{size(merged)}into the base's own weights", "merged-original"),
+        (f"As chatted\n{size(merged)}into the dequantised 4-bit weights", "merged-as-chatted"),
+    ]
 
 
 def nothing_to_export() -> Html:
@@ -26,24 +48,21 @@ def nothing_to_export() -> Html:
     )
 
 
-def checklist(checks: Sequence[Check]) -> Html:
+def readiness_line(sentence: str) -> Html:
+    return tag("p", sentence[:1].upper() + sentence[1:], class_="qs-ready")
+
+
+def checklist(notes: Sequence[Note]) -> Html:
     words = {"good": "fine", "warn": "look", "bad": "missing"}
-    return card(
-        "Before you export",
-        tag(
-            "ul",
-            *(
-                tag("li", tag("span", words[check.kind], class_="qs-hidden"), check.says, class_=check.kind)
-                for check in checks
-            ),
-            class_="qs-checks",
-        ),
-    )
+    items = [
+        tag("li", tag("span", words[note.kind], class_="qs-hidden"), note.says, class_=note.kind) for note in notes
+    ]
+    return card("Before you export", tag("ul", *items, class_="qs-checks"))
 
 
 def export_card(job: JobView) -> Html:
     """Where an export stands, and when it is done, where it is and how it compares with the chat."""
-    progress, state, seconds = job.progress, job.state, job.seconds
+    progress, state = job.progress, job.state
     if state == "failed":
         return says_error(
             [part for part in (progress.message, progress.hint) if part],
@@ -51,23 +70,40 @@ def export_card(job: JobView) -> Html:
         )
     if state == "interrupted":
         return says_error(
-            ["Its process is gone. Nothing was left half-written; start it again."], "The export was interrupted"
+            ["Its process exited unexpectedly. Nothing was left half-written; start it again."],
+            "The export was interrupted",
         )
     if not progress.ended:
-        done = f"{gib(progress.done)} of {gib(progress.total)}" if progress.unit == "bytes" and progress.total else ""
+        done = gib_of(progress.done, progress.total) if progress.unit == "bytes" and progress.total else ""
         return card(
             "Exporting",
             bar(progress.share, "Export progress"),
             tag("p", f"{progress.phase or 'starting'} … {done}", class_="qs-small"),
-            aside=state_chip("running"),
+            aside=state_chip(state),
         )
-    said: list[object] = [
+    written = [
         join((tag("b", exported.what), f", {gib(exported.bytes)}: ", tag("code", exported.path)))
         for exported in progress.exported
     ]
-    for check in progress.checks:
-        said.append(
-            f"Checked ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, "
-            f"the same next word at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
-        )
-    return card("Export", bullets(said), aside=join((number(clock(seconds)), " ", state_chip(state))))
+    verdict = worst_verdict(progress)
+    return card(
+        "Export",
+        _verdict(verdict, any(map(could_agree_better, progress.checks))) if verdict else "",
+        bullets([*written, *map(_compared, progress.checks)]),
+        aside=join(
+            (number(clock(job.seconds)), " ", chip(verdict.word, verdict.kind) if verdict else state_chip(state))
+        ),
+        kind="qs-over" if verdict and verdict.kind == "bad" else "",
+    )
+
+
+def _verdict(verdict: Verdict, can_be_better: bool) -> Html:
+    way_out = " Export again as chatted: that merge answers as the chat did." if can_be_better else ""
+    return tag("p", tag("b", verdict.says), way_out, class_=f"qs-verdict {verdict.kind}")
+
+
+def _compared(check: Checked) -> str:
+    return (
+        f"Compared ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, "
+        f"the same next token at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
+    )

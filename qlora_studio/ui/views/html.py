@@ -124,6 +124,17 @@ def gib(size: float) -> str:
     return words.gib(size, 1)
 
 
+def gib_of(part: float, whole: float) -> str:
+    """`1.2 of 4.0 GiB`: one unit on both sides."""
+    return words.gib_of(part, whole)
+
+
+def big_of(part: float, whole: float, what: str = "") -> Html:
+    """The same as a large figure with the rest beside it."""
+    figure, _, rest = words.gib_of(part, whole).partition(" ")
+    return tag("div", number(figure), tag("small", f" {rest} {what}".rstrip()), class_="qs-big")
+
+
 def count(value: int) -> str:
     """`3 912`: thousands apart, with a space that does not break."""
     return f"{value:,}".replace(",", "\u202f")

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress
-from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, count, gib, join, more, number, says_error, tag
+from qlora_studio.ui.views.html import (
+    Html,
+    bar,
+    big_of,
+    bullets,
+    card,
+    chip,
+    count,
+    gib,
+    gib_of,
+    join,
+    more,
+    number,
+    says_error,
+    tag,
+)
 
 
 def plan_card(plan: MemoryPlan) -> Html:
@@ -26,7 +41,7 @@ def plan_card(plan: MemoryPlan) -> Html:
         tag("u", style=f"left:{100 * budget / scale:.2f}%", title=f"Budget: {gib(budget)}"),
         class_="qs-stack",
         role="img",
-        aria_label=f"Planned memory {gib(total)} of {gib(budget)}",
+        aria_label=f"Planned memory {gib_of(total, budget)}",
     )
     legend = tag(
         "ul",
@@ -49,7 +64,7 @@ def plan_card(plan: MemoryPlan) -> Html:
     )
     return card(
         "Memory plan",
-        tag("div", number(f"{total / 2**30:.1f}"), tag("small", f" of {gib(budget)}"), class_="qs-big"),
+        big_of(total, budget),
         stack,
         legend,
         _changes(plan),
@@ -84,7 +99,7 @@ def _reasons(plan: MemoryPlan) -> Html:
 
 
 def proof_card(progress: Progress) -> Html:
-    """Planned beside what the probe and the run really took; nothing before the plan is made."""
+    """Planned beside what the largest step and the run really took; nothing before the plan is made."""
     plan = progress.plan
     if plan is None:
         return Html("")
@@ -92,7 +107,7 @@ def proof_card(progress: Progress) -> Html:
     if progress.probe is not None:
         rows.append(("Largest step, measured", progress.probe.measured_bytes))
     if progress.peak_bytes:
-        rows.append(("Peak so far" if not progress.ended else "Peak", progress.peak_bytes))
+        rows.append(("Peak" if progress.ended else "Peak so far", progress.peak_bytes))
     top = max(plan.budget_bytes, *(size for _, size in rows), 1)
     bars = [
         part
@@ -106,14 +121,24 @@ def proof_card(progress: Progress) -> Html:
     return card(
         "Plan and measurement",
         tag("div", *bars, class_="qs-bars"),
-        _difference(progress),
+        *(tag("p", sentence, class_="qs-small") for sentence in differences(progress, plan)),
         aside=number(f"budget {gib(plan.budget_bytes)}"),
     )
 
 
-def _difference(progress: Progress) -> Html | str:
-    if progress.probe is None or not progress.probe.predicted_bytes:
-        return ""
-    off = progress.probe.measured_bytes / progress.probe.predicted_bytes - 1
-    said = f"The largest step took {abs(off):.0%} {'more' if off > 0 else 'less'} than was planned for it."
-    return tag("p", said, class_="qs-small")
+def differences(progress: Progress, plan: MemoryPlan) -> list[str]:
+    """Measured against planned in sentences; each compares a measurement with the plan of that very thing."""
+    said = []
+    if (probe := progress.probe) is not None and probe.predicted_bytes:
+        whole = probe.predicted_bytes == plan.estimate.total_bytes
+        planned = "was planned" if whole else f"the {gib(probe.predicted_bytes)} planned for it"
+        said.append(f"The largest step took {_against(probe.measured_bytes, probe.predicted_bytes)} {planned}.")
+    if progress.peak_bytes and plan.estimate.total_bytes:
+        said.append(f"The peak of the run is {_against(progress.peak_bytes, plan.estimate.total_bytes)} the plan.")
+    return said
+
+
+def _against(measured: int, planned: int) -> str:
+    """`22% more than`, `as much as`."""
+    off = measured / planned - 1
+    return "as much as" if abs(off) < 0.005 else f"{abs(off):.0%} {'more' if off > 0 else 'less'} than"

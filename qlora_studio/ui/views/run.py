@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_studio.core.progress import Progress
-from qlora_studio.core.runs import RunView
+from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
@@ -14,20 +14,30 @@ LOG_STEPS = 40
 """Steps in the log; the curve shows them all."""
 
 
+def run_mark(run: RunSummary | None) -> object:
+    """Changes whenever a run would look different."""
+    return run and (run.name, run.state, run.step, run.total_steps, run.held_out, run.has_adapter, run.peak_bytes)
+
+
+def curve_mark(run: RunView | None) -> object:
+    """Changes whenever the curves of a run would."""
+    return run and (run.name, run.progress.step, run.progress.evaluations[-1:], run.progress.base_loss)
+
+
 def run_tiles(run: RunView | None) -> Html:
     if run is None:
         return tiles(
             [
                 Tile("Train loss", "–", "no run yet"),
-                Tile("Held-out loss", "–"),
+                Tile("Evaluation loss", "–"),
                 Tile("Speed", "–", "tokens / s"),
                 Tile("Time left", "–"),
             ]
         )
     progress, going = run.progress, run.at_work
     last = progress.last
-    held_out = f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–"
-    before = f"before: {progress.base_loss:.3f}" if progress.base_loss is not None else "on rows kept aside"
+    evaluation = f"{progress.evaluations[-1][1]:.3f}" if progress.evaluations else "–"
+    before = f"before: {progress.base_loss:.3f}" if progress.base_loss is not None else "on the evaluation set"
     return tiles(
         [
             Tile(
@@ -35,7 +45,7 @@ def run_tiles(run: RunView | None) -> Html:
                 f"{last.loss:.3f}" if last else "–",
                 f"step {progress.step} of {progress.total_steps}" if last else progress.phase,
             ),
-            Tile("Held-out loss", held_out, before),
+            Tile("Evaluation loss", evaluation, before),
             Tile("Speed", short_count(last.tokens_per_second) if last else "–", "tokens / s"),
             Tile(
                 "Time left",
@@ -48,16 +58,19 @@ def run_tiles(run: RunView | None) -> Html:
     )
 
 
-def held_out(progress: Progress) -> tuple[tuple[int, float], ...]:
-    """Held-out losses by step; the base's own stands at step 0."""
+def evaluation_losses(progress: Progress) -> tuple[tuple[int, float], ...]:
+    """Evaluation losses by step; the base's own stands at step 0."""
     return (*(((0, progress.base_loss),) if progress.base_loss is not None else ()), *progress.evaluations)
 
 
 def loss_lines(progress: Progress | None) -> dict[str, Any]:
-    """Training and held-out loss over the steps."""
+    """Training and evaluation loss over the steps."""
     if progress is None:
         return lines([])
-    series = [line("train", 0, progress.losses, smooth=True), line("held out", 2, held_out(progress), dots=True)]
+    series = [
+        line("train", 0, progress.losses, smooth=True),
+        line("evaluation", 2, evaluation_losses(progress), dots=True),
+    ]
     return lines(series, progress.total_steps or None)
 
 
@@ -71,7 +84,7 @@ def ending(run: RunView | None) -> Html:
         )
     return says_error(
         [
-            "Its process is gone without a last word: it was ended from outside, or memory ran out.",
+            "Its process exited unexpectedly: it was ended from outside, or memory ran out.",
             "What it saved is kept."
             if run.has_adapter
             else "It had not saved an adapter yet; a smaller plan may help.",
@@ -87,10 +100,10 @@ def log_lines(progress: Progress) -> list[str]:
     said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
     measured = dict(progress.evaluations)
     if progress.base_loss is not None:
-        said.append(f"step {0:>5}            held out {progress.base_loss:.4f}")
+        said.append(f"step {0:>5}            evaluation {progress.base_loss:.4f}")
     for step, loss in progress.losses[-LOG_STEPS:]:
         said.append(
-            f"step {step:>5}  loss {loss:.4f}" + (f"  held out {measured[step]:.4f}" if step in measured else "")
+            f"step {step:>5}  loss {loss:.4f}" + (f"  evaluation {measured[step]:.4f}" if step in measured else "")
         )
     if progress.ended:
         said.append(f"· {progress.state}" + (f": {progress.message}" if progress.message else ""))

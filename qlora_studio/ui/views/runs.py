@@ -10,6 +10,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
+from qlora_studio.ui.fields import label
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import (
     Html,
@@ -28,10 +29,10 @@ from qlora_studio.ui.views.html import (
     tiles,
 )
 from qlora_studio.ui.views.plan import proof_card
-from qlora_studio.ui.views.run import ending, held_out
+from qlora_studio.ui.views.run import ending, evaluation_losses
 from qlora_studio.ui.views.side import state_chip
 
-HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Held out", "Steps", "Time", "Peak", "Begun")
+HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Eval loss", "Steps", "Time", "Peak", "Begun")
 
 
 def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
@@ -60,10 +61,17 @@ def no_runs() -> Html:
     )
 
 
-def compared_lines(runs: Sequence[RunView], *, of_held_out: bool = False) -> dict[str, Any]:
+def unreadable_run(run: RunSummary) -> Html:
+    """A run that cannot be opened, with the reason."""
+    return says_error([run.unreadable], f"The run '{run.title}' cannot be read") if run.unreadable else Html("")
+
+
+def compared_lines(runs: Sequence[RunView], *, of_evaluation: bool = False) -> dict[str, Any]:
     """The same loss of several runs."""
-    if of_held_out:
-        return lines([line(run.name, index, held_out(run.progress), dots=True) for index, run in enumerate(runs)])
+    if of_evaluation:
+        return lines(
+            [line(run.name, index, evaluation_losses(run.progress), dots=True) for index, run in enumerate(runs)]
+        )
     return lines([line(run.name, index, run.progress.losses, smooth=True) for index, run in enumerate(runs)])
 
 
@@ -90,12 +98,12 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
 def run_details(run: RunView) -> Html:
     """One run: how it went, what it was told, planned beside measured, notes and samples."""
     progress = run.progress
-    losses = [f"{loss:.3f}" for _, loss in held_out(progress)]
+    losses = [f"{loss:.3f}" for _, loss in evaluation_losses(progress)]
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
             Tile(
-                "Held-out loss",
+                "Evaluation loss",
                 " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–",
                 "before and after",
             ),
@@ -114,23 +122,23 @@ def run_details(run: RunView) -> Html:
             figures,
             proof_card(progress),
             card("Notes", bullets(notes)) if notes else "",
-            card("", more("What it was told", _settings(run))),
+            card("", more("Settings", _settings(run))),
         )
     )
 
 
-def measured_card(job: JobView) -> Html:
-    """An evaluation as it goes: held-out loss of both, and their answers side by side."""
+def evaluation_card(job: JobView) -> Html:
+    """An evaluation as it goes: loss of both on the evaluation set, and their answers side by side."""
     progress, state, seconds = job.progress, job.state, job.seconds
     if state == "failed":
-        return says_error([part for part in (progress.message, progress.hint) if part], "The measurement failed")
+        return says_error([part for part in (progress.message, progress.hint) if part], "The evaluation failed")
     if state == "interrupted":
-        return says_error(["Its process is gone; measure again."], "The measurement was interrupted")
+        return says_error(["Its process exited unexpectedly; evaluate again."], "The evaluation was interrupted")
     tuned = progress.evaluations[-1][1] if progress.evaluations else None
     figures = tiles(
         [
-            Tile("Held-out loss, base", f"{progress.base_loss:.3f}" if progress.base_loss is not None else "–"),
-            Tile("Held-out loss, adapter", f"{tuned:.3f}" if tuned is not None else "–"),
+            Tile("Evaluation loss, base", f"{progress.base_loss:.3f}" if progress.base_loss is not None else "–"),
+            Tile("Evaluation loss, adapter", f"{tuned:.3f}" if tuned is not None else "–"),
             Tile("Took", clock(seconds), state),
         ]
     )
@@ -141,7 +149,7 @@ def measured_card(job: JobView) -> Html:
         for prompt in asked
     ]
     under_way = "" if progress.ended else tag("p", f"{progress.phase or 'starting'} …", class_="qs-small")
-    answers = table(("Asked", "Base", "Adapter"), rows, "Answers of base and adapter") if rows else ""
+    answers = table(("Prompt", "Base", "Adapter"), rows, "Answers of base and adapter") if rows else ""
     return join((figures, under_way, answers))
 
 
@@ -150,9 +158,9 @@ def _settings(run: RunView) -> Html:
     standard = TrainConfig().model_dump(mode="json")
     own = run.config.model_dump(mode="json")
     rows = [
-        (tag("code", f"{section}.{name}"), number(_short(value)))
-        for section, fields in own.items()
-        for name, value in fields.items()
+        (label(f"{section}.{name}"), number(_short(value)))
+        for section, own_fields in own.items()
+        for name, value in own_fields.items()
         if value != standard[section][name]
     ]
     return join(

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from qlora_studio.core.plan import GpuInfo
 from qlora_studio.core.runs import RunView
 from qlora_studio.core.words import clock
-from qlora_studio.ui.views.html import Html, bar, card, gib, join, number, tag
+from qlora_studio.ui.views.html import Html, bar, big_of, card, gib_of, join, number, tag
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The computer's own memory at one moment, in bytes."""
+
+    used: int
+    total: int
+
 
 BRAND = Html(
     '<div class="qs-brand"><svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true">'
@@ -31,13 +43,13 @@ def state_chip(state: str, **attributes: object) -> Html:
     return tag("span", state, class_=f"qs-chip {KINDS.get(state, '')}".strip(), **attributes)
 
 
-def device_card(cards: list[GpuInfo], memory_used: int, memory_total: int) -> Html:
+def device_card(cards: Sequence[GpuInfo], memory: Memory) -> Html:
     """The first card, or the computer's own memory where there is none."""
     if not cards:
-        share = memory_used / max(memory_total, 1)
+        share = memory.used / max(memory.total, 1)
         return card(
             "CPU",
-            _big(memory_used, memory_total, "memory in use"),
+            big_of(memory.used, memory.total, "memory in use"),
             bar(share, "Memory in use", "warn" if share > 0.9 else ""),
             tag("p", "No NVIDIA card was found. Small models train here, slowly.", class_="qs-small"),
             aside=number("no card"),
@@ -53,7 +65,7 @@ def device_card(cards: list[GpuInfo], memory_used: int, memory_total: int) -> Ht
     busy = gpu.utilisation_percent
     return card(
         gpu.name.removeprefix("NVIDIA ").removeprefix("GeForce "),
-        _big(used, gpu.total_bytes, "VRAM"),
+        big_of(used, gpu.total_bytes, "VRAM"),
         bar(share, "VRAM used", "warn" if share > 0.92 else ""),
         join(
             (
@@ -98,20 +110,16 @@ def run_card(run: RunView | None) -> Html:
     )
 
 
-def mini_line(run: RunView | None, cards: list[GpuInfo], memory_used: int, memory_total: int) -> Html:
+def mini_line(run: RunView | None, cards: Sequence[GpuInfo], memory: Memory) -> Html:
     """Device and run in one line, for narrow screens."""
     used, total = (
-        (cards[0].total_bytes - cards[0].free_bytes, cards[0].total_bytes) if cards else (memory_used, memory_total)
+        (cards[0].total_bytes - cards[0].free_bytes, cards[0].total_bytes) if cards else (memory.used, memory.total)
     )
     state, share = (run.state, run.progress.share) if run else ("no run", 0.0)
     return tag(
         "div",
         state_chip(state),
         bar(share, "Progress", "thin"),
-        number(f"{used / 2**30:.1f}/{gib(total)}"),
+        number(gib_of(used, total)),
         class_="qs-mini",
     )
-
-
-def _big(used: int, total: int, what: str) -> Html:
-    return tag("div", number(f"{used / 2**30:.1f}"), tag("small", f" / {gib(total)} {what}"), class_="qs-big")

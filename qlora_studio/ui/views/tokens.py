@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qlora_studio.core.jobs import ExamplePreview, LengthBin, TokeniseReport
 from qlora_studio.core.progress import Progress
@@ -35,6 +36,14 @@ def not_counted(has_data: bool) -> Html:
     )
 
 
+def import_first(source: str) -> Html:
+    """Instead of the tokens of a file that was opened and not imported."""
+    return empty(
+        f"{Path(source).name} is not imported yet",
+        "Import it; then its tokens are counted and its findings listed here.",
+    )
+
+
 def counting(progress: Progress) -> Html:
     return card(
         "Counting tokens",
@@ -43,8 +52,8 @@ def counting(progress: Progress) -> Html:
     )
 
 
-def token_page(report: TokeniseReport, *, current: bool) -> Html:
-    """Figures, histogram and rendered rows of a token job; says so where settings have changed since."""
+def token_page(report: TokeniseReport, sets: Sequence[str], *, current: bool) -> Html:
+    """Figures, histogram and rendered rows of these sets; says so where settings have changed since."""
     share = report.trained_tokens / max(1, report.tokens)
     stale = tag("p", "Settings have changed since this was counted. Count again to see them.", class_="qs-guess bad")
     unusable = report.dropped + report.refused
@@ -66,6 +75,7 @@ def token_page(report: TokeniseReport, *, current: bool) -> Html:
     )
     return join(
         (
+            tag("p", "Tokens of ", tag("b", ", ".join(sets)), ".", class_="qs-guess"),
             Html("") if current else stale,
             figures,
             _histogram(report.histogram, report.limit),

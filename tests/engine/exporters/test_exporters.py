@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import EXPORT_KINDS
 from qlora_studio.data.render.prompt import RenderOptions
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.exporters import comparison, merged
 from qlora_studio.engine.exporters.comparison import compare_with_chat, record_chat
 from qlora_studio.engine.exporters.protocol import ExportSource
-from qlora_studio.engine.exporters.registry import EXPORTERS, find_exporter
+from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.load import load_adapter, load_base
 from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.tokenizer import load_tokenizer
@@ -43,15 +44,14 @@ def size_of(folder) -> int:
 
 
 def test_names_are_unique_found_and_refused_with_those_there_are():
-    names = [exporter.name for exporter in EXPORTERS]
-    assert len(set(names)) == len(names) and [find_exporter(name) for name in names] == list(EXPORTERS)
+    names = [kind.name for kind in EXPORT_KINDS]
+    assert len(set(names)) == len(names) and all(find_exporter(name) is find_exporter(name) for name in names)
     with pytest.raises(StudioError, match=r"^'gguff' cannot be exported\. Choose one of: adapter, merged"):
         find_exporter("gguff")
 
 
 def test_the_adapter_is_copied_byte_for_byte_and_needs_no_base(source, stage):
     exporter, events = find_exporter("adapter"), []
-    assert not exporter.needs_base
     source = dataclasses.replace(source, base=None)
     exporter.write(source, stage, events.append)
     exporter.check(source, stage, None, events.append)
@@ -92,7 +92,6 @@ def test_the_merged_model_is_as_large_as_said_and_computes_as_asked(
 
 def test_a_merge_without_its_base_is_refused(source, stage):
     exporter = find_exporter("merged")
-    assert exporter.needs_base
     with pytest.raises(StudioError, match="needs the base model"):
         exporter.write(dataclasses.replace(source, base=None), stage, lambda event: None)
 
@@ -153,3 +152,25 @@ def test_a_tokenizer_that_writes_a_prompt_in_other_ids_is_refused(smollm2, short
     changed = dataclasses.replace(record, probes=(dataclasses.replace(probe, prompt=(5, *probe.prompt)),))
     with pytest.raises(StudioError, match="writes this prompt differently from training"):
         compare_with_chat(changed, model, tokenizer, "merged", lambda event: None)
+
+
+def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage, monkeypatch):
+    def broken(folder, device, **how):
+        raise StudioError("The model cannot be loaded.")
+
+    monkeypatch.setattr(merged, "load_base", broken)
+    with pytest.raises(StudioError, match="cannot be loaded"):
+        merged.load_merged(stage, dataclasses.replace(FP32, accelerator=object()), lambda event: None)
+
+
+def test_a_merged_model_that_does_not_fit_the_computers_memory_is_an_error(stage, monkeypatch):
+    tries = []
+
+    def no_room(folder, device, **how):
+        tries.append(device)
+        raise MemoryError
+
+    monkeypatch.setattr(merged, "load_base", no_room)
+    with pytest.raises(MemoryError):
+        merged.load_merged(stage, FP32, lambda event: None)
+    assert len(tries) == 1

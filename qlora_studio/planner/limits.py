@@ -1,0 +1,71 @@
+"""What cannot be quantised, adapted or merged, said by name before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from qlora_studio.core.plan import LinearShape, ModelShape
+from qlora_studio.core.words import gib
+from qlora_studio.planner.families import list_linears
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the tensors in a model's files, by name."""
+
+
+def describe_limits(shape: ModelShape, files: Shapes | None = None) -> tuple[str, ...]:
+    """A sentence for each limit; none for a model that is quantised, adapted and mergeable throughout.
+
+    `files` proves from names and shapes that an adapter can be merged; without them only what the architecture itself
+    tells is said.
+    """
+    linears = list_linears(shape)
+    said = []
+    stacked = shape.measured.stacked if shape.measured is not None else ()
+    if stacked:
+        numbers = sum(one.numbers * one.count for one in stacked)
+        names = _listed(sorted({one.path for one in stacked}))
+        said.append(
+            f"The experts stay as they are, in 16 bit and untrained: {names}, {numbers / 1e9:.1f} billion numbers in "
+            f"{gib(2 * numbers)}. Only the other layers are quantised and adapted."
+        )
+    plain = [linear for linear in linears if not linear.four_bit]
+    if plain:
+        numbers = sum(linear.weights * linear.count for linear in plain)
+        said.append(
+            f"Linear layers of a kind of their own stay in 16 bit: {_listed(_names(plain))}, {gib(2 * numbers)}. "
+            "They are adapted all the same."
+        )
+    unmergeable = find_unmergeable(linears, files)
+    if unmergeable:
+        said.append(
+            f"The adapter trains and cannot be merged into this base: {_listed(unmergeable)}. It can be exported as it is."
+        )
+    return tuple(said)
+
+
+def find_unmergeable(linears: Sequence[LinearShape], files: Shapes | None = None) -> list[str]:
+    """Names of adapted layers whose weight in the files is not the (outputs, inputs) matrix that a merge adds to."""
+    if files is None:
+        return _names([linear for linear in linears if linear.transposed])
+    return _names([linear for linear in linears if linear.transposed or not _is_there(linear, files)])
+
+
+def _is_there(linear: LinearShape, files: Shapes) -> bool:
+    """Whether the files have this layer's weight as often as the model has the layer, each in its shape."""
+    if not linear.path:
+        return True
+    pattern = re.compile(re.escape(linear.path).replace(r"\*", r"\d+") + r"\.weight")
+    found = [shape for name, shape in files.items() if pattern.fullmatch(name)]
+    fitting = [shape for shape in found if shape == (linear.outputs, linear.inputs)]
+    return len(fitting) >= linear.count and len(fitting) == len(found)
+
+
+def _names(linears: Sequence[LinearShape]) -> list[str]:
+    return sorted({linear.path or linear.name for linear in linears})
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,167 @@
+"""From state to page, in one way: every slot is asked what it shows, and only what changed is sent.
+
+The clock does it, and so does every event after its action. Nothing else writes into the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from qlora_studio.ui.server.messages import reports_errors
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.server.world import World
+
+Updates = Mapping[Block, Any]
+"""What components show from now on: a value, or an update of their properties."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that a slot may look at: what every tab shares, the world at this tick, and what this tab looks at."""
+
+    workspace: Workspace
+    world: World
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Components that follow the state together."""
+
+    components: Sequence[Block]
+    show: Callable[[Scene], Updates]
+    mark: Callable[[Scene], object] | None = None
+    """Something cheap that differs whenever `show` would; `show` itself where there is nothing cheaper."""
+    part: str = ""
+    """Tells slots of the same component apart."""
+
+    @property
+    def name(self) -> str:
+        return "+".join([*(str(component._id) for component in self.components), self.part])
+
+
+def slot(component: Block, show: Callable[[Scene], Any], mark: Callable[[Scene], object] | None = None) -> Slot:
+    """A slot of a single component."""
+    return Slot((component,), lambda scene: {component: show(scene)}, mark)
+
+
+def mark_of(value: object) -> int:
+    """A small mark of what is shown."""
+    return hash(repr(value))
+
+
+def changes(scene: Scene, slots: Sequence[Slot]) -> dict[Block, Any]:
+    """What has changed since this tab was last told, which from now on it is taken to show."""
+    updates: dict[Block, Any] = {}
+    for one in slots:
+        if one.mark is not None:
+            shown, mark = None, mark_of(one.mark(scene))
+        else:
+            shown = one.show(scene)
+            mark = mark_of(list(shown.values()))
+        if scene.view.shown.get(one.name) == mark:
+            continue
+        updates = merged(updates, shown if shown is not None else one.show(scene))
+        scene.view.shown[one.name] = mark
+    return updates
+
+
+def merged(first: Updates, second: Updates) -> dict[Block, Any]:
+    """Both together; of a component that both update, every property."""
+    both = dict(first)
+    for component, update in second.items():
+        before: Any = both.get(component)
+        both[component] = {**before, **update} if _is_update(before) and _is_update(update) else update
+    return both
+
+
+def _is_update(value: object) -> bool:
+    return isinstance(value, dict) and value.get("__type__") == "update"
+
+
+class Page:
+    """The slots of the whole page, and what connects a person's events with them."""
+
+    def __init__(self, workspace: Workspace, view: gr.State, slots: Sequence[Slot]) -> None:
+        self.workspace, self.view, self.slots = workspace, view, slots
+        self.components = list(dict.fromkeys(component for one in slots for component in one.components))
+
+    def on(
+        self,
+        trigger: Callable[..., Any],
+        action: Callable[..., Updates | None],
+        inputs: Sequence[Block] = (),
+        also: Sequence[Block] = (),
+        **options: Any,
+    ) -> None:
+        """After the event the action runs, with the tab's view and the inputs; then the page follows.
+
+        What the action returns is shown as well; `also` are components of it that no slot holds.
+        """
+
+        @reports_errors
+        def handle(view: View, *values: Any) -> Any:
+            more = action(view, *values) or {}
+            self.workspace.forget_world()
+            return merged(self.follow(view), more) or gr.skip()
+
+        self._connect(trigger, handle, inputs, also, options)
+
+    def on_row(self, trigger: Callable[..., Any], action: Callable[[View, str], None]) -> None:
+        """The same for a click into a table: the action gets the first cell of the row."""
+
+        @reports_errors
+        def handle(view: View, event: gr.SelectData) -> Any:
+            action(view, str(event.row_value[0]))
+            return self.follow(view) or gr.skip()
+
+        self._connect(trigger, handle, (), (), {})
+
+    def stream(
+        self,
+        trigger: Callable[..., Any],
+        action: Callable[..., Iterator[Updates]],
+        inputs: Sequence[Block],
+        **options: Any,
+    ) -> None:
+        """The same for an action that goes on for a while: the page follows after each of its updates."""
+
+        @reports_errors
+        def handle(view: View, *values: Any) -> Iterator[Any]:
+            for more in action(view, *values):
+                yield merged(self.follow(view), more) or gr.skip()
+
+        self._connect(trigger, handle, inputs, (), options)
+
+    def on_clock(self, tick: Callable[..., Any]) -> None:
+        """Has the page follow by itself. Past the queue: one request a tick, not two."""
+
+        @reports_errors
+        def handle(view: View) -> Any:
+            return self.follow(view) or gr.skip()
+
+        self._connect(tick, handle, (), (), {"queue": False})
+
+    def follow(self, view: View) -> dict[Block, Any]:
+        """What has changed for this tab since it was last told."""
+        with view.lock:
+            self.workspace.settle()
+            return changes(Scene(self.workspace, self.workspace.world(), view), self.slots)
+
+    def _connect(
+        self,
+        trigger: Callable[..., Any],
+        handle: Callable[..., Any],
+        inputs: Sequence[Block],
+        also: Sequence[Block],
+        options: Mapping[str, Any],
+    ) -> None:
+        outputs = list(dict.fromkeys([*self.components, *also]))
+        trigger(handle, [self.view, *inputs], outputs, **{**QUIET, **options})

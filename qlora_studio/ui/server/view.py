@@ -1,0 +1,71 @@
+"""What one tab of the browser looks at, and what it already shows. Lost with the tab; nothing of it is shared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.dataset import FormatGuess
+from qlora_studio.core.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """Rows that were opened but not imported yet."""
+
+    source: str
+    format: str
+    """What was chosen; `auto` leaves it to the rows."""
+    hub: bool = False
+    guess: FormatGuess | None = None
+    """None where the rows cannot be read like this."""
+    names: tuple[str, ...] = ()
+    """Their columns."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column mapping: part to column."""
+    conversations: tuple[Conversation, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with single rows among the first."""
+    refused: tuple[str, ...] = ()
+    """Why it cannot be imported as it is, in sentences."""
+
+    @property
+    def format_in_use(self) -> str:
+        """The format chosen, else the one found; empty where none is known."""
+        return self.format if self.format != "auto" else self.guess.format if self.guess else ""
+
+    @property
+    def can_be_imported(self) -> bool:
+        return self.hub or self.guess is not None
+
+
+class View:
+    """One tab. Not a dataclass: Gradio would take one apart to send it to the browser."""
+
+    def __init__(self) -> None:
+        self.opened: OpenedSource | None = None
+        self.run: str | None = None
+        """The run shown whole on the Runs page; the newest where none was picked."""
+        self.compared: tuple[str, ...] | None = None
+        """Runs whose curves are compared; the newest where none were picked."""
+        self.compared_loss = "train"
+        """`train` or `evaluation`."""
+        self.export_run: str | None = None
+        self.export_what = "merged-original"
+        """What would be exported, by the name of its card."""
+        self.export_folder: str | None = None
+        """What was typed as its folder; None where one is offered."""
+        self.formatted = False
+        """Whether answers of the chat have their Markdown laid out."""
+        self.hidden = False
+        """Whether the tab is in the background."""
+        self.shown: dict[str, int] = {}
+        """What the page already shows: a mark for each slot."""
+        self.lock = threading.Lock()
+        """Held while the page is told what changed: two events at once must not tell it in the wrong order."""
+
+    def __deepcopy__(self, memo: object) -> View:
+        """Each tab begins with a view of its own; Gradio copies the one it was given."""
+        return View()

@@ -1,0 +1,104 @@
+"""The machine and the home as they were at one moment: read once a tick, for all tabs and all slots."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Literal
+
+from qlora_studio.core.dataset import DatasetReport
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import JobRef
+from qlora_studio.core.plan import GpuInfo
+from qlora_studio.core.progress import JobView
+from qlora_studio.core.runs import RunSummary, RunView
+from qlora_studio.studio import Studio
+from qlora_studio.ui.server.memory import read_memory
+from qlora_studio.ui.views.side import Memory
+
+FRESH_SECONDS = 0.9
+"""A little less than a tick: the first tab that ticks reads anew, and the others take what it read."""
+
+JobKind = Literal["exports", "evaluations"]
+
+
+class World:
+    """What lies outside the page's own memory. Each fact is read when it is first asked for, and then kept."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._read_at = time.monotonic()
+        self._views: dict[str, RunView | None] = {}
+        self._jobs: dict[tuple[str, JobKind], JobRef | None] = {}
+        self._looks: dict[JobRef, JobView] = {}
+
+    @property
+    def is_fresh(self) -> bool:
+        return time.monotonic() - self._read_at < FRESH_SECONDS
+
+    @cached_property
+    def cards(self) -> list[GpuInfo]:
+        return self._studio.machine.gpus()
+
+    @cached_property
+    def memory(self) -> Memory:
+        return read_memory()
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetReport]:
+        """All imported data sets by name."""
+        return {report.name: report for report in self._studio.data.sets()}
+
+    @cached_property
+    def runs(self) -> dict[str, RunSummary]:
+        """A line for every run, by name, the newest first."""
+        return {run.name: run for run in self._studio.runs.all()}
+
+    @cached_property
+    def with_adapter(self) -> list[str]:
+        """Names of the runs that have saved an adapter, the newest first."""
+        return [run.name for run in self.runs.values() if run.has_adapter and not run.unreadable]
+
+    @property
+    def training(self) -> RunSummary | None:
+        """The run that is at work."""
+        return next((run for run in self.runs.values() if run.at_work), None)
+
+    @property
+    def run(self) -> RunView | None:
+        """The run the sidebar shows: the one at work, else the newest that can be read."""
+        names = [run.name for run in (self.training, *self.runs.values()) if run and not run.unreadable]
+        return self.view(names[0]) if names else None
+
+    @cached_property
+    def runs_mark(self) -> int:
+        """Changes whenever a list of runs would; steps count by tens, or a list could not be read in peace."""
+        return hash(tuple((run.name, run.state, run.has_adapter, run.step // 10) for run in self.runs.values()))
+
+    def view(self, name: str | None) -> RunView | None:
+        """One run whole; None for one that is gone or cannot be read."""
+        if name is None:
+            return None
+        if name not in self._views:
+            try:
+                self._views[name] = self._studio.runs.open(name)
+            except StudioError:
+                self._views[name] = None
+        return self._views[name]
+
+    def newest_job(self, run: str | None, kind: JobKind) -> JobView | None:
+        """The newest export or evaluation of a run, and where it stands."""
+        job = self.newest_ref(run, kind)
+        if job is None:
+            return None
+        if job not in self._looks:
+            self._looks[job] = self._studio.jobs.look(job)
+        return self._looks[job]
+
+    def newest_ref(self, run: str | None, kind: JobKind) -> JobRef | None:
+        """The newest export or evaluation of a run, for stopping it."""
+        if run is None or run not in self.runs:
+            return None
+        if (run, kind) not in self._jobs:
+            self._jobs[run, kind] = next(iter(self._studio.runs.jobs_of(run, kind)), None)
+        return self._jobs[run, kind]

@@ -1,0 +1,67 @@
+"""From state to page: only what changed is sent, in one piece for each component."""
+
+import gradio as gr
+import pytest
+
+from qlora_studio.ui.server.sync import Scene, Slot, changes, merged, slot
+from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.world import World
+
+
+@pytest.fixture
+def scene(workspace):
+    return Scene(workspace, workspace.world(), View())
+
+
+def test_a_tick_sends_only_what_changed(scene):
+    state = {"a": "one", "b": "two"}
+    calls = []
+    a, b, c = gr.HTML(), gr.HTML(), gr.HTML()
+    slots = [
+        slot(a, lambda _: state["a"]),
+        Slot((b, c), lambda _: calls.append(1) or {b: state["b"], c: state["b"]}, lambda _: state["b"]),
+    ]
+    assert changes(scene, slots) == {a: "one", b: "two", c: "two"}
+    assert changes(scene, slots) == {} and len(calls) == 1
+    state["b"] = "three"
+    assert changes(scene, slots) == {b: "three", c: "three"}
+
+
+def test_two_slots_of_one_component_are_told_apart_and_sent_together(scene):
+    box = gr.Textbox()
+    value = Slot((box,), lambda _: {box: gr.update(value="x")}, lambda _: 1, "value")
+    info = Slot((box,), lambda _: {box: gr.update(info="y")}, lambda _: 1, "info")
+    assert changes(scene, [value, info]) == {box: {"value": "x", "info": "y", "__type__": "update"}}
+    assert merged({box: "old"}, {box: gr.update(info="y")})[box] == gr.update(info="y")
+
+
+def test_the_world_is_read_once_for_all_tabs_and_slots(workspace, monkeypatch):
+    reads = []
+    real = workspace.studio.runs.all
+    monkeypatch.setattr(workspace.studio.runs, "all", lambda: reads.append(1) or real())
+    workspace.forget_world()
+    world = workspace.world()
+    assert [world.runs, world.training, world.run, world.with_adapter] == [{}, None, None, []]
+    assert workspace.world() is world and len(reads) == 1
+
+
+def test_a_world_that_is_older_than_a_tick_is_read_anew(workspace):
+    world = workspace.world()
+    world._read_at -= 1
+    assert workspace.world() is not world
+
+
+def test_a_run_that_is_gone_is_no_run(workspace):
+    world = World(workspace.studio)
+    assert world.view("none") is None and world.view(None) is None and world.newest_job("none", "exports") is None
+
+
+def test_an_idle_and_a_hidden_tab_ask_less_often(tab):
+    from qlora_studio.ui.app import HIDDEN_SECONDS, IDLE_SECONDS, _seconds
+
+    def seconds():
+        return _seconds(Scene(tab.workspace, tab.workspace.world(), tab.view))
+
+    assert seconds() == IDLE_SECONDS
+    tab.view.hidden = True
+    assert seconds() == HIDDEN_SECONDS

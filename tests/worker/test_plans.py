@@ -1,0 +1,90 @@
+"""What the worker makes of a plan: smaller after a kill, corrected by the probe, said and kept."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.jobs import TrainRequest
+from qlora_studio.core.machine import Machine
+from qlora_studio.home import Home
+from qlora_studio.planner.corrections import read_correction
+from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from qlora_studio.runs.folder import create_job, write_json
+from qlora_studio.worker.context import Context
+from qlora_studio.worker.guard import LIMITS, count_rungs, shrink
+from qlora_studio.worker.plans import Planned, learn_from_probe, shrink_plan
+
+SHAPE = REFERENCE_SHAPES["SmolLM2-135M"]
+MACHINE = Machine(memory_bytes=16 << 30, memory_available_bytes=12 << 30)
+
+
+@pytest.fixture
+def said() -> list[ev.Event]:
+    return []
+
+
+@pytest.fixture
+def context(tmp_path, said):
+    folder = create_job(tmp_path / "runs", "one", TrainRequest())
+    return Context(folder, said.append, guard=0, home=Home(tmp_path))
+
+
+def make(**changes: Any):
+    config = TrainConfig().replace({"data.max_length": 512, "optim.batch_tokens": 4096, **changes})
+    return make_plan(config, SHAPE, MACHINE, [512, 100])
+
+
+def test_without_a_kill_the_plan_stays(context, said):
+    plan = make()
+    assert shrink_plan(context, plan, 512) == plan and said == []
+
+
+@pytest.mark.parametrize(
+    ("rungs", "tokens", "checkpointed"),
+    [(1, 2048, 0), (2, 1024, 0), (3, 512, 0), (4, 512, 8), (5, 512, 16), (7, 512, 30), (99, 512, 30)],
+)
+def test_each_kill_takes_the_plan_one_rung_down(context, said, rungs, tokens, checkpointed):
+    plan = make(**{"memory.micro_batch_tokens": 4096, "memory.gradient_checkpointing": "none"})
+    assert (plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers) == (4096, 0, 30)
+    write_json(context.folder.path / LIMITS, {"rungs": rungs})
+    smaller = shrink_plan(context, plan, 512)
+    assert (smaller.micro_batch_tokens, smaller.checkpointed_layers) == (tokens, checkpointed)
+    assert len(said) == min(rungs, 7) and all(isinstance(event, ev.Noted) for event in said)
+
+
+def test_the_guard_counts_its_kills_and_says_so(context):
+    assert count_rungs(context.folder) == 0
+    shrink(context.folder, 3)
+    shrink(context.folder, 5)
+    assert count_rungs(context.folder) == 2
+    notes = [json.loads(line)["text"] for line in context.folder.events.read_text().splitlines()]
+    assert notes[0].startswith("The system ended the worker in step 3 because memory ran out.")
+
+
+def test_what_the_probe_measured_corrects_this_plan_and_the_next(context, said):
+    plan = make()
+    longest = {"tokens": plan.micro_batch_tokens, "row_tokens": 512, "trained_tokens": plan.micro_batch_tokens}
+    planned = Planned(plan, SHAPE, None)
+    high = ev.ProbeMeasured(predicted_bytes=1, measured_bytes=plan.estimate.total_bytes * 2, **longest)
+    learn_from_probe(context, planned, high)
+    factor = read_correction(context.home.cache, None)
+    assert 1 < factor <= 1.5
+    (event,) = said
+    assert isinstance(event, ev.PlanMade) and event.plan.settings.correction == factor
+    assert event.plan.estimate.part_bytes("activations") > plan.estimate.part_bytes("activations")
+    assert event.plan.reasons[-1].startswith("Corrected by what the largest step took here")
+    kept = json.loads((context.folder.path / "plan.json").read_text())
+    assert kept == event.plan.model_dump(mode="json")
+
+
+def test_a_probe_that_agrees_changes_nothing(context, said):
+    plan = make()
+    step = {"tokens": plan.micro_batch_tokens, "row_tokens": 512, "trained_tokens": plan.micro_batch_tokens}
+    learn_from_probe(context, Planned(plan, SHAPE, None), ev.ProbeMeasured(predicted_bytes=1, measured_bytes=1, **step))
+    assert said == [] and not (context.folder.path / "plan.json").exists()
