@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qlora_studio.core.errors import Problem, StudioError
 
@@ -80,6 +80,14 @@ class DataConfig(Section):
     )
     eval_share: float = Field(0.05, ge=0, le=0.5, description="Share of prompts held out as evaluation set.")
     accepted: tuple[str, ...] = Field((), description="Findings you accept by name although they are errors.")
+
+    @field_validator("accepted", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        """Names in one text, as a person types them: `empty-answer, secret`."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
 
 class LoraSettings(Section):

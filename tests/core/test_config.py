@@ -57,3 +57,7 @@ def test_a_config_of_an_earlier_version_is_read_under_its_old_names():
     read = (config.data.max_length, config.memory.gradient_checkpointing, config.model.compute_dtype)
     assert read == (512, "full", "fp32")
     assert config.replace({"data.max_tokens": 256}).data.max_length == 256
+
+
+def test_accepted_findings_may_be_typed_as_one_text():
+    assert TrainConfig().replace({"data.accepted": "secret, empty-answer"}).data.accepted == ("secret", "empty-answer")

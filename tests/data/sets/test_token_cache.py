@@ -9,7 +9,7 @@ import pytest
 from qlora_studio.core.config import DataConfig, DataSource
 from qlora_studio.core.example import token_lengths
 from qlora_studio.data.sets import prepare as preparing
-from qlora_studio.data.sets import token_cache
+from qlora_studio.data.sets import row_tokeniser, token_cache
 from qlora_studio.data.sets.importer import import_file
 from qlora_studio.data.sets.prepare import RowsRequest, Stopped, Watch, prepare_sources
 from qlora_studio.data.sets.token_cache import tokenise_rows
@@ -32,7 +32,7 @@ def forbid_rendering(monkeypatch):
     def render(*_):
         raise AssertionError("rows were tokenised again")
 
-    monkeypatch.setattr(preparing, "drafts", render)
+    monkeypatch.setattr(row_tokeniser, "drafts", render)
 
 
 def test_a_second_start_tokenises_nothing_and_gets_the_same(tmp_path, request_rows, monkeypatch):
