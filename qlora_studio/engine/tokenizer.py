@@ -47,6 +47,10 @@ class ChatTokenizer:
         return _compile_jinja_template(self.template) if isinstance(self.inner.chat_template, str) else None
 
     @cached_property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(self.inner.special_tokens_map)
+
+    @cached_property
     def bos_id(self) -> int | None:
         bos = self.inner.bos_token_id
         return bos if bos is not None and self.inner("a")["input_ids"][:1] == [bos] else None
@@ -86,7 +90,7 @@ class ChatTokenizer:
             )
         try:
             if self._compiled and not tools and all(message.keys() <= _PLAIN for message in messages):
-                variables = {**self.inner.special_tokens_map, **(variables or {})}
+                variables = {**self._special_tokens, **(variables or {})}
                 said = self._compiled.render(
                     messages=list(messages),
                     tools=None,
