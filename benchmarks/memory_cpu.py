@@ -3,7 +3,7 @@
     python benchmarks/memory_cpu.py [NAME ...]
 
 Prints a Markdown table: predicted and measured peak of forward and backward in MiB, for three lengths, with no layer
-and with every layer computed twice. Takes about five minutes on two cores; docs/memory.md keeps the last result.
+and with gradient checkpointing on every layer. Takes about five minutes on two cores; docs/memory.md keeps the last result.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def measure(name: str) -> list[str]:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     lines = []
-    for twice in (0, LAYERS):
-        checkpoint_layers(model, twice)
+    for checkpointed in (0, LAYERS):
+        checkpoint_layers(model, checkpointed)
         cells = []
         for tokens in LENGTHS:
             ids = torch.arange(tokens).remainder(VOCAB).unsqueeze(0)
@@ -69,11 +69,11 @@ def measure(name: str) -> list[str]:
                 rank=RANK,
                 micro_batch_tokens=tokens,
                 trained_tokens=tokens - 1,
-                checkpointed_layers=twice,
+                checkpointed_layers=checkpointed,
             )
             predicted = step_peak(shape, settings).total
             cells.append(f"{predicted / MIB:.1f} / {measured / MIB:.1f} ({predicted / measured - 1:+.1%})")
-        lines.append(f"| {name} | {twice} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {checkpointed} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     CpuAccelerator().prepare()
     print(f"{datetime.date.today()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("predicted / measured MiB of forward and backward, bf16, rank 16, two layers at real width\n")
-    print("| model | layers computed twice | " + " | ".join(f"{tokens} tokens" for tokens in LENGTHS) + " |")
+    print("| model | checkpointed layers | " + " | ".join(f"{tokens} tokens" for tokens in LENGTHS) + " |")
     print("|---|---|" + "---|" * len(LENGTHS))
     for name in names:
         for line in measure(name):

@@ -135,12 +135,15 @@ def show_finding(console: Console, finding: Finding) -> None:
     for example in finding.examples:
         console.print(f"    {escape(example)}")
     if finding.remedy:
-        console.print(f"    Mend it: qlora-studio data mend NAME {finding.remedy}")
+        console.print(f"    Clean it: qlora-studio data clean NAME {finding.remedy}")
+    if finding.setting:
+        said = "Leave these rows out" if finding.setting.startswith("data.accepted") else "Set"
+        console.print(f"    {said}: --set {finding.setting}")
 
 
 @app.command("lint")
 def lint(name: Annotated[str, typer.Argument(help="Name of an imported data set.")]) -> None:
-    """Show what is wrong with the rows of a set, with examples and remedies. Exit code 1 where a run would not start."""
+    """Show what is wrong with the rows of a set, with examples and cleaning steps. Exit code 1 where a run would not start."""
     findings, console = Studio().data.findings(name), Console()
     for finding in findings:
         show_finding(console, finding)
@@ -150,14 +153,21 @@ def lint(name: Annotated[str, typer.Argument(help="Name of an imported data set.
         raise typer.Exit(1)
 
 
-@app.command("mend")
-def mend(
+@app.command("clean")
+def clean(
     name: Annotated[str, typer.Argument(help="Name of an imported data set.")],
-    remedies: Annotated[list[str], typer.Argument(help="Remedies by name, as `data lint` names them.")],
+    steps: Annotated[list[str], typer.Argument(help="Cleaning steps by name, as `data lint` names them.")],
 ) -> None:
-    """Change a set by remedies, whole or not at all; what was done is kept in its report."""
-    report = Studio().data.clean(name, remedies)
-    print(f"{report.name}: {report.rows} rows after {', '.join(remedies)}.")
+    """Clean a data set by these steps, whole or not at all; what was done is kept in its report."""
+    report = Studio().data.clean(name, steps)
+    print(f"{report.name}: {report.rows} rows after {', '.join(steps)}.")
+
+
+@app.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="Name of an imported data set.")]) -> None:
+    """Delete an imported data set. Runs that were trained on it keep their adapters."""
+    Studio().data.remove(name)
+    print(f"{name} was removed.")
 
 
 @app.command("import")

@@ -16,7 +16,7 @@ class _Value(BaseModel):
 
 
 class Finding(_Value):
-    """Something in the data that a person should know before a run, with where it is and what mends it."""
+    """Something in the data that a person should know before a run, with where it is and what clears it."""
 
     name: str
     """The finding's short name, by which it is accepted: `empty-answer`."""
@@ -29,7 +29,9 @@ class Finding(_Value):
     hint: str = ""
     """What to do about it, as a sentence."""
     remedy: str | None = None
-    """The name of the remedy that mends it in one step, where there is one."""
+    """The name of the cleaning step that clears it, where there is one."""
+    setting: str = ""
+    """The setting of a run that clears it, as `--set` takes it, where there is one: `data.control_tokens=escape`."""
 
 
 class FormatGuess(_Value):

@@ -227,6 +227,11 @@ class MemoryEstimate(_Value):
         """What the allocator hands out at the peak: the bill without context and slack."""
         return sum(part.bytes for part in self.parts if part.key not in ("context", "slack"))
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What the allocator takes from the card at the peak, holes included: the bill without the context."""
+        return self.total_bytes - self.part_bytes("context")
+
     def part_bytes(self, key: str) -> int:
         """Bytes of one item; 0 where the bill has no such item."""
         return sum(part.bytes for part in self.parts if part.key == key)

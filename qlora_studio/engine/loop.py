@@ -137,7 +137,7 @@ class TrainingLoop:
         self.emit(
             ev.ProbeMeasured(
                 predicted_bytes=comparable_bytes(self.setup.plan, accelerator),
-                measured_bytes=accelerator.peak().allocated_bytes + states,
+                measured_bytes=accelerator.peak().reserved_bytes + states,
                 tokens=len(largest) * longest,
                 row_tokens=longest,
                 trained_tokens=self._trained_tokens(largest),
@@ -222,7 +222,7 @@ class TrainingLoop:
                 tokens=tokens,
                 trained_tokens=self._trained_tokens(step.rows),
                 tokens_per_second=tokens / max(seconds, 1e-9),
-                peak_bytes=self.setup.accelerator.peak().allocated_bytes,
+                peak_bytes=self.setup.accelerator.peak().reserved_bytes,
                 seconds_left=(time.monotonic() - self.started) / taken * (len(self.steps) - self.step),
                 metrics=dict(measured.metrics),
             )

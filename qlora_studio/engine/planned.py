@@ -12,7 +12,8 @@ def tensor_budget_bytes(plan: MemoryPlan) -> int:
 
 
 def comparable_bytes(plan: MemoryPlan, accelerator: Accelerator) -> int:
-    """What the plan says of the quantity that the accelerator's peak measures."""
-    if accelerator.peak_counts_process:
-        return plan.estimate.total_bytes
-    return plan.estimate.allocator_bytes
+    """What the plan says of the quantity that the accelerator's peak of reserved memory measures.
+
+    Reserved memory is what the cap counts, so it is what is compared and learned from.
+    """
+    return plan.estimate.total_bytes if accelerator.peak_counts_process else plan.estimate.reserved_bytes

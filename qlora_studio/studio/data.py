@@ -15,7 +15,7 @@ from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef, TokeniseRequest
-from qlora_studio.data.cleaning import clean, remedies
+from qlora_studio.data.cleaning import clean, steps
 from qlora_studio.data.cleaning.lint import check_findings
 from qlora_studio.data.formats import registry
 from qlora_studio.data.sets import importer, store
@@ -63,7 +63,7 @@ class Data:
 
     def is_hub_id(self, source: str) -> bool:
         """Whether this names a data set of the hub: it looks like one, and no such path exists."""
-        return HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
+        return HUB_ID.fullmatch(source) is not None and not importer.find_source(source).exists()
 
     def import_rows(
         self, source: str, *, hub: HubChoice | None = None, eval_file: str = "", **choices: Any
@@ -75,20 +75,20 @@ class Data:
         if self.is_hub_id(source):
             wanted = importer.HubSet(source, **asdict(hub or HubChoice()))
             return importer.import_hub(wanted, self.home.datasets, **choices)
-        evaluation = Path(eval_file).expanduser() if eval_file else None
-        return importer.import_file(Path(source).expanduser(), self.home.datasets, eval_path=evaluation, **choices)
+        evaluation = importer.find_source(eval_file) if eval_file else None
+        return importer.import_file(importer.find_source(source), self.home.datasets, eval_path=evaluation, **choices)
 
     def inspect(
         self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
     ) -> importer.Preview:
         """The guessed format, the first conversations and what is wrong among them; nothing is written."""
-        return importer.preview_file(Path(source).expanduser(), format=format, columns=columns, rows=rows)
+        return importer.preview_file(importer.find_source(source), format=format, columns=columns, rows=rows)
 
     def tokenise_file(self, source: str, config: TrainConfig, previews: int = 20) -> JobRef:
         """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
         place = self.home.cache / "inspected"
         report = importer.import_file(
-            Path(source).expanduser(), place, format=config.data.format, columns=config.data.columns, skip_bad=True
+            importer.find_source(source), place, format=config.data.format, columns=config.data.columns, skip_bad=True
         )
         return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), previews, place)
 
@@ -122,12 +122,16 @@ class Data:
         return registry.FORMATS[format].parts if format in registry.FORMATS else ()
 
     def clean(self, name: str, names: Sequence[str]) -> DatasetReport:
-        """Changes an imported set by these remedies, whole or not at all."""
-        return clean.apply_remedies(self.home.datasets, name, names)
+        """Changes an imported set by these steps, whole or not at all."""
+        return clean.apply_steps(self.home.datasets, name, names)
+
+    def remove(self, name: str) -> None:
+        """Deletes an imported set."""
+        store.remove_dataset(self.home.datasets, name)
 
     def remedy_titles(self) -> dict[str, str]:
-        """What each remedy does, in a few words, by name."""
-        return {name: remedy.title for name, remedy in remedies.REMEDIES.items()}
+        """What each cleaning step does, in a few words, by name."""
+        return {name: step.title for name, step in steps.CLEANING_STEPS.items()}
 
     def demo(self) -> Demo:
         """The rows that travel with the program."""

@@ -69,7 +69,7 @@ def test_an_empty_answer_is_refused_before_anything_starts_unless_it_is_accepted
     code, _, errors = cli(*command)
     assert code == 2 and "rows.jsonl:2" in errors and "accept it by name" in errors and not (home / "runs").exists()
     assert cli("data", "lint", "rows")[0] == 1
-    code, said, _ = cli("data", "mend", "rows", "drop-empty-answers")
+    code, said, _ = cli("data", "clean", "rows", "drop-empty-answers")
     assert (code, said) == (0, "rows: 1 rows after drop-empty-answers.\n")
     assert cli("data", "lint", "rows")[0] == 0
 

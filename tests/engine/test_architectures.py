@@ -15,6 +15,7 @@ from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import GIB, MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
 from qlora_studio.core.words import gib
 from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.architecture import check_adapter, count_model
 from qlora_studio.engine.loaded_bytes import check_loaded, count_loaded, find_differences
 from qlora_studio.engine.merge import AdapterFile
@@ -44,7 +45,7 @@ def shape_of(folder: Path, family: str) -> ModelShape:
 
 
 def load_with_adapter(folder: Path):
-    model = load.load_base(folder, load.Device("cpu", torch.bfloat16))
+    model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
     return load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, seed=0)
 
 

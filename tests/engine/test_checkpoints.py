@@ -101,3 +101,31 @@ def test_a_position_of_an_earlier_version_has_no_limits():
     assert Position.from_json(values) == position(3)
     del values["limits"]
     assert Position.from_json(values) == Position(3, 1.5, UPDATES, None)
+
+
+def test_states_within_states_and_plain_numbers_come_back(tiny_adapter_model, optimizer, tmp_path):
+    (parameter, *_) = [parameter for parameter in tiny_adapter_model.parameters() if parameter.requires_grad]
+    inner = {"deep": {"table": torch.arange(3.0), "count": 7}}
+    optimizer.state[parameter]["inner"] = inner
+    checkpoints = make_checkpoints(tiny_adapter_model, tmp_path / "run")
+    checkpoints.save(optimizer, position(1))
+    optimizer.state[parameter]["inner"] = {}
+    checkpoints.load(tmp_path / "run" / "checkpoints" / "step-000001", optimizer)
+    back = optimizer.state[parameter]["inner"]["deep"]
+    assert back["count"] == 7 and torch.equal(back["table"], inner["deep"]["table"])
+
+
+def test_damaged_checkpoints_are_named_and_an_older_whole_one_is_found(tiny_adapter_model, optimizer, tmp_path):
+    checkpoints = make_checkpoints(tiny_adapter_model, tmp_path / "run", keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(optimizer, position(step))
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step-000003" / "state.json").unlink()
+    (folder / "step-000002" / "MANIFEST.json").unlink()
+    assert newest_checkpoint(folder) == (
+        folder / "step-000001",
+        [
+            f"{folder}/step-000003/state.json is missing or of another size.",
+            f"{folder}/step-000002/MANIFEST.json is missing or unreadable.",
+        ],
+    )

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_studio.core.bases import BaseRef
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import PlanSettings
-from qlora_studio.engine import load
+from qlora_studio.engine import dry_run, load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.allocations import peak_of
 from qlora_studio.engine.copies import config_for
@@ -23,6 +23,7 @@ from qlora_studio.planner.bases import resolve
 from qlora_studio.planner.estimate import nf4_bytes, unquantised_bytes
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
+from tests.engine.architectures import write_model
 
 SMALL = {
     "vocab_size": 512,
@@ -93,7 +94,32 @@ def test_a_dry_run_that_fails_says_why(tmp_path, values, said):
     assert caught.value.problems[0].where == str(tmp_path / "config.json")
 
 
-def test_a_model_without_linear_layers_is_refused():
+def test_a_model_without_layers_that_can_be_checkpointed_is_refused(monkeypatch):
+    monkeypatch.setattr(dry_run, "decoder_layers", lambda model: [])
     with pytest.raises(StudioError) as caught:
-        measure(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2))
-    assert "A gpt2 model has no layers that this version can adapt." in caught.value.message
+        measure(AutoConfig.for_model("llama", **SMALL), ["bf16"])
+    assert "A llama model has no layers that this version can adapt." in caught.value.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "falcon", "gpt2", "gemma2", "gptj"])
+def test_odd_architectures_take_no_more_than_is_planned_and_not_much_less(family, tmp_path):
+    """Mixtures, kinds of their own, transposed layers, attention without a fused kernel; one row and several."""
+    folder = write_model(family, tmp_path)
+    shape = read_shape(folder, family).model_copy(update={"measured": measure_folder(folder)})
+    model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
+    model = load.attach_adapter(model, LoraSettings(rank=8), torch.float32, seed=0).train()
+    loss_function = LossFunction(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    for rows in (1, 4):
+        ids = torch.arange(1024).remainder(500).view(rows, -1)
+        for layers in (0, 2, 4):
+            checkpoint_layers(model, layers)
+            real = peak_of(lambda ids=ids: (loss_function(ids, ids) / ids.numel()).backward())
+            plan = PlanSettings(
+                device="cpu", rank=8, micro_batch_tokens=1024, row_tokens=1024 // rows, trained_tokens=1024 - rows,
+                checkpointed_layers=layers,
+            )  # fmt: skip
+            assert 0.98 <= step_peak(shape, plan).total / real <= 1.4, (rows, layers)

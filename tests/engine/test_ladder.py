@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.kernels import checkpointing
 from qlora_studio.engine.kernels.checkpointing import decoder_layers
 from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder, smaller_limits
 from tests.engine.conftest import FP32
@@ -72,6 +73,19 @@ def test_work_is_tried_again_with_the_same_random_numbers_no_gradients_and_the_n
     assert ladder.limits == limits[-1] and [descent.limits for descent in said] == list(limits[1:])
     assert said[0] == Descent(Limits(200, 0, 2), "a micro-batch of 200 instead of 400 tokens", "CUDA out of memory.")
     assert [layer.gradient_checkpointing for layer in decoder_layers(tiny_adapter_model)] == [True, False]
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["here", "offloaded"])
+def test_checkpointed_inputs_are_offloaded_only_where_the_plan_says_so(tiny_adapter_model, offload, monkeypatch):
+    moved: list[bool] = []
+    plain = checkpointing.save_on_cpu
+    monkeypatch.setattr(
+        checkpointing, "save_on_cpu", lambda pin_memory: (moved.append(pin_memory), plain(pin_memory=pin_memory))[1]
+    )
+    how = {"offload": True} if offload else {}
+    MemoryLadder(tiny_adapter_model.train(), FP32.accelerator, Limits(100, 2, 2), **how)
+    tiny_adapter_model(torch.arange(3, 9).unsqueeze(0))
+    assert moved == ([False, False] if offload else []), "a processor pins nothing"
 
 
 def test_at_the_bottom_one_sentence_names_the_row(tiny_adapter_model):

@@ -461,3 +461,42 @@ def test_the_probe_tries_the_largest_micro_batch_and_changes_nothing(tiny_adapte
     assert probe.row_tokens <= probe.tokens <= 100 and 0 < probe.trained_tokens < probe.tokens
     assert all(torch.equal(value, before[name]) for name, value in adapter_of(tiny_adapter_model).items())
     assert all(parameter.grad is None for parameter in tiny_adapter_model.parameters())
+
+
+def test_speed_and_time_left_are_of_this_process_also_after_a_resume(tiny_adapter_model, tmp_path, monkeypatch):
+    """Every update takes two seconds by a clock that only updates move."""
+    clock, apply = [100.0], Updates.apply
+
+    def two_seconds(self) -> None:
+        clock[0] += 2
+        apply(self)
+
+    monkeypatch.setattr(Updates, "apply", two_seconds)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    made, first, rest = setup(tiny_adapter_model, tmp_path / "run"), Recorder(stop_after=3), Recorder()
+    loop.train(made, first.emit, first.asked)
+    clock[0] += 50
+    loop.train(dataclasses.replace(made, resume=last_checkpoint(made.folder)), rest.emit, rest.asked)
+    logged = first.of(ev.StepLogged) + rest.of(ev.StepLogged)
+    assert [event.step for event in logged] == list(range(1, logged[0].total_steps + 1))
+    for event in logged:
+        assert event.tokens_per_second == event.tokens / 2
+        assert event.seconds_left == 2 * (event.total_steps - event.step)
+        assert 0 < event.trained_tokens < event.tokens <= 120
+    assert sum(event.tokens for event in logged) == 2 * sum(len(row.input_ids) for row in made.train)
+
+
+def test_a_checkpoint_is_written_when_so_many_minutes_are_over(tiny_adapter_model, tmp_path, monkeypatch):
+    clock, apply = [0.0], Updates.apply
+
+    def a_minute(self) -> None:
+        clock[0] += 60
+        apply(self)
+
+    monkeypatch.setattr(Updates, "apply", a_minute)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    recorder = Recorder()
+    run = setup(tiny_adapter_model, tmp_path / "run", saving__every_minutes=2.5)
+    outcome = loop.train(run, recorder.emit, recorder.asked)
+    assert outcome.total_steps == 8
+    assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [3, 6]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.jobs import DoctorRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
+from qlora_studio.runs.lock import is_held
 from qlora_studio.runs.supervisor import (
     BUSY,
     TrainingBusy,
@@ -120,3 +123,57 @@ def test_a_worker_sees_only_the_card_it_was_given(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment()
     assert worker_environment("GPU-1234")["CUDA_VISIBLE_DEVICES"] == "GPU-1234"
+
+
+GUARDED = """
+import sys, time
+from pathlib import Path
+import qlora_studio.worker.__main__ as worker
+from qlora_studio.core import events as ev
+def work(context):
+    context.emit(ev.JobStarted(job="doctor"))
+    while context.pending_request() != "stop":
+        time.sleep(0.01)
+    context.emit(ev.Stopped())
+    return ev.Stopped()
+worker.work = work
+if "--inner" not in sys.argv:
+    worker.inner_command = lambda folder, guard: [sys.executable, sys.argv[0], str(folder.path), "--inner", str(guard)]
+sys.exit(worker.main(sys.argv))
+"""
+"""The real door, guard and worker, whose work is to wait for a stop."""
+
+
+@pytest.mark.parametrize("wait_seconds", [0.0, 0.3, 1.0])
+def test_a_worker_whose_guard_is_killed_ends_by_itself(tmp_path, wait_seconds):
+    job = create_job(tmp_path / "jobs", "look", DoctorRequest())
+    script = tmp_path / "guarded.py"
+    script.write_text(GUARDED)
+    guard = subprocess.Popen([sys.executable, str(script), str(job.path)], env=worker_environment())
+    until = time.monotonic() + 20
+    while not job.worker_lives() and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(wait_seconds)
+    guard.kill()
+    guard.wait()
+    assert not job.worker_lives()
+    while (left := processes_of(script)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == [] and not is_held(job.path / "inner.lock")
+
+
+def processes_of(script: Path) -> list[int]:
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if str(script) in (one.info["cmdline"] or [])]
+
+
+def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path):
+    job = create_job(tmp_path / "jobs", "look", DoctorRequest())
+    script = tmp_path / "guarded.py"
+    script.write_text(GUARDED)
+    guard = subprocess.Popen([sys.executable, str(script), str(job.path)], env=worker_environment())
+    until = time.monotonic() + 20
+    while not (job.events.exists() and "started" in job.events.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    guard.terminate()
+    assert guard.wait(10) == 0
+    assert [json.loads(line)["event"] for line in job.events.read_text().splitlines()] == ["started", "stopped"]

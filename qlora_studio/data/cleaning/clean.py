@@ -1,4 +1,4 @@
-"""The findings of an imported set, kept beside it, and the remedies that change it."""
+"""The findings of an imported set, kept beside it, and the cleaning steps that change it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import DatasetReport, Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.cleaning.lint import lint
-from qlora_studio.data.cleaning.remedies import Rows, find_remedy, mended
+from qlora_studio.data.cleaning.steps import Rows, cleaned, find_step
 from qlora_studio.data.sets.canonical import (
     CONVERSATIONS,
     EVALUATION,
@@ -53,30 +52,30 @@ def lint_dataset(folder: Path, name: str) -> tuple[Finding, ...]:
     return findings
 
 
-def apply_remedies(folder: Path, name: str, remedies: Sequence[str]) -> DatasetReport:
-    """Changes a set by these remedies, whole or not at all; its report records them. Raises for an unknown name."""
+def apply_steps(folder: Path, name: str, steps: Sequence[str]) -> DatasetReport:
+    """Cleans a set by these steps, whole or not at all; its report records them. Raises for an unknown name."""
     place = find_dataset(folder, name)
     report = read_report(place)
-    for remedy in remedies:
-        find_remedy(remedy)
-    stage = Path(tempfile.mkdtemp(prefix=".mend-", dir=folder))
+    for step in steps:
+        find_step(step)
+    stage = Path(tempfile.mkdtemp(prefix=".clean-", dir=folder))
     try:
-        rows, hashes, digest = _rewrite(place, CONVERSATIONS, stage, name, remedies)
+        rows, hashes, digest = _rewrite(place, CONVERSATIONS, stage, name, steps)
         if not rows:
-            raise StudioError("These remedies would leave no row.", "Mend the source instead.", where=name)
+            raise StudioError("These steps would leave no row.", "Clean the source instead.", where=name)
         eval_rows = 0
         if (place / EVALUATION).exists():
-            eval_rows, _, held_out = _rewrite(place, EVALUATION, stage, name, remedies)
+            eval_rows, _, held_out = _rewrite(place, EVALUATION, stage, name, steps)
             digest.update(held_out.digest())
         (stage / PROMPTS).write_bytes(hashes.tobytes())
-        done = [*report.details.get("remedies", ()), *remedies]
+        done = [*report.details.get("cleaned_by", ()), *steps]
         changes = {
             "rows": rows,
             "eval_rows": eval_rows,
             "sha256": digest.hexdigest(),
             "details": {
                 **report.details,
-                "remedies": done,
+                "cleaned_by": done,
                 "rows_imported": report.details.get("rows_imported", report.rows),
             },
         }
@@ -89,22 +88,15 @@ def apply_remedies(folder: Path, name: str, remedies: Sequence[str]) -> DatasetR
 
 
 def _rewrite(
-    place: Path, file: str, stage: Path, name: str, remedies: Iterable[str]
+    place: Path, file: str, stage: Path, name: str, steps: Iterable[str]
 ) -> tuple[int, array[int], hashlib._Hash]:
-    """The file with its rows mended: how many are left, the hashes of their prompts, and the digest of their lines."""
+    """The file with its rows cleaned: how many are left, the hashes of their prompts, and the digest of their lines."""
     hashes, digest = array("Q"), hashlib.sha256()
     rows = Rows(partial(read_conversations, place / file, name))
     with (stage / file).open("w", encoding="utf-8", newline="\n") as out:
-        for conversation in mended(rows, remedies):
+        for conversation in cleaned(rows, steps):
             line = to_line(conversation) + "\n"
             out.write(line)
             digest.update(line.encode())
             hashes.append(prompt_hash(conversation))
     return len(hashes), hashes, digest
-
-
-def find_rows(folder: Path, name: str, places: Iterable[str]) -> list[Conversation]:
-    """The rows of a set that stand at these `file:line` places, for showing a finding's examples."""
-    wanted = set(places)
-    place = find_dataset(folder, name)
-    return [row for row in read_conversations(place / CONVERSATIONS, name) if str(row.source) in wanted]

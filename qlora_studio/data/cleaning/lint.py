@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from statistics import quantiles
 
-from qlora_studio.core.conversation import Conversation
+from qlora_studio.core.conversation import Conversation, Source
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.cleaning.duplicates import Duplicates
-from qlora_studio.data.cleaning.remedies import NearCopies, all_text, all_trained, answers, is_empty_answer
+from qlora_studio.data.cleaning.duplicates import find_equal, text_hash
+from qlora_studio.data.cleaning.steps import NearCopies, all_text, all_trained, answers, is_empty_answer
 from qlora_studio.data.cleaning.text import (
     find_control_like,
     find_emails,
     find_mojibake,
     find_odd,
     find_secrets,
+    find_unfinished,
+    fix_mojibake,
     language_of,
 )
 from qlora_studio.data.sets.sides import prompt_hash
@@ -27,6 +30,10 @@ EXAMPLES_SHOWN = 5
 REPEATED_FROM_ROWS = 10
 REPEATED_SHARE = 0.2
 """An answer that this share of all rows gives is worth a look."""
+UNFINISHED_SHARE = 0.12
+"""Where more rows than this end without a stop, that is how answers are written there."""
+_FIRST_ANSWERS = 1000
+"""Answers whose words are kept: one that a fifth of all rows give is among the first."""
 _LANGUAGE_EVERY = 20
 """One row in so many is asked for its language: shares need no more."""
 
@@ -73,8 +80,20 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     "mojibake": (
         "warning",
         "{rows} text that was decoded wrongly, such as \u00c3\u00a9 for \u00e9.",
-        "Decode it again; replacement characters need the source.",
-        "mend-mojibake",
+        "Decode it again.",
+        "fix-mojibake",
+    ),
+    "lost-characters": (
+        "warning",
+        "{rows} text that was decoded wrongly and cannot be brought back from it.",
+        "Take it from the source again.",
+        None,
+    ),
+    "unfinished-answer": (
+        "note",
+        "{rows} an answer that seems to end in the middle: the model would learn to break off.",
+        "Look at these rows; a limit may have cut them where they were made.",
+        None,
     ),
     "odd-characters": ("warning", "{rows} invisible characters.", "Remove them.", "remove-odd-characters"),
     "email": ("warning", "{rows} e-mail addresses of people.", "Replace them.", "mask-emails"),
@@ -108,6 +127,25 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
 """Severity, sentence, what to do and the remedy's name, in the order they are shown."""
 
 
+class _Places:
+    """Where each row came from, in eight bytes a row."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, int] = {}
+        self.names: list[str] = []
+        self.lines = array("q")
+
+    def append(self, source: Source) -> None:
+        if source.file not in self.files:
+            self.files[source.file] = len(self.names)
+            self.names.append(source.file)
+        self.lines.append(self.files[source.file] << 40 | source.line)
+
+    def __getitem__(self, row: int) -> str:
+        packed = self.lines[row]
+        return str(Source(self.names[packed >> 40], packed & (1 << 40) - 1))
+
+
 class Lint:
     """Looks at rows one by one. Made for one pass over one set."""
 
@@ -117,11 +155,11 @@ class Lint:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self.detail: dict[str, str] = {}
-        self.duplicates, self.near = Duplicates(), NearCopies()
-        self.places: list[str] = []
-        self.lengths: list[int] = []
-        self.answers: Counter[int] = Counter()
-        self.answer_example: dict[int, tuple[str, str]] = {}
+        self.places = _Places()
+        self.near = NearCopies()
+        self.row_hashes, self.answer_hashes = array("Q"), array("Q")
+        self.answer_rows, self.lengths = array("q"), array("q")
+        self.first_answers: dict[int, str] = {}
         self.openings: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
 
@@ -129,12 +167,10 @@ class Lint:
         """Everything one row shows."""
         where, number, text = str(row.source), self.rows, all_text(row)
         self.rows += 1
-        self.places.append(where)
+        self.places.append(row.source)
         self.lengths.append(len(text))
-        if (earlier := self.duplicates.exact(all_trained(row), number)) is not None:
-            self.note("copy", where, f"as {self.places[earlier]}")
-        else:
-            self.near.remember(row, number)
+        self.row_hashes.append(text_hash(all_trained(row)))
+        self.near.remember(row, number)
         if row.turns:
             self._look_at_turns(row, where)
         if row.tokens is None:
@@ -165,9 +201,13 @@ class Lint:
         if not calm or (roles and roles[0] != "user") or any(turn.role == "system" for turn in row.turns[1:]):
             self.note("odd-order", where)
         if given and (said := given[-1].content.strip()):
-            key = hash(said)
-            self.answers[key] += 1
-            self.answer_example.setdefault(key, (where, said[:60]))
+            mark = text_hash(said)
+            self.answer_hashes.append(mark)
+            if len(self.first_answers) < _FIRST_ANSWERS:
+                self.first_answers.setdefault(mark, said[:60])
+            self.answer_rows.append(self.rows - 1)
+            if sign := find_unfinished(said):
+                self.note(f"unfinished-{sign}", where, f"…{said[-40:]!r}")
         if asked:
             self.openings[" ".join(asked[0].content.split(maxsplit=2)[:2]).lower()] += 1
 
@@ -177,7 +217,8 @@ class Lint:
         if addresses := find_emails(text):
             self.note("email", where, addresses[0])
         if broken := find_mojibake(text):
-            self.note("mojibake", where, repr(broken))
+            can_be_fixed = find_mojibake(fix_mojibake(text)) is None
+            self.note("mojibake" if can_be_fixed else "lost-characters", where, repr(broken))
         if odd := find_odd(text.replace("\x1e", "").replace("\x1f", "")):
             self.note("odd-characters", where, f"U+{ord(odd):04X}")
         if control := find_control_like(text):
@@ -194,12 +235,15 @@ class Lint:
 
     def _compare_rows(self) -> None:
         """Findings that need all rows at once."""
+        copies = find_equal(self.row_hashes)
+        known = {late for late, _ in copies}
+        for late, early in copies:
+            self.note("copy", self.places[late], f"as {self.places[early]}")
         for late, early in self.near.found():
-            self.note("near-copy", self.places[late], f"like {self.places[early]}")
-        for key, count in self.answers.most_common(1):
-            if count >= REPEATED_FROM_ROWS and count >= REPEATED_SHARE * self.rows:
-                where, said = self.answer_example[key]
-                self.counts["repeated-answer"], self.examples["repeated-answer"] = count, [f"{where}: {said!r}"]
+            if late not in known:
+                self.note("near-copy", self.places[late], f"like {self.places[early]}")
+        self._compare_answers()
+        self._judge_unfinished()
         for opening, count in self.openings.most_common(1):
             if opening and count >= REPEATED_FROM_ROWS and count > self.rows / 2:
                 self.counts["one-opening"], self.examples["one-opening"] = count, [repr(opening)]
@@ -208,13 +252,33 @@ class Lint:
         if len(self.lengths) >= 20:
             low, _, high = quantiles(self.lengths, n=4)
             bound = max(high + 6 * (high - low), 4 * high)
-            for where, length in zip(self.places, self.lengths, strict=True):
+            for row, length in enumerate(self.lengths):
                 if length > bound:
+                    where = self.places[row]
                     self.note("length-outlier", where, f"{length} characters, three in four rows have under {high:.0f}")
         if len(self.languages) > 1:
             seen = self.languages.total()
             shares = [f"{name} {100 * count / seen:.0f} %" for name, count in self.languages.most_common(5)]
             self.counts["languages"], self.detail["languages"] = seen, ", ".join(shares)
+
+    def _compare_answers(self) -> None:
+        """The answer that most rows give."""
+        repeats = Counter(first for _, first in find_equal(self.answer_hashes))
+        for first, count in repeats.most_common(1):
+            if count + 1 >= REPEATED_FROM_ROWS and count + 1 >= REPEATED_SHARE * self.rows:
+                place, said = self.places[self.answer_rows[first]], self.first_answers.get(self.answer_hashes[first])
+                shown = f"{place}: {said!r}" if said else place
+                self.counts["repeated-answer"], self.examples["repeated-answer"] = count + 1, [shown]
+
+    def _judge_unfinished(self) -> None:
+        """Answers that end in the middle. Where many end without a stop, that is a manner and no fault."""
+        sure, likely = self.counts.pop("unfinished-sure", 0), self.counts.pop("unfinished-likely", 0)
+        examples = self.examples.pop("unfinished-sure", []), self.examples.pop("unfinished-likely", [])
+        if likely > max(3, UNFINISHED_SHARE * self.rows):
+            likely, examples = 0, (examples[0], [])
+        if sure + likely:
+            self.counts["unfinished-answer"] = sure + likely
+            self.examples["unfinished-answer"] = [*examples[0], *examples[1]][:EXAMPLES_SHOWN]
 
     def _finding(self, name: str) -> Finding:
         severity, message, hint, remedy = KINDS[name]

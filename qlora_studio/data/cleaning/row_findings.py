@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, Severity
 from qlora_studio.core.errors import StudioError
@@ -14,24 +12,27 @@ from qlora_studio.data.render.tokenizer import Tokenizer
 
 EXAMPLES_SHOWN = 5
 
+LEAVE_OUT = "data.accepted"
+"""The setting that accepts a finding by name: the rows concerned are then not trained, and the run records it."""
+
 KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
     "tools-unknown": (
         "error",
         "Tools stand in {rows}, and the chat template knows none.",
         "Choose a model or a template with tools, or leave such rows out.",
-        "leave-out",
+        "data.accepted",
     ),
     "template-refuses": (
         "error",
         "The chat template refuses {rows}.",
-        "Mend the rows or choose another template.",
-        "leave-out",
+        "Fix the rows or choose another template.",
+        "data.accepted",
     ),
     "template-drops": (
         "error",
         "The chat template drops or reorders turns of {rows}.",
         "Choose another template, or leave such rows out.",
-        "leave-out",
+        "data.accepted",
     ),
     "template-rewrites": (
         "error",
@@ -43,25 +44,25 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         "error",
         "The prompt is not how the whole conversation begins in {rows}.",
         "Choose another template.",
-        "leave-out",
+        "data.accepted",
     ),
     "control-tokens": (
         "error",
         "Control tokens are typed inside the text of {rows}.",
         "Escape them (data.control_tokens = escape), or keep them if the text was rendered before.",
-        "escape-control-tokens",
+        "data.control_tokens=escape",
     ),
     "nothing-trained": (
         "error",
         "Nothing would be trained in {rows}.",
         "Add an answer, or leave such rows out.",
-        "leave-out",
+        "data.accepted",
     ),
     "unknown-token": (
         "error",
         "Token ids in {rows} are not in the model's vocabulary.",
         "These tokens were made for another model: give the text instead.",
-        "leave-out",
+        "data.accepted",
     ),
     "double-bos": (
         "warning",
@@ -106,18 +107,6 @@ KINDS: dict[str, tuple[Severity, str, str, str | None]] = {
         None,
     ),
 }
-
-
-def changes_for(finding: Finding, config: DataConfig) -> dict[str, Any]:
-    """The settings that mend a finding of tokens, as dotted changes of a TrainConfig; empty where none does.
-
-    `leave-out` accepts the finding by name: the rows concerned are then not trained, and the run records it.
-    """
-    if finding.remedy == "leave-out":
-        return {"data.accepted": sorted({*config.accepted, finding.name})}
-    if finding.remedy == "escape-control-tokens":
-        return {"data.control_tokens": "escape"}
-    return {}
 
 
 class TokenFindings:
@@ -170,7 +159,7 @@ class TokenFindings:
         return tuple(self._finding(name) for name in KINDS if name in self.counts)
 
     def _finding(self, name: str) -> Finding:
-        severity, message, hint, remedy = KINDS[name]
+        severity, message, hint, setting = KINDS[name]
         count = self.counts[name]
         said = message.format(
             rows=f"{count} row{'s' if count != 1 else ''}",
@@ -179,5 +168,11 @@ class TokenFindings:
         )
         shown: Sequence[str] = self.examples[name]
         return Finding(
-            name=name, severity=severity, count=count, message=said, examples=tuple(shown), hint=hint, remedy=remedy
+            name=name,
+            severity=severity,
+            count=count,
+            message=said,
+            examples=tuple(shown),
+            hint=hint,
+            setting=f"{setting}={name}" if setting == LEAVE_OUT else setting or "",
         )

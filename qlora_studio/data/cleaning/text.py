@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 
 _SECRETS = re.compile(
-    r"AKIA[0-9A-Z]{16}"
+    r"A[KS]IA[0-9A-Z]{16}"
     r"|hf_[A-Za-z0-9]{30,}"
     r"|gh[pousr]_[A-Za-z0-9]{36,}"
     r"|github_pat_[A-Za-z0-9_]{40,}"
+    r"|glpat-[A-Za-z0-9_-]{20,}"
     r"|sk-[A-Za-z0-9_-]{32,}"
-    r"|xox[baprs]-[A-Za-z0-9-]{20,}"
+    r"|[rs]k_(?:live|test)_[A-Za-z0-9]{20,}"
+    r"|xox[abeprs]-[A-Za-z0-9-]{20,}"
+    r"|xapp-[A-Za-z0-9-]{20,}"
+    r"|hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{20,}"
     r"|AIza[A-Za-z0-9_-]{35}"
+    r"|ya29\.[A-Za-z0-9_-]{30,}"
+    r"|SG\.[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{30,}"
+    r"|npm_[A-Za-z0-9]{36}"
+    r"|pypi-[A-Za-z0-9_-]{50,}"
+    r"|dop_v1_[a-f0-9]{60,}"
+    r"|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}"
+    r"|\b\d{8,10}:AA[A-Za-z0-9_-]{33}"
+    r"|AccountKey=[A-Za-z0-9+/]{60,}={0,2}"
+    r"|\b(?:postgres(?:ql)?|mysql|mongodb(?:\+srv)?|redis|amqp)://[^\s:/@]+:[^\s:/@]{6,}@[^\s/]+"
     r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
+    r"|(?i:\b(?:api[_-]?key|secret[_-]?key|access[_-]?token|auth[_-]?token|client[_-]?secret|password)"
+    r"[\"']?\s*[:=]\s*[\"'])(?=[^\"'\s]*[0-9])(?=[^\"'\s]*[A-Za-z])(?![^\"']*(?i:your|example|xxx|change|\*\*))"
+    r"[A-Za-z0-9_+/=.!@#$%^&-]{16,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
     re.DOTALL,
 )
-"""Keys by the fixed openings that their issuers chose so that they can be found."""
-_SECRET_OPENINGS = ("AKIA", "hf_", "gh", "sk-", "xox", "AIza", "eyJ", "-----BEGIN")
+"""Keys by the fixed openings that their issuers chose so that they can be found, and what a text calls a key."""
+_SECRET_OPENINGS = re.compile(
+    r"A[KS]IA|hf_|gh[pousr]_|github_|glpat|sk[-_]|rk_|xox|xapp|hooks\.sl|AIza|ya29|SG\.|npm_|pypi-|dop_|shp|:AA|AccountKey"
+    r"|://|eyJ|-----B|(?i:key|token|secret|password)"
+)
 
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
 _HARMLESS_HOSTS = ("example.com", "example.org", "example.net", "test.com", "domain.com", "email.com")
 
+_LOW_BYTES = range(0x80, 0xC0)
+_AS_CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in _LOW_BYTES)
+_AS_CP1251 = "".join(bytes([byte]).decode("cp1251", "ignore") for byte in _LOW_BYTES)
+_LOW, _LOW_CYRILLIC = f"[{re.escape(_AS_CP1252)}\u0080-\u00bf]", f"[{re.escape(_AS_CP1251)}]"
+"""What the bytes inside a UTF-8 character look like when they are read as Windows-1252 or Windows-1251."""
 _MOJIBAKE = re.compile(
-    "[\u00c2\u00c3][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
-    "|\u00e2\u20ac[\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u02dc\u2013-\u203a\u20ac\u2122]?"
-    "|\u00ef\u00bb\u00bf"
+    f"[\u00c2\u00c3]{_LOW}"
+    f"|(?:[\u00c2-\u00df]{_LOW}){{2,}}"
+    f"|[\u00e0-\u00ef]{_LOW}{{2}}"
+    f"|[\u00f0-\u00f4]{_LOW}{{3}}"
+    f"|(?:[\u0420\u0421]{_LOW_CYRILLIC}){{3,}}"
 )
-"""UTF-8 that was read as Latin-1 or Windows-1252: an accent became two characters, a curly quote three."""
+"""UTF-8 that was read as Latin-1, Windows-1252 or Windows-1251: one character became two to four."""
+_EAST_ASIAN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uff61-\uff9f\uac00-\ud7af]{6,}")
+_EAST_ASIAN_CODECS = ("gb18030", "cp932")
 _REPLACEMENT = "\ufffd"
 
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 """Characters that nobody sees: controls, zero widths, direction marks. Joiners stay: scripts and emoji need them."""
 
 _CONTROL_LIKE = re.compile(
-    r"<\|[a-zA-Z_][a-zA-Z0-9_ ]{1,30}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
+    r"<[|\uff5c]/?[a-zA-Z_][\w\u2581 .:/-]{1,40}[|\uff5c]>|<\|?(?:turn|channel|tool|tool_call|tool_response|think|image)\|>"
+    r"|<\|(?:turn|channel|tool|tool_call|tool_response|think|image)>"
+    r"|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_(?:turn|image|utterance)>|<end_of_utterance>"
+    r"|\[/?(?:TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|SYSTEM_PROMPT|TOOL_CONTENT|IMG|gMASK)\]"
+    r"|<(?:bos|eos|pad|unk|sop|eop|mask)>|<(?:unused|SPECIAL_|extra_id_)\d+>|<fim_(?:prefix|middle|suffix|pad)>"
+    r"|<(?:begin|end)_of_text>|<(?:start|end)_function_(?:call|response)>"
 )
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -64,7 +98,7 @@ _SCRIPTS = (
 
 def find_secrets(text: str) -> list[str]:
     """Keys and private keys in a text."""
-    if not any(opening in text for opening in _SECRET_OPENINGS):
+    if not _SECRET_OPENINGS.search(text):
         return []
     return [match[0] for match in _SECRETS.finditer(text)]
 
@@ -91,12 +125,19 @@ def find_mojibake(text: str) -> str | None:
     if text.isascii():
         return None
     match = _MOJIBAKE.search(text)
-    return match[0] if match else (_REPLACEMENT if _REPLACEMENT in text else None)
+    if match:
+        return match[0]
+    if _REPLACEMENT in text:
+        return _REPLACEMENT
+    return next((piece[0] for piece in _EAST_ASIAN.finditer(text) if _from_east_asian(piece[0], True)), None)
 
 
-def mend_mojibake(text: str) -> str:
+def fix_mojibake(text: str) -> str:
     """The text decoded again as it should have been, stretch by stretch. Replacement characters cannot be mended."""
-    return "".join(_decoded_again(piece) for piece in _pieces(text)) if find_mojibake(text) else text
+    if not find_mojibake(text):
+        return text
+    text = "".join(_decoded_again(piece) for piece in _pieces(text))
+    return _EAST_ASIAN.sub(lambda match: _from_east_asian(match[0]) or match[0], text)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -107,10 +148,40 @@ def _pieces(text: str) -> Iterator[str]:
 def _decoded_again(piece: str) -> str:
     if piece.isascii() or not _MOJIBAKE.search(piece):
         return piece
-    try:
-        return b"".join(_byte(character) for character in piece).decode("utf-8")
-    except (UnicodeEncodeError, UnicodeDecodeError):
-        return piece
+    for turn_back in (lambda: b"".join(map(_byte, piece)), lambda: piece.encode("cp1251")):
+        try:
+            return turn_back().decode("utf-8")
+        except (UnicodeEncodeError, UnicodeDecodeError):
+            continue
+    return _MOJIBAKE.sub(lambda match: _stretch_again(match[0]), piece)
+
+
+def _stretch_again(stretch: str) -> str:
+    """A stretch that looks decoded wrongly, beside characters that are right."""
+    for codec in ("cp1251",) if stretch[0] in "\u0420\u0421" else ("",):
+        try:
+            raw = stretch.encode(codec) if codec else b"".join(map(_byte, stretch))
+            return raw.decode("utf-8")
+        except (UnicodeEncodeError, UnicodeDecodeError):
+            break
+    return stretch
+
+
+def _from_east_asian(stretch: str, may_be_cut: bool = False) -> str:
+    """UTF-8 that was read as a Chinese or Japanese code page, decoded again; empty where it was not.
+
+    Such text often lacks the last bytes of its last character; `may_be_cut` takes what stands before them.
+    """
+    for codec in _EAST_ASIAN_CODECS:
+        try:
+            raw = stretch.encode(codec)
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            made = decoder.decode(raw, final=not may_be_cut)
+        except (UnicodeEncodeError, UnicodeDecodeError):
+            continue
+        if len(made) < len(stretch) and len(made) > 1 and not made.isascii():
+            return made
+    return ""
 
 
 def _byte(character: str) -> bytes:
@@ -119,6 +190,87 @@ def _byte(character: str) -> bytes:
         return character.encode("cp1252")
     except UnicodeEncodeError:
         return character.encode("latin-1")
+
+
+_STOPS = tuple(".!?\u2026:;\"')]}>*`|~_\u201d\u2019\u00bb\u3002\uff01\uff1f\uff09\u300d\u300f\u0964\u061f")
+_OPEN_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "from",
+        "by",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "that",
+        "which",
+        "who",
+        "because",
+        "if",
+        "when",
+        "while",
+        "so",
+        "der",
+        "die",
+        "das",
+        "und",
+        "oder",
+        "aber",
+        "mit",
+        "von",
+        "zu",
+        "im",
+        "ist",
+        "sind",
+        "dass",
+        "weil",
+        "le",
+        "la",
+        "les",
+        "et",
+        "ou",
+        "de",
+        "des",
+        "du",
+        "que",
+        "qui",
+        "pour",
+        "dans",
+        "el",
+        "los",
+        "las",
+        "y",
+    ]
+)
+_LISTED = re.compile(r"\s*(?:[-*+#>|]|\d+[.)]|[A-Za-z][.)]\s)")
+
+
+def find_unfinished(answer: str) -> str:
+    """`sure` where an answer plainly ends in the middle, `likely` where its last sentence has no end, else nothing."""
+    if answer.count("```") % 2:
+        return "sure"
+    if answer.endswith(_STOPS) or len(answer) < 80 or "```" in answer:
+        return ""
+    line = answer.rpartition("\n")[2]
+    words = line.split()
+    if len(words) < 8 or _LISTED.match(line) or (not line[-1].isalnum() and line[-1] not in ",-("):
+        return ""
+    if answer[-1] in ",-(" or words[-1].lower() in _OPEN_WORDS:
+        return "sure"
+    return "likely" if re.search(r"[.!?]\s", answer) else ""
 
 
 def find_odd(text: str) -> str | None:

@@ -6,14 +6,27 @@ from typing import Any
 
 from qlora_studio.core.conversation import Conversation, Turn
 from qlora_studio.data.formats.fields import Fields
-from qlora_studio.data.formats.turn_parts import ROLE_NAMES, read_tools, read_turn
+from qlora_studio.data.formats.parts import read_parts
+from qlora_studio.data.formats.turn_parts import ROLE_NAMES, read_message, read_tools, read_turn
 
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "texts", "turns")
+MESSAGE_COLUMNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "chat",
+    "texts",
+    "turns",
+    "contents",
+)
 
 
 def fits_messages(fields: Fields) -> str:
     part = fields.first(MESSAGE_COLUMNS)
-    if part and _first_turn_has(fields, part, "role"):
+    if part and (
+        _first_turn_has(fields, part, "role") or _first_turn_has(fields, part, fields.columns.get("turn.role", ""))
+    ):
         return f"'{fields.column(part)}' is a list of turns with role and content"
     return ""
 
@@ -57,7 +70,7 @@ def dialogue(fields: Fields) -> Conversation:
     for index, item in enumerate(fields.items(part)):
         if not isinstance(item, str):
             raise fields.wrong(
-                "Not every turn of this dialogue is text.", "Mend this row.", f"{fields.column(part)}[{index}]"
+                "Not every turn of this dialogue is text.", "Fix this row.", f"{fields.column(part)}[{index}]"
             )
         turns.append(Turn("assistant" if index % 2 else "user", item))
     if not turns:
@@ -75,12 +88,17 @@ def read_turns(fields: Fields, part: str) -> tuple[Turn, ...]:
     column, items = fields.column(part), fields.items(part)
     if not items:
         raise fields.wrong("This conversation has no turns.", "Remove this row.", column)
-    return tuple(read_turn(fields, item, f"{column}[{index}]") for index, item in enumerate(items))
+    return tuple(turn for index, item in enumerate(items) for turn in read_message(fields, item, f"{column}[{index}]"))
 
 
 def system_turn(fields: Fields) -> tuple[Turn, ...]:
     """A system prompt that stands in a column of its own."""
-    system = fields.optional_text(fields.first(("system", "system_prompt")) or "system")
+    part = fields.first(("system", "system_prompt", "systemInstruction", "system_instruction")) or "system"
+    value = fields.values.get(fields.column(part))
+    if isinstance(value, dict) and isinstance(value.get("parts"), list):
+        system = read_parts(fields, fields.take(part)["parts"], f"{fields.column(part)}.parts").text
+    else:
+        system = fields.optional_text(part)
     return (Turn("system", system),) if system else ()
 
 
@@ -102,7 +120,7 @@ def turns_or_text(fields: Fields, part: str, role: str) -> tuple[Turn, ...]:
 def ends_with_answer(fields: Fields, turns: tuple[Turn, ...], place: str) -> tuple[Turn, ...]:
     """The turns, if the last is the assistant's. Raises a StudioError else."""
     if not turns or turns[-1].role != "assistant":
-        raise fields.wrong("This does not end with an answer of the assistant.", "Mend or remove this row.", place)
+        raise fields.wrong("This does not end with an answer of the assistant.", "Fix or remove this row.", place)
     return turns
 
 

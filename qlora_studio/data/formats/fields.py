@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ class Fields:
     """One row under a column map, `{part: your column}`."""
 
     def __init__(self, row: Row, columns: Mapping[str, str]) -> None:
-        self.values, self.columns = row.values, columns
+        self.values, self.columns = _with_paths(row.values, columns), columns
         self.source = Source(row.file, row.line)
         self.taken: set[str] = set()
         self.leftover: dict[str, Any] = {}
@@ -48,7 +49,15 @@ class Fields:
             raise self.wrong(
                 "This row has no such field.", f"It has: {', '.join(map(str, self.values)) or 'none'}.", column
             )
-        raise self.wrong(f"This field holds {kind_of(value)} where text is needed.", "Mend or remove this row.", column)
+        raise self.wrong(f"This field holds {kind_of(value)} where text is needed.", "Fix or remove this row.", column)
+
+    def answer(self, part: str) -> str:
+        """Text that must be there, or a number as JSON writes it: answers of sums are often numbers."""
+        value = self.values.get(self.column(part))
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.take(part)
+            return json.dumps(value)
+        return self.text(part)
 
     def optional_text(self, part: str) -> str:
         """Text, or nothing where the field is missing, null or empty."""
@@ -62,7 +71,7 @@ class Fields:
             value = self.json(value, column, "This field looks like a JSON list and is none")
         if not isinstance(value, list):
             raise self.wrong(
-                f"This field holds {kind_of(value)} where a list is needed.", "Mend or remove this row.", column
+                f"This field holds {kind_of(value)} where a list is needed.", "Fix or remove this row.", column
             )
         return value
 
@@ -81,6 +90,18 @@ class Fields:
     def wrong(self, message: str, hint: str = "", field: str = "") -> StudioError:
         """An error that names file, line and field."""
         return StudioError(message, hint, where=str(self.source), field=field)
+
+
+def _with_paths(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row's values, and those inside it that a column mapping names by a path such as `translation.en`."""
+    inner: dict[str, Any] = {}
+    for column in columns.values():
+        value: Any = None if column in values else values
+        for name in column.split(".") if "." in column else ():
+            value = value.get(name) if isinstance(value, dict) else None
+        if "." in column and value is not None:
+            inner[column] = value
+    return {**values, **inner} if inner else values
 
 
 def kind_of(value: Any) -> str:

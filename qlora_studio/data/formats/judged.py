@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from qlora_studio.core.conversation import Conversation, Turn
@@ -32,8 +33,8 @@ def fits_preference(fields: Fields) -> str:
 def preference(fields: Fields) -> Conversation:
     """A prompt with a chosen and a rejected answer; a prompt that stands in both lists of turns is found there."""
     first, second = fields.first(CHOSEN) or "chosen", fields.first(REJECTED) or "rejected"
-    chosen = turns_or_text(fields, first, "assistant")
-    rejected = turns_or_text(fields, second, "assistant")
+    chosen = _transcript(fields, first) or turns_or_text(fields, first, "assistant")
+    rejected = _transcript(fields, second) or turns_or_text(fields, second, "assistant")
     prompt = _prompt(fields)
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and same_turn(chosen[shared], rejected[shared]):
@@ -50,6 +51,17 @@ def preference(fields: Fields) -> Conversation:
     turns = (*system_turn(fields), *prompt, *ends_with_answer(fields, chosen, fields.column(first)))
     ends_with_answer(fields, rejected, fields.column(second))
     return Conversation(turns=turns, rejected=rejected, tools=read_tools(fields))
+
+
+def _transcript(fields: Fields, part: str) -> tuple[Turn, ...]:
+    """The turns of a talk written as one text (hh-rlhf); none where it is no such text."""
+    value = fields.values.get(fields.column(part))
+    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+        return ()
+    fields.take(part)
+    pieces = re.split(r"\n\n(Human|Assistant):", value)[1:]
+    said = zip(pieces[::2], pieces[1::2], strict=True)
+    return tuple(Turn("user" if who == "Human" else "assistant", text.strip()) for who, text in said)
 
 
 def _prompt(fields: Fields) -> tuple[Turn, ...]:
@@ -89,14 +101,14 @@ def labelled(fields: Fields) -> Conversation:
     value = fields.take(part)
     label = _label(value)
     if label is None:
-        raise fields.wrong(f"The label is {kind_of(value)}, not true or false.", "Mend this row.", fields.column(part))
+        raise fields.wrong(f"The label is {kind_of(value)}, not true or false.", "Fix this row.", fields.column(part))
     completion = fields.first(COMPLETIONS)
     if completion:
         answer = turns_or_text(fields, completion, "assistant")
         prompt = _prompt(fields)
         turns = (*prompt, *ends_with_answer(fields, answer, fields.column(completion)))
         if not prompt and len(answer) < 2:
-            raise fields.wrong("This row has no prompt.", "Mend or remove this row.", fields.column("prompt"))
+            raise fields.wrong("This row has no prompt.", "Fix or remove this row.", fields.column("prompt"))
     else:
         part = fields.first(MESSAGE_COLUMNS) or "messages"
         turns = ends_with_answer(fields, read_turns(fields, part), fields.column(part))
@@ -104,6 +116,7 @@ def labelled(fields: Fields) -> Conversation:
 
 
 def _label(value: Any) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else None
+    if isinstance(value, bool | int | float):
+        return {0.0: False, 1.0: True}.get(float(value))
+    words = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
+    return words.get(value.strip().lower()) if isinstance(value, str) else None

@@ -9,7 +9,8 @@ from qlora_studio.data.formats.chat import ends_with_answer, system_turn, turns_
 from qlora_studio.data.formats.fields import Fields, kind_of
 from qlora_studio.data.formats.turn_parts import read_tools
 
-ALPACA_ANSWERS = ("output", "response", "answer", "completion", "target")
+ALPACA_ANSWERS = ("output", "response", "answer", "completion", "target", "code")
+ALPACA_INPUTS = ("input", "context")
 ALPACA_QUESTIONS = ("instruction", "INSTRUCTION")
 PAIRS: tuple[tuple[str, str], ...] = (
     ("question", "answer"),
@@ -27,6 +28,11 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("input", "response"),
     ("user", "assistant"),
     ("problem", "solution"),
+    ("problem", "generated_solution"),
+    ("problem", "answer"),
+    ("question", "generated_solution"),
+    ("question", "answers"),
+    ("prompt", "code"),
 )
 """Column pairs that mean question and answer, in the order they are tried."""
 CONTEXTS = ("context", "passage")
@@ -44,10 +50,10 @@ def fits_alpaca(fields: Fields) -> str:
 def alpaca(fields: Fields) -> Conversation:
     """`instruction`, `input`, `output`, and where given `system` and `history` of [question, answer] pairs."""
     turns = [*system_turn(fields), *_history(fields)]
-    instruction, given = fields.text("instruction"), fields.optional_text("input")
+    instruction, given = fields.text("instruction"), fields.optional_text(fields.first(ALPACA_INPUTS) or "input")
     turns.append(Turn("user", f"{instruction}\n\n{given}" if given and instruction else instruction or given))
     answer = fields.first(ALPACA_ANSWERS) or next((name for name in ALPACA_ANSWERS if name in fields.values), "output")
-    turns.append(Turn("assistant", fields.text(answer)))
+    turns.append(Turn("assistant", fields.answer(answer)))
     return Conversation(turns=tuple(turns))
 
 
@@ -60,7 +66,7 @@ def _history(fields: Fields) -> list[Turn]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise fields.wrong(
                 "This pair is not [question, answer].",
-                "Mend or remove this row.",
+                "Fix or remove this row.",
                 f"{fields.column('history')}[{index}]",
             )
         turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
@@ -100,8 +106,24 @@ def question_answer(fields: Fields) -> Conversation:
     asked = fields.text(question)
     if before:
         asked = f"{fields.text(before)}\n\n{asked}"
-    turns = [*system_turn(fields), Turn("user", asked), Turn("assistant", fields.text(answer))]
+    turns = [*system_turn(fields), Turn("user", asked), Turn("assistant", _answer(fields, answer))]
     return Conversation(turns=tuple(turns))
+
+
+def _answer(fields: Fields, part: str) -> str:
+    """An answer that is text or a number, or the first of several (SQuAD); the others are kept beside it."""
+    column = fields.column(part)
+    value = fields.values.get(column)
+    texts = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(texts, list):
+        return fields.answer(part)
+    fields.take(part)
+    if not texts or not isinstance(texts[0], str):
+        raise fields.wrong("This row has no answer.", "Leave it out, or write one.", column)
+    if isinstance(value, dict):
+        fields.leftover |= {f"{column}.{name}": inner for name, inner in value.items() if name != "text"}
+    fields.leftover |= {f"{column}[{index}]": text for index, text in enumerate(texts[1:], 1)}
+    return texts[0]
 
 
 def _half_pair(fields: Fields) -> tuple[str, str]:
@@ -127,10 +149,10 @@ def segments(fields: Fields) -> Conversation:
     for index, item in enumerate(fields.items("segments")):
         place = f"{column}[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            raise fields.wrong("This segment has no text.", "Mend this row.", f"{place}.text")
+            raise fields.wrong("This segment has no text.", "Fix this row.", f"{place}.text")
         if not isinstance(item.get("label"), bool):
             raise fields.wrong(
-                f"The label is {kind_of(item.get('label'))}, not true or false.", "Mend this row.", f"{place}.label"
+                f"The label is {kind_of(item.get('label'))}, not true or false.", "Fix this row.", f"{place}.label"
             )
         found.append(Segment(item["text"], item["label"]))
         for name in set(item) - {"text", "label"}:
@@ -161,7 +183,7 @@ def tokens(fields: Fields) -> Conversation:
     labels = _integers(fields, "labels", lowest=-100) if fields.has("labels") else ids
     if len(labels) != len(ids):
         raise fields.wrong(
-            f"There are {len(labels)} labels for {len(ids)} tokens.", "Mend this row.", fields.column("labels")
+            f"There are {len(labels)} labels for {len(ids)} tokens.", "Fix this row.", fields.column("labels")
         )
     if wrong := next(
         (i for i, pair in enumerate(zip(ids, labels, strict=True)) if pair[1] not in (pair[0], -100)), None
@@ -182,5 +204,5 @@ def _integers(fields: Fields, part: str, lowest: int) -> tuple[int, ...]:
     values = fields.items(part)
     for index, value in enumerate(values):
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            raise fields.wrong(f"Item {index} is {value!r}, not a token.", "Mend this row.", fields.column(part))
+            raise fields.wrong(f"Item {index} is {value!r}, not a token.", "Fix this row.", fields.column(part))
     return tuple(values)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import FormatGuess
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.formats import chat, judged, plain, threads
+from qlora_studio.data.formats import chat, judged, plain, several, threads
 from qlora_studio.data.formats.fields import Fields
+from qlora_studio.data.formats.parts import media
 from qlora_studio.data.readers.rows import Row, RowOrProblem, Unseen
 
 
@@ -43,6 +44,13 @@ class Format:
 def _formats() -> Iterator[Format]:
     yield Format("tokens", "Token ids", ("input_ids", "labels", "attention_mask"), plain.fits_tokens, plain.tokens)
     yield Format("segments", "Segments", ("segments",), plain.fits_segments, plain.segments)
+    yield Format("preferred", "Preferred outputs", ("input", "tools"), several.fits_preferred, several.preferred)
+    ranks = ("prompt", "completions", "system")
+    yield Format("ranked", "Ranked answers", ranks, several.fits_ranked, several.ranked)
+    chosen = ("question", "choices", "answer", "system")
+    yield Format("multiple-choice", "Multiple choice", chosen, several.fits_choices, several.choices)
+    called = ("query", "answers", "tools", "system")
+    yield Format("function-calls", "Function calls", called, several.fits_function_calls, several.function_calls)
     pair = ("prompt", "chosen", "rejected", "system", "tools")
     yield Format("preference", "Preference pairs", pair, judged.fits_preference, judged.preference)
     judged_parts = ("prompt", "completion", "label", "system", "tools")
@@ -61,6 +69,9 @@ def _formats() -> Iterator[Format]:
     yield Format("question-answer", "Question and answer", asked, plain.fits_question_answer, plain.question_answer)
     yield Format("text", "Plain text", ("text",), plain.fits_text, plain.text)
 
+
+TURN_PARTS = ("turn.role", "turn.content")
+"""Parts of a column mapping that name the keys of a turn; `role.<name>=assistant` says who somebody is."""
 
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _formats()}
 """In the order they are tried."""
@@ -90,7 +101,8 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> For
         row = rows[0]
         raise StudioError(
             f"The format of these rows is not known; their fields: {', '.join(map(str, row.values)) or 'none'}.",
-            "Choose a format and say which column holds what, such as --column instruction=your_column.",
+            "Choose a format and say which column holds what, such as --column instruction=your_column "
+            "or, inside a column, --column question=translation.en.",
             where=f"{row.file}:{row.line}",
         )
     best = max(counts, key=lambda name: counts[name])
@@ -107,11 +119,13 @@ def find_format(name: str) -> Format:
 def check_columns(entry: Format, columns: Mapping[str, str], row: Row) -> None:
     """Raises a StudioError where a column map names a part or a column that does not exist."""
     for part, column in columns.items():
+        if part.startswith("role.") or part in TURN_PARTS:
+            continue
         if part not in entry.parts:
             raise StudioError(
                 f"The format '{entry.name}' has no part '{part}'.", f"It has: {', '.join(entry.parts)}.", field=part
             )
-        if column not in row.values:
+        if column not in Fields(row, columns).values:
             raise StudioError(
                 f"There is no column '{column}'.",
                 f"There are: {', '.join(map(str, row.values)) or 'none'}.",
@@ -125,6 +139,7 @@ def convert(row: Row, entry: Format, columns: Mapping[str, str]) -> Conversation
     fields = Fields(row, columns)
     try:
         conversation = entry.convert(fields)
+        _refuse_media(fields, conversation)
     except StudioError as error:
         other, reason = recognise(row, columns)
         if other and other != entry.name:
@@ -136,6 +151,17 @@ def convert(row: Row, entry: Format, columns: Mapping[str, str]) -> Conversation
             ) from None
         raise
     return replace(conversation, source=fields.source, extra=fields.rest())
+
+
+_MEDIA = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
+
+
+def _refuse_media(fields: Fields, conversation: Conversation) -> None:
+    """Raises for a row whose text stands around a picture or a sound in another column."""
+    for mark, name in _MEDIA.items():
+        column = next((known for known in (name, f"{name}s") if fields.values.get(known)), None)
+        if column and any(mark in turn.content for turn in conversation.turns):
+            raise media(fields, f"{name} data", column)
 
 
 def convert_all(

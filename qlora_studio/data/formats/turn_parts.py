@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_studio.core.conversation import Role, ToolCall, Turn
 from qlora_studio.data.formats.fields import Fields, kind_of
+from qlora_studio.data.formats.parts import Parts, read_parts
 
 ROLE_NAMES: dict[str, Role] = {
     "system": "system",
@@ -35,44 +36,67 @@ ROLE_NAMES: dict[str, Role] = {
 CALL_NAMES = frozenset({"function_call", "tool_call"})
 """Turns in which the assistant calls a tool; their text is the call as JSON."""
 
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 
 def read_turn(fields: Fields, item: Any, place: str) -> Turn:
-    """The turn. Raises a StudioError that names the turn's field."""
+    """The turn. Raises a StudioError that names the turn's field, also where one message holds several turns."""
+    turns = read_message(fields, item, place)
+    if len(turns) != 1:
+        raise fields.wrong("This message holds several turns.", "Give the row as a list of messages.", place)
+    return turns[0]
+
+
+def read_message(fields: Fields, item: Any, place: str) -> tuple[Turn, ...]:
+    """The turns of one message: one, but for tools' results that an API puts into a message of the user."""
     if not isinstance(item, dict):
-        raise fields.wrong(f"This turn is {kind_of(item)}, not an object.", "Mend or remove this row.", place)
+        raise fields.wrong(f"This turn is {kind_of(item)}, not an object.", "Fix or remove this row.", place)
     left = {name: value for name, value in item.items() if value is not None}
-    role_key = next((key for key in ROLE_KEYS if key in left), ROLE_KEYS[0])
+    role_keys = (fields.columns.get("turn.role", ROLE_KEYS[0]), *ROLE_KEYS)
+    role_key = next((key for key in role_keys if key in left), ROLE_KEYS[0])
     role, calls_tool = _role(fields, left.pop(role_key, None), f"{place}.{role_key}")
     usual = "value" if role_key == "from" else CONTENT_KEYS[0]
-    content_key = next((key for key in CONTENT_KEYS if key in left), usual)
+    content_keys = (fields.columns.get("turn.content", usual), *CONTENT_KEYS)
+    content_key = next((key for key in content_keys if key in left), usual)
     content = left.pop(content_key, None)
     calls = _calls(fields, left, place)
     if calls_tool and isinstance(content, str):
         calls, content = (*calls, *calls_from_text(fields, content, f"{place}.{content_key}")), ""
     reasoning = next((left.pop(key) for key in _REASONING_KEYS if isinstance(left.get(key), str)), None)
-    said = _text(fields, content, f"{place}.{content_key}", may_be_missing=bool(calls))
-    if role == "assistant" and reasoning is None and (match := _THINK.fullmatch(said)):
+    parts = Parts()
+    if isinstance(content, list):
+        parts = read_parts(fields, content, f"{place}.{content_key}")
+        calls, said, reasoning = (*calls, *parts.calls), parts.text, reasoning or parts.reasoning
+    else:
+        said = _text(fields, content, f"{place}.{content_key}", may_be_missing=bool(calls))
+    if role == "assistant" and not reasoning and (match := _THINK.fullmatch(said)):
         reasoning, said = match[1].strip("\n"), match[2]
+    if parts.results and not said and not calls:
+        results = tuple(parts.results)
+        return _with_rest(fields, left, place, results)
     turn = Turn(
         role,
         said,
         reasoning or None,
-        calls,
+        tuple(calls),
         _optional_text(fields, left, "name", place),
         _optional_text(fields, left, "tool_call_id", place),
         _train(fields, left, place),
     )
+    return _with_rest(fields, left, place, (*parts.results, turn))
+
+
+def _with_rest(fields: Fields, left: Mapping[str, Any], place: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     for name, value in left.items():
         fields.leftover[f"{place}.{name}"] = value
-    return turn
+    return turns
 
 
 def _role(fields: Fields, role: Any, place: str) -> tuple[Role, bool]:
     name = role.strip().lower() if isinstance(role, str) else ""
+    name = fields.columns.get(f"role.{role}", fields.columns.get(f"role.{name}", name))
     if name in CALL_NAMES:
         return "assistant", True
     if name not in ROLE_NAMES:
@@ -82,34 +106,19 @@ def _role(fields: Fields, role: Any, place: str) -> tuple[Role, bool]:
 
 
 def _text(fields: Fields, content: Any, place: str, may_be_missing: bool) -> str:
-    """Content as text: a string, or the text parts of a list joined as they stand."""
+    """Content that is text."""
     if isinstance(content, str):
         return content
     if content is None and may_be_missing:
         return ""
-    if isinstance(content, list):
-        said = []
-        for index, part in enumerate(content):
-            if isinstance(part, str):
-                said.append(part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-                said.append(part["text"])
-                for name in set(part) - {"type", "text"}:
-                    fields.leftover[f"{place}[{index}].{name}"] = part[name]
-            else:
-                kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-                raise fields.wrong(
-                    f"This part is {kind!r}; only text is learned.", "Remove this row or the part.", f"{place}[{index}]"
-                )
-        return "".join(said)
-    raise fields.wrong(f"This turn holds {kind_of(content)} where text is needed.", "Mend or remove this row.", place)
+    raise fields.wrong(f"This turn holds {kind_of(content)} where text is needed.", "Fix or remove this row.", place)
 
 
 def _optional_text(fields: Fields, left: dict[str, Any], name: str, place: str) -> str | None:
     value = left.pop(name, None)
     if value is None or isinstance(value, str):
         return value or None
-    raise fields.wrong(f"This field holds {kind_of(value)} where text is needed.", "Mend this row.", f"{place}.{name}")
+    raise fields.wrong(f"This field holds {kind_of(value)} where text is needed.", "Fix this row.", f"{place}.{name}")
 
 
 def _train(fields: Fields, left: dict[str, Any], place: str) -> bool | None:
@@ -126,7 +135,7 @@ def _train(fields: Fields, left: dict[str, Any], place: str) -> bool | None:
             continue
         if value in (0, 1):  # True and False are 1 and 0
             return bool(value)
-        raise fields.wrong(f"{name} is {value!r}; it may be 0 or 1.", "Mend this row.", f"{place}.{name}")
+        raise fields.wrong(f"{name} is {value!r}; it may be 0 or 1.", "Fix this row.", f"{place}.{name}")
     return None
 
 
@@ -137,7 +146,7 @@ def _calls(fields: Fields, left: dict[str, Any], place: str) -> tuple[ToolCall, 
     if isinstance(given, str) and given.strip():
         return calls_from_text(fields, given, f"{place}.tool_calls")
     if given is not None and not isinstance(given, list):
-        raise fields.wrong(f"The tool calls are {kind_of(given)}, not a list.", "Mend this row.", f"{place}.tool_calls")
+        raise fields.wrong(f"The tool calls are {kind_of(given)}, not a list.", "Fix this row.", f"{place}.tool_calls")
     for index, call in enumerate(given or []):
         found.append(_call(fields, call, f"{place}.tool_calls[{index}]"))
     if (older := left.pop("function_call", None)) is not None:
@@ -154,12 +163,12 @@ def calls_from_text(fields: Fields, text: str, place: str) -> tuple[ToolCall, ..
 
 def _call(fields: Fields, item: Any, place: str) -> ToolCall:
     if not isinstance(item, dict):
-        raise fields.wrong(f"This tool call is {kind_of(item)}, not an object.", "Mend this row.", place)
+        raise fields.wrong(f"This tool call is {kind_of(item)}, not an object.", "Fix this row.", place)
     inner = item.get("function")
     body: Mapping[str, Any] = inner if isinstance(inner, dict) else item
     name, arguments = body.get("name"), body.get("arguments", body.get("parameters"))
     if not isinstance(name, str) or not name:
-        raise fields.wrong("This tool call names no function.", "Mend this row.", f"{place}.name")
+        raise fields.wrong("This tool call names no function.", "Fix this row.", f"{place}.name")
     if arguments is None:
         arguments = {}
     said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -196,7 +205,7 @@ def read_tools(fields: Fields) -> tuple[dict[str, Any], ...]:
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise fields.wrong(f"The tools are {kind_of(value)}, not a list.", "Mend this row.", column)
+        raise fields.wrong(f"The tools are {kind_of(value)}, not a list.", "Fix this row.", column)
     return tuple(_tool(fields, tool, f"{column}[{index}]") for index, tool in enumerate(value))
 
 
@@ -204,7 +213,7 @@ def _tool(fields: Fields, tool: Any, place: str) -> dict[str, Any]:
     if isinstance(tool, str):
         tool = fields.json(tool, place, "This tool is not JSON")
     if not isinstance(tool, dict):
-        raise fields.wrong(f"This tool is {kind_of(tool)}, not an object.", "Mend this row.", place)
+        raise fields.wrong(f"This tool is {kind_of(tool)}, not an object.", "Fix this row.", place)
     if (
         "function" not in tool
         and "name" in tool

@@ -105,7 +105,7 @@ def broken(error: Exception, text: str, where: str, start: int = 0, field: str =
             f"This row is nested deeper than {MAX_DEPTH} levels.", "Flatten it.", where=where, field=field
         )
     if isinstance(error, NotStrict):
-        return StudioError(f"{error}.", "Mend this row.", where=where, field=field)
+        return StudioError(f"{error}.", "Fix this row.", where=where, field=field)
     if _PYTHON_DICT.match(text[start : start + 100]):
         return StudioError(
             "This is a Python dictionary, not JSON: keys stand in single quotes.",
@@ -119,6 +119,6 @@ def broken(error: Exception, text: str, where: str, start: int = 0, field: str =
             where = f"{file}:{int(line) + text.count(chr(10), start, error.pos)}"
         said = error.msg[:1].lower() + error.msg[1:]
         return StudioError(
-            f"The JSON is broken at column {error.colno}: {said}.", "Mend this row.", where=where, field=field
+            f"The JSON is broken at column {error.colno}: {said}.", "Fix this row.", where=where, field=field
         )
     return StudioError(f"A number here is too long to read: {error}.", "Write it as text.", where=where, field=field)

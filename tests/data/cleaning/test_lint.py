@@ -6,9 +6,9 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Source, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.cleaning.clean import apply_remedies, find_rows, lint_dataset
+from qlora_studio.data.cleaning.clean import apply_steps, lint_dataset
 from qlora_studio.data.cleaning.lint import KINDS, check_findings, lint
-from qlora_studio.data.cleaning.remedies import REMEDIES, mended
+from qlora_studio.data.cleaning.steps import CLEANING_STEPS, cleaned
 from qlora_studio.data.sets.importer import import_file, load_conversations
 
 WORDS = [
@@ -70,7 +70,7 @@ CASES = {
     "mojibake": (
         talk("CafÃ©?", "Sheâ€™s in ZÃ¼rich — naïve.", line=90),
         talk("Café?", "She’s in Zürich — naïve.", line=90),
-        "mend-mojibake",
+        "fix-mojibake",
     ),
     "odd-characters": (talk("a\u200bb", "c\x07d\u202e", line=90), talk("ab", "cd", line=90), "remove-odd-characters"),
     "unanswered-end": (talk("hi", "ho", "thanks", line=90), talk("hi", "ho", line=90), "drop-unanswered-end"),
@@ -87,7 +87,7 @@ def test_a_finding_names_the_row_and_its_remedy_mends_it(request, bad, mended_ro
     assert finding.examples[0].startswith("r.jsonl:90")
     assert finding.severity == KINDS[name][0]
     if remedy:
-        rows = list(mended([*clean(20), bad], [remedy]))
+        rows = list(cleaned([*clean(20), bad], [remedy]))
         assert rows == [*clean(20), *([mended_row] if mended_row else [])]
         assert found(rows, name) is None
 
@@ -96,7 +96,7 @@ def test_copies_are_named_with_the_row_they_copy():
     rows = [*clean(20), talk("hi", LONG, line=90), talk("hi", LONG, line=91)]
     finding = found(rows, "copy")
     assert (finding.count, finding.examples) == (1, ("r.jsonl:91: as r.jsonl:90",))
-    assert list(mended(rows, ["drop-copies"])) == rows[:-1]
+    assert list(cleaned(rows, ["drop-copies"])) == rows[:-1]
     assert found(rows, "near-copy") is None
 
 
@@ -105,7 +105,7 @@ def test_near_copies_are_found_and_different_rows_are_not():
     rows = [*clean(20), talk("hi", text, line=90), talk("Hi!", text.replace("letter 8 ", "note 8 "), line=91)]
     finding = found(rows, "near-copy")
     assert (finding.count, finding.examples) == (1, ("r.jsonl:91: like r.jsonl:90",))
-    assert list(mended(rows, ["drop-near-copies"])) == rows[:-1]
+    assert list(cleaned(rows, ["drop-near-copies"])) == rows[:-1]
     other = talk("hi", " ".join(reversed(text.split())), line=91)
     assert found([*rows[:-1], other], "near-copy") is None
 
@@ -149,7 +149,7 @@ def test_an_error_stops_until_it_is_accepted_by_name():
 
 
 def test_every_remedy_that_is_named_exists():
-    assert {remedy for _, _, _, remedy in KINDS.values() if remedy} == set(REMEDIES)
+    assert {remedy for _, _, _, remedy in KINDS.values() if remedy} == set(CLEANING_STEPS)
 
 
 def write(path, rows):
@@ -163,16 +163,15 @@ def test_a_remedy_changes_the_set_and_stays_after_importing_again(tmp_path):
     before = import_file(path, home)
     assert lint_dataset(home, "rows")[0].name == "empty-answer"
     assert lint_dataset(home, "rows") == lint_dataset(home, "rows")
-    assert [row.turns[1].content for row in find_rows(home, "rows", ["rows.jsonl:6"])] == [""]
-    after = apply_remedies(home, "rows", ["drop-empty-answers", "drop-copies"])
+    after = apply_steps(home, "rows", ["drop-empty-answers", "drop-copies"])
     assert (after.rows, after.details["rows_imported"]) == (19, 20)
-    assert after.details["remedies"] == ["drop-empty-answers", "drop-copies"]
+    assert after.details["cleaned_by"] == ["drop-empty-answers", "drop-copies"]
     assert after.sha256 != before.sha256
     assert "empty-answer" not in {finding.name for finding in lint_dataset(home, "rows")}
     assert import_file(path, home).unchanged
     assert len(list(load_conversations(home, "rows", "all"))) == 19
-    with pytest.raises(StudioError, match="There is no remedy 'magic'"):
-        apply_remedies(home, "rows", ["magic"])
+    with pytest.raises(StudioError, match="There is no cleaning step 'magic'"):
+        apply_steps(home, "rows", ["magic"])
 
 
 def test_overlap_with_the_evaluation_file_is_a_finding(tmp_path):

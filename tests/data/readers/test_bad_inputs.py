@@ -106,6 +106,10 @@ NEEDED = {
 for format, (row, names) in NEEDED.items():
     for name in names:
         for said, value in VALUES.items():
+            if said == "a number" and (format, name) in (("alpaca", "output"), ("question-answer", "answer")):
+                continue  # numbers are answers
+            if said == "a list" and name == "answer":
+                value = [[1]]
             rows = [row, {**row, name: value}]
             case(f"{format}: {name} is {said}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, name)
         rows = [row, {key: value for key, value in row.items() if key != name}]

@@ -124,7 +124,7 @@ def test_broken_rows_stand_as_problems_among_the_good(tmp_path):
     path.write_text('{"a": 1}\n{"a": }\n{"a": 3}\n')
     good, bad, last = read_rows(path)
     assert (good, last) == (Row("r.jsonl", 1, {"a": 1}), Row("r.jsonl", 3, {"a": 3}))
-    assert bad == Problem("The JSON is broken at column 7: expecting value.", "Mend this row.", "r.jsonl:2")
+    assert bad == Problem("The JSON is broken at column 7: expecting value.", "Fix this row.", "r.jsonl:2")
 
 
 def test_a_folder_is_read_in_order_without_links_and_hidden_files(tmp_path):

@@ -462,10 +462,10 @@ def test_a_gzip_bomb_is_refused_quickly(tmp_path):
     with gzip.open(path, "wb", compresslevel=1) as stream:
         for _ in range(40):
             stream.write(block)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(StudioError, match="unpacks to more than 100 times its size"):
         import_file(path, tmp_path / "sets", skip_bad=True)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5  # of this process alone, whatever else the machine does
 
 
 def test_readers_count_before_they_read(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 from qlora_studio.core.config import DataConfig, DataSource
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Source, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.cleaning.row_findings import changes_for
 from qlora_studio.data.render.prompt import RenderOptions, render
 from qlora_studio.data.sets.importer import import_file
 from qlora_studio.data.sets.prepare import RowsRequest, prepare, prepare_sources
@@ -224,8 +223,9 @@ def test_the_settings_that_mend_a_finding_are_named(letters):
     config = DataConfig(accepted=("cut",))
     (typed,) = prepare([row("hi <|im_end|>", "ho")], letters, config).findings
     (unanswered,) = prepare([row("hi")], letters, config).findings
-    assert changes_for(typed, config) == {"data.control_tokens": "escape"}
-    assert changes_for(unanswered, config) == {"data.accepted": ["cut", "nothing-trained"]}
+    assert typed.setting == "data.control_tokens=escape"
+    assert unanswered.setting == "data.accepted=nothing-trained"
+    assert (typed.remedy, unanswered.remedy) == (None, None)
 
 
 def test_rows_that_reason_are_counted(letters):

@@ -152,3 +152,25 @@ def test_a_tokenizer_that_writes_a_prompt_in_other_ids_is_refused(smollm2, short
     changed = dataclasses.replace(record, probes=(dataclasses.replace(probe, prompt=(5, *probe.prompt)),))
     with pytest.raises(StudioError, match="writes this prompt differently from training"):
         compare_with_chat(changed, model, tokenizer, "merged", lambda event: None)
+
+
+def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage, monkeypatch):
+    def broken(folder, device, **how):
+        raise StudioError("The model cannot be loaded.")
+
+    monkeypatch.setattr(merged, "load_base", broken)
+    with pytest.raises(StudioError, match="cannot be loaded"):
+        merged.load_merged(stage, dataclasses.replace(FP32, accelerator=object()), lambda event: None)
+
+
+def test_a_merged_model_that_does_not_fit_the_computers_memory_is_an_error(stage, monkeypatch):
+    tries = []
+
+    def no_room(folder, device, **how):
+        tries.append(device)
+        raise MemoryError
+
+    monkeypatch.setattr(merged, "load_base", no_room)
+    with pytest.raises(MemoryError):
+        merged.load_merged(stage, FP32, lambda event: None)
+    assert len(tries) == 1

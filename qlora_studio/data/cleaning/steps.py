@@ -1,4 +1,4 @@
-"""What mends a finding in one step: a remedy gives each conversation back mended, or None to leave it out."""
+"""The cleaning steps: each gives every conversation back as it should be, or None to leave it out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from qlora_studio.core.conversation import Conversation, Segment, Turn
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.cleaning.duplicates import Duplicates
-from qlora_studio.data.cleaning.text import mask_emails, mask_secrets, mend_mojibake, remove_odd
+from qlora_studio.data.cleaning.duplicates import NearDuplicates, Pair, text_hash
+from qlora_studio.data.cleaning.text import fix_mojibake, mask_emails, mask_secrets, remove_odd
 
-Mend = Callable[[Conversation], Conversation | None]
+Clean = Callable[[Conversation], Conversation | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Remedy:
-    """One way to mend rows."""
+class CleaningStep:
+    """One way to clean rows."""
 
     name: str
     title: str
     """What the button says."""
-    make: Callable[[Iterable[Conversation]], Mend]
-    """A fresh run over these rows; only remedies that compare rows look at them before it starts."""
+    make: Callable[[Iterable[Conversation]], Clean]
+    """A fresh run over these rows; only steps that compare rows look at them before it starts."""
 
 
 def all_text(conversation: Conversation) -> str:
@@ -78,28 +78,36 @@ def change_text(conversation: Conversation, change: Callable[[str], str]) -> Con
     )
 
 
-def _changing(change: Callable[[str], str]) -> Callable[[Iterable[Conversation]], Mend]:
+def _changing(change: Callable[[str], str]) -> Callable[[Iterable[Conversation]], Clean]:
     return lambda rows: lambda conversation: change_text(conversation, change)
 
 
-def _without_empty_answers(rows: Iterable[Conversation]) -> Mend:
+def _without_empty_answers(rows: Iterable[Conversation]) -> Clean:
     return lambda row: None if any(map(is_empty_answer, answers(row))) else row
 
 
-def _without_unanswered(rows: Iterable[Conversation]) -> Mend:
+def _without_unanswered(rows: Iterable[Conversation]) -> Clean:
     return lambda row: None if row.turns and not answers(row) else row
 
 
-def _without_empty_prompts(rows: Iterable[Conversation]) -> Mend:
+def _without_empty_prompts(rows: Iterable[Conversation]) -> Clean:
     return lambda row: None if any(turn.role == "user" and not turn.content.strip() for turn in row.turns) else row
 
 
-def _without_copies(rows: Iterable[Conversation]) -> Mend:
-    duplicates, count = Duplicates(), iter(range(1 << 62))
-    return lambda row: row if duplicates.exact(all_trained(row), next(count)) is None else None
+def _without_copies(rows: Iterable[Conversation]) -> Clean:
+    seen: set[int] = set()
+
+    def clean(row: Conversation) -> Conversation | None:
+        mark = text_hash(all_trained(row))
+        if mark in seen:
+            return None
+        seen.add(mark)
+        return row
+
+    return clean
 
 
-def _without_near_copies(rows: Iterable[Conversation]) -> Mend:
+def _without_near_copies(rows: Iterable[Conversation]) -> Clean:
     """Looks at all rows first: which are nearly the same as an earlier one."""
     near = NearCopies()
     for number, row in enumerate(rows):
@@ -113,52 +121,52 @@ class NearCopies:
     """Rows that are nearly the same. A good and a bad answer to one question are a pair and no copies."""
 
     def __init__(self) -> None:
-        self.by_label: dict[bool | None, Duplicates] = {}
+        self.by_label: dict[bool | None, NearDuplicates] = {}
 
     def remember(self, row: Conversation, number: int) -> None:
-        self.by_label.setdefault(row.label, Duplicates()).remember(all_text(row), number)
+        self.by_label.setdefault(row.label, NearDuplicates()).remember(all_text(row), number)
 
-    def found(self) -> list[tuple[int, int]]:
-        """Pairs (row, earlier row) in order."""
-        return sorted(pair for duplicates in self.by_label.values() for pair in duplicates.near())
+    def found(self) -> list[Pair]:
+        """Each row that nearly repeats an earlier one, in order."""
+        return sorted(pair for duplicates in self.by_label.values() for pair in duplicates.pairs())
 
 
-def _without_unanswered_end(rows: Iterable[Conversation]) -> Mend:
-    def mend(row: Conversation) -> Conversation | None:
+def _without_unanswered_end(rows: Iterable[Conversation]) -> Clean:
+    def clean(row: Conversation) -> Conversation | None:
         last = max((index for index, turn in enumerate(row.turns) if turn.role == "assistant"), default=-1)
         return replace(row, turns=row.turns[: last + 1]) if row.turns and last >= 0 else row
 
-    return mend
+    return clean
 
 
-REMEDIES: dict[str, Remedy] = {
-    remedy.name: remedy
-    for remedy in (
-        Remedy("drop-empty-answers", "Leave out rows with an empty answer", _without_empty_answers),
-        Remedy("drop-unanswered", "Leave out rows without an answer", _without_unanswered),
-        Remedy("drop-empty-prompts", "Leave out rows with an empty question", _without_empty_prompts),
-        Remedy("drop-copies", "Keep the first of equal rows", _without_copies),
-        Remedy("drop-near-copies", "Keep the first of nearly equal rows", _without_near_copies),
-        Remedy("drop-unanswered-end", "Remove the last question nobody answers", _without_unanswered_end),
-        Remedy("mend-mojibake", "Decode wrongly decoded text again", _changing(mend_mojibake)),
-        Remedy("remove-odd-characters", "Remove invisible characters", _changing(remove_odd)),
-        Remedy("mask-secrets", "Replace keys by a marker", _changing(mask_secrets)),
-        Remedy("mask-emails", "Replace addresses by name@example.com", _changing(mask_emails)),
+CLEANING_STEPS: dict[str, CleaningStep] = {
+    step.name: step
+    for step in (
+        CleaningStep("drop-empty-answers", "Leave out rows with an empty answer", _without_empty_answers),
+        CleaningStep("drop-unanswered", "Leave out rows without an answer", _without_unanswered),
+        CleaningStep("drop-empty-prompts", "Leave out rows with an empty question", _without_empty_prompts),
+        CleaningStep("drop-copies", "Keep the first of equal rows", _without_copies),
+        CleaningStep("drop-near-copies", "Keep the first of nearly equal rows", _without_near_copies),
+        CleaningStep("drop-unanswered-end", "Remove the last question nobody answers", _without_unanswered_end),
+        CleaningStep("fix-mojibake", "Decode wrongly decoded text again", _changing(fix_mojibake)),
+        CleaningStep("remove-odd-characters", "Remove invisible characters", _changing(remove_odd)),
+        CleaningStep("mask-secrets", "Replace keys by a marker", _changing(mask_secrets)),
+        CleaningStep("mask-emails", "Replace addresses by name@example.com", _changing(mask_emails)),
     )
 }
-"""Remedies that change a set."""
+"""In the order they are shown."""
 
 
-def find_remedy(name: str) -> Remedy:
-    """A remedy by name. Raises a StudioError that lists the names there are."""
-    if name not in REMEDIES:
-        raise StudioError(f"There is no remedy '{name}'.", f"There are: {', '.join(REMEDIES)}.")
-    return REMEDIES[name]
+def find_step(name: str) -> CleaningStep:
+    """A cleaning step by name. Raises a StudioError that lists the names there are."""
+    if name not in CLEANING_STEPS:
+        raise StudioError(f"There is no cleaning step '{name}'.", f"There are: {', '.join(CLEANING_STEPS)}.")
+    return CLEANING_STEPS[name]
 
 
-def mended(rows: Sequence[Conversation] | Rows, names: Iterable[str]) -> Iterator[Conversation]:
-    """These rows after these remedies, in the order of the names. The rows can be gone through more than once."""
-    steps = [find_remedy(name).make(rows) for name in names]
+def cleaned(rows: Sequence[Conversation] | Rows, names: Iterable[str]) -> Iterator[Conversation]:
+    """These rows after these steps, in the order of the names. The rows can be gone through more than once."""
+    steps = [find_step(name).make(rows) for name in names]
     for conversation in rows:
         row: Conversation | None = conversation
         for step in steps:
