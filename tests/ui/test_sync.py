@@ -3,7 +3,7 @@
 import gradio as gr
 import pytest
 
-from qlora_studio.ui.server.sync import Scene, Slot, changes, merged, slot
+from qlora_studio.ui.server.sync import Scene, Slot, changes, components_of, has_changes, merged, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.world import World
 
@@ -21,9 +21,12 @@ def test_a_tick_sends_only_what_changed(scene):
         slot(a, lambda _: state["a"]),
         Slot((b, c), lambda _: calls.append(1) or {b: state["b"], c: state["b"]}, lambda _: state["b"]),
     ]
+    assert has_changes(scene, slots) and has_changes(scene, slots)
     assert changes(scene, slots) == {a: "one", b: "two", c: "two"}
+    assert not has_changes(scene, slots)
     assert changes(scene, slots) == {} and len(calls) == 1
     state["b"] = "three"
+    assert has_changes(scene, slots)
     assert changes(scene, slots) == {b: "three", c: "three"}
 
 
@@ -65,3 +68,13 @@ def test_an_idle_and_a_hidden_tab_ask_less_often(tab):
     assert seconds() == IDLE_SECONDS
     tab.view.hidden = True
     assert seconds() == HIDDEN_SECONDS
+
+
+def test_a_tick_carries_what_is_live_and_only_signals_the_rest(tab):
+    signal = gr.Textbox()
+    assert set(tab.page.follow_live(tab.view, signal)) <= set(components_of(tab.page.live))
+    tab.workspace.draft.change({"lora.rank": 64})
+    assert signal in tab.page.follow_live(tab.view, signal)
+    assert tab.look().value("lora-rank") == 64
+    assert signal not in tab.page.follow_live(tab.view, signal)
+    assert len(components_of(tab.page.live)) <= 10
