@@ -3,6 +3,7 @@
 import gradio as gr
 import pytest
 
+from qlora_studio.core.runs import RunSummary
 from qlora_studio.ui.server.sync import Scene, Slot, changes, components_of, has_changes, merged, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.world import World
@@ -78,3 +79,30 @@ def test_a_tick_carries_what_is_live_and_only_signals_the_rest(tab):
     assert tab.look().value("lora-rank") == 64
     assert signal not in tab.page.follow_live(tab.view, signal)
     assert len(components_of(tab.page.live)) <= 10
+
+
+@pytest.mark.parametrize(
+    ("state", "label", "can_be_stopped"),
+    [("running", "Stop the run", True), ("stopping", "Stopping after this step …", False)],
+)
+def test_a_stop_that_was_asked_for_shows_at_once(tab, state, label, can_be_stopped):
+    world = tab.workspace.world()
+    world.__dict__["training"] = RunSummary(name="a", title="a", created=0.0, state=state)
+    tab.take(tab.page.follow(tab.view))
+    assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == (label, can_be_stopped)
+    assert tab.value("start-btn") == ("Stopping …" if state == "stopping" else "Training …")
+
+
+def test_what_changed_is_confirmed_once_a_moment_later_for_answers_may_overtake_each_other(scene, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("qlora_studio.ui.server.sync.CONFIRM_SECONDS", 1.0)
+    monkeypatch.setattr("qlora_studio.ui.server.sync.time.monotonic", lambda: now[0])
+    a, b = gr.HTML(), gr.CheckboxGroup()
+    slots = [slot(a, lambda _: "one"), Slot((b,), lambda _: {b: gr.update(value=[])}, confirmed=False)]
+    assert changes(scene, slots) == {a: "one", b: gr.update(value=[])}
+    now[0] += 0.5
+    assert changes(scene, slots) == {}
+    now[0] += 1
+    assert has_changes(scene, slots) and changes(scene, slots) == {a: "one"}
+    now[0] += 60
+    assert changes(scene, slots) == {}

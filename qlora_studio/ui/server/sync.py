@@ -20,6 +20,7 @@ from qlora_studio.ui.server.world import World
 
 Updates = Mapping[Block, Any]
 """What components show from now on: a value, or an update of their properties."""
+CONFIRM_SECONDS = 1.0
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -42,6 +43,8 @@ class Slot:
     """Something cheap that differs whenever `show` would; `show` itself where there is nothing cheaper."""
     part: str = ""
     """Tells slots of the same component apart."""
+    confirmed: bool = True
+    """Whether it is sent a second time; not for what a person may have ticked or typed since."""
 
     @property
     def name(self) -> str:
@@ -63,7 +66,12 @@ def changes(scene: Scene, slots: Sequence[Slot]) -> dict[Block, Any]:
     updates: dict[Block, Any] = {}
     for one, mark, shown in _changed(scene, slots):
         updates = merged(updates, shown if shown is not None else one.show(scene))
+        again = scene.view.shown.get(one.name) == mark
         scene.view.shown[one.name] = mark
+        if again or not one.confirmed:
+            scene.view.sent.pop(one.name, None)
+        else:
+            scene.view.sent[one.name] = time.monotonic()
     return updates
 
 
@@ -77,8 +85,16 @@ def _changed(scene: Scene, slots: Sequence[Slot]) -> Iterator[tuple[Slot, int, U
     for one in slots:
         shown = one.show(scene) if one.mark is None else None
         mark = mark_of(one.mark(scene) if one.mark is not None else list((shown or {}).values()))
-        if scene.view.shown.get(one.name) != mark:
+        if scene.view.shown.get(one.name) != mark or _is_due(scene.view, one.name):
             yield one, mark, shown
+
+
+def _is_due(view: View, name: str) -> bool:
+    """Whether a slot is to be sent again. Answers to two events that ran at once may reach the browser in the wrong
+    order, and the older one would stay; so what changed is confirmed once, a moment later.
+    """
+    sent = view.sent.get(name)
+    return sent is not None and time.monotonic() - sent > CONFIRM_SECONDS
 
 
 def merged(first: Updates, second: Updates) -> dict[Block, Any]:
