@@ -57,7 +57,8 @@ class ChatTokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        return self.inner.eos_token_id
+        eos: int | None = self.inner.eos_token_id
+        return eos
 
     @cached_property
     def vocabulary(self) -> int:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import Studio
-from qlora_studio.ui.server.environment import prepare
+from qlora_studio.ui.server.environment import let_queue_rest, prepare
 
 PORT = 7860
 """Tried first, so that a bookmark keeps working; a free one is taken where it is not."""
@@ -130,6 +130,7 @@ def _serve(studio: Studio, wanted: int | None, opens: bool) -> None:
     os.chdir(empty)
     workspace = Workspace.open(studio)
     page = build(workspace).queue(api_open=False, max_size=64, default_concurrency_limit=4)
+    let_queue_rest(page._queue)
     page.launch(**launch_options(studio, port))
     address = f"http://{ADDRESS}:{port}/"
     (studio.home.cache / "page.json").write_text(json.dumps({"address": address}), encoding="utf-8")

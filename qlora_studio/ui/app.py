@@ -54,8 +54,8 @@ def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
             with gr.Tab("Doctor", id="doctor", elem_id="tab-doctor") as doctor_page:
                 doctor = doctor_tab.build()
         clock = gr.Timer(BUSY_SECONDS)
+        live = [*sidebar, *train_tab.live_slots(train)]
         slots = [
-            *sidebar,
             *data_tab.slots(data),
             *train_tab.slots(train),
             *runs_tab.slots(runs),
@@ -64,7 +64,7 @@ def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
             *doctor_tab.slots(doctor),
             slot(clock, lambda scene: gr.update(value=_seconds(scene)), _seconds),
         ]
-        page = Page(workspace, view, slots)
+        page = Page(workspace, view, slots, live)
         page.on(stop.click, lambda view_: _stop(workspace))
         data_tab.wire(page, data)
         train_tab.wire(page, train)
@@ -129,11 +129,12 @@ def _wire_clock(page: Page, clock: gr.Timer) -> None:
     with gr.Row(elem_classes="qs-signals"):
         hide = gr.Button("hidden", elem_id="signal-hidden")
         show = gr.Button("visible", elem_id="signal-visible")
+        news = gr.Textbox(elem_id="signal-news", interactive=True)
 
     def seen(view: View, *, hidden: bool) -> None:
         view.hidden = hidden
 
-    page.on_clock(clock.tick)
+    page.on_clock(clock.tick, news)
     page.on(hide.click, lambda view: seen(view, hidden=True), queue=False)
     page.on(show.click, lambda view: seen(view, hidden=False), queue=False)
 

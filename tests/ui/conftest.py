@@ -47,6 +47,7 @@ def workspace(tmp_path, monkeypatch):
         return JobRef(create_job(parent, request.job, request, files).path)
 
     monkeypatch.setattr(studio.jobs, "start", start)
+    monkeypatch.setattr("qlora_studio.ui.server.sync.CONFIRM_SECONDS", 1e9)  # a slow machine would confirm in between
     made = Workspace.open(studio)
     made.started = started
     return made

@@ -157,6 +157,25 @@ def test_a_second_tab_follows_the_first_but_not_while_its_own_person_types(watch
     expect(page.locator("#lora-rank input").first).to_have_value("16")
 
 
+def test_a_tab_in_the_background_asks_less_often(watched):
+    page = watched.open("#train")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
+    page.wait_for_timeout(4000)
+    assert asked
+    hide = "Object.defineProperty(document, 'visibilityState', {value: %r, configurable: true})"
+    page.evaluate(hide % "hidden")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(1500)
+    asked.clear()
+    page.wait_for_timeout(6000)
+    assert asked == []
+    page.evaluate(hide % "visible")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(5000)
+    assert asked
+
+
 @pytest.mark.parametrize(("typed", "shown"), [("0,25", "0.25"), ("0.25", "0.25")])
 def test_a_comma_in_a_share_is_its_decimal_point(watched, typed, shown):
     page = watched.open("#data")

@@ -88,3 +88,16 @@ def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("Error: ") and "cannot be written" in done.stderr
+
+
+def test_gradios_queue_still_has_the_fields_that_let_it_rest():
+    import gradio as gr
+
+    from qlora_studio.ui.server.environment import QUEUE_SECONDS, let_queue_rest
+
+    with gr.Blocks() as page:
+        gr.HTML()
+    page.queue()
+    assert all(hasattr(page._queue, name) for name in QUEUE_SECONDS)
+    let_queue_rest(page._queue)
+    assert {name: getattr(page._queue, name) for name in QUEUE_SECONDS} == QUEUE_SECONDS

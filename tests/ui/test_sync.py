@@ -3,7 +3,8 @@
 import gradio as gr
 import pytest
 
-from qlora_studio.ui.server.sync import Scene, Slot, changes, merged, slot
+from qlora_studio.core.runs import RunSummary
+from qlora_studio.ui.server.sync import Scene, Slot, changes, components_of, has_changes, merged, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.world import World
 
@@ -21,9 +22,12 @@ def test_a_tick_sends_only_what_changed(scene):
         slot(a, lambda _: state["a"]),
         Slot((b, c), lambda _: calls.append(1) or {b: state["b"], c: state["b"]}, lambda _: state["b"]),
     ]
+    assert has_changes(scene, slots) and has_changes(scene, slots)
     assert changes(scene, slots) == {a: "one", b: "two", c: "two"}
+    assert not has_changes(scene, slots)
     assert changes(scene, slots) == {} and len(calls) == 1
     state["b"] = "three"
+    assert has_changes(scene, slots)
     assert changes(scene, slots) == {b: "three", c: "three"}
 
 
@@ -65,3 +69,40 @@ def test_an_idle_and_a_hidden_tab_ask_less_often(tab):
     assert seconds() == IDLE_SECONDS
     tab.view.hidden = True
     assert seconds() == HIDDEN_SECONDS
+
+
+def test_a_tick_carries_what_is_live_and_only_signals_the_rest(tab):
+    signal = gr.Textbox()
+    assert set(tab.page.follow_live(tab.view, signal)) <= set(components_of(tab.page.live))
+    tab.workspace.draft.change({"lora.rank": 64})
+    assert signal in tab.page.follow_live(tab.view, signal)
+    assert tab.look().value("lora-rank") == 64
+    assert signal not in tab.page.follow_live(tab.view, signal)
+    assert len(components_of(tab.page.live)) <= 10
+
+
+@pytest.mark.parametrize(
+    ("state", "label", "can_be_stopped"),
+    [("running", "Stop the run", True), ("stopping", "Stopping after this step …", False)],
+)
+def test_a_stop_that_was_asked_for_shows_at_once(tab, state, label, can_be_stopped):
+    world = tab.workspace.world()
+    world.__dict__["training"] = RunSummary(name="a", title="a", created=0.0, state=state)
+    tab.take(tab.page.follow(tab.view))
+    assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == (label, can_be_stopped)
+    assert tab.value("start-btn") == ("Stopping …" if state == "stopping" else "Training …")
+
+
+def test_what_changed_is_confirmed_once_a_moment_later_for_answers_may_overtake_each_other(scene, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("qlora_studio.ui.server.sync.CONFIRM_SECONDS", 1.0)
+    monkeypatch.setattr("qlora_studio.ui.server.sync.time.monotonic", lambda: now[0])
+    a, b = gr.HTML(), gr.CheckboxGroup()
+    slots = [slot(a, lambda _: "one"), Slot((b,), lambda _: {b: gr.update(value=[])}, confirmed=False)]
+    assert changes(scene, slots) == {a: "one", b: gr.update(value=[])}
+    now[0] += 0.5
+    assert changes(scene, slots) == {}
+    now[0] += 1
+    assert has_changes(scene, slots) and changes(scene, slots) == {a: "one"}
+    now[0] += 60
+    assert changes(scene, slots) == {}

@@ -1,6 +1,7 @@
 """Views are functions: state in, escaped HTML out."""
 
 import time
+from dataclasses import replace
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
@@ -263,3 +264,10 @@ def test_what_became_of_every_row_of_an_import_is_said():
     said = words(data.left_over(report))
     assert "Rows of m: 999 seen = 997 imported + 2 refused." in said
     assert "Passed over, for it holds no rows: README.md: text beside tables." in said
+
+
+def test_the_settings_of_a_run_stand_under_their_labels(tmp_path):
+    told = make_run(tmp_path, Progress(), "finished")
+    told = replace(told, config=told.config.replace({"lora.rank": 64, "data.sources": [{"name": "a", "weight": 2}]}))
+    said = words(runs.run_details(told))
+    assert "Settings Setting Value Training data a × 2 Rank 64 Folder:" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SECRETS = re.compile(
     r"A[KS]IA[0-9A-Z]{16}"
@@ -190,7 +190,8 @@ def _pieces(text: str) -> Iterator[str]:
 def _decoded_again(piece: str) -> str:
     if piece.isascii() or not _MOJIBAKE.search(piece):
         return piece
-    for turn_back in (lambda: b"".join(map(_byte, piece)), lambda: piece.encode("cp1251")):
+    ways: tuple[Callable[[], bytes], ...] = (lambda: b"".join(map(_byte, piece)), lambda: piece.encode("cp1251"))
+    for turn_back in ways:
         try:
             return turn_back().decode("utf-8")
         except (UnicodeEncodeError, UnicodeDecodeError):

@@ -63,6 +63,8 @@ class View:
         """Whether the tab is in the background."""
         self.shown: dict[str, int] = {}
         """What the page already shows: a mark for each slot."""
+        self.sent: dict[str, float] = {}
+        """When each slot was last sent, for those that are not confirmed yet."""
         self.lock = threading.Lock()
         """Held while the page is told what changed: two events at once must not tell it in the wrong order."""
 

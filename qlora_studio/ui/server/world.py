@@ -59,12 +59,12 @@ class World:
         """Names of the runs that have saved an adapter, the newest first."""
         return [run.name for run in self.runs.values() if run.has_adapter and not run.unreadable]
 
-    @property
+    @cached_property
     def training(self) -> RunSummary | None:
         """The run that is at work."""
         return next((run for run in self.runs.values() if run.at_work), None)
 
-    @property
+    @cached_property
     def run(self) -> RunView | None:
         """The run the sidebar shows: the one at work, else the newest that can be read."""
         names = [run.name for run in (self.training, *self.runs.values()) if run and not run.unreadable]

@@ -88,10 +88,20 @@ def slots(tab: DataTab) -> list[Slot]:
             lambda scene: _source(scene, source),
             _opened_mark,
         ),
-        Slot((mixture.chosen, *mixture.weights, mixture.mix_by), lambda scene: _mixture(scene, mixture), _data_mark),
+        Slot(
+            (mixture.chosen, *mixture.weights, mixture.mix_by),
+            lambda scene: _mixture(scene, mixture),
+            _data_mark,
+            confirmed=False,
+        ),
         slot(tab.tokens, _tokens),
         slot(tab.count, _count_button),
-        Slot((tab.findings, tab.accept, tab.remedies, tab.clean), lambda scene: _findings(scene, tab), _data_mark),
+        Slot(
+            (tab.findings, tab.accept, tab.remedies, tab.clean),
+            lambda scene: _findings(scene, tab),
+            _data_mark,
+            confirmed=False,
+        ),
     ]
 
 

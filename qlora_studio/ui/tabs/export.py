@@ -98,7 +98,7 @@ def slots(tab: ExportTab) -> list[Slot]:
             lambda scene: gr.update(choices=view.cards(*_sizes(scene)), value=scene.view.export_what),
             lambda scene: (chosen_run(scene), scene.view.export_what),
         ),
-        slot(tab.folder, lambda scene: str(_default_folder(scene) or ""), _export_mark),
+        slot(tab.folder, _folder, _export_mark),
         slot(tab.notes, _notes, lambda scene: (_export_mark(scene), scene.view.export_folder)),
         slot(tab.readiness, _readiness, lambda scene: (_export_mark(scene), scene.view.export_folder)),
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),

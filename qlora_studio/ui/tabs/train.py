@@ -99,6 +99,12 @@ def slots(tab: TrainTab) -> list[Slot]:
         slot(tab.look_up, _again_button, _draft_mark),
         slot(tab.notes, _notes, _draft_mark),
         Slot((tab.readiness, tab.start, tab.anyway), lambda scene: _start_bar(scene, tab), _draft_mark),
+    ]
+
+
+def live_slots(tab: TrainTab) -> list[Slot]:
+    """The run as it goes."""
+    return [
         slot(tab.tiles, lambda scene: run_view.run_tiles(scene.world.run)),
         slot(tab.ending, lambda scene: run_view.ending(scene.world.run)),
         slot(
