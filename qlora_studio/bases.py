@@ -202,7 +202,7 @@ def _read_licence(card: Path) -> str:
         return ""
     front = head[3:].partition("\n---")[0]
     named = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\n]*?)['\"]?[ \t]*$", front, re.MULTILINE))
-    return named.get("license_name") or named.get("license", "")
+    return str(named.get("license_name") or named.get("license") or "")
 
 
 def _text(value: object) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qlora_studio.core.errors import StudioError
 
@@ -116,16 +116,20 @@ def look_up_model(repo: str, revision: str | None = None) -> HubModel:
         )
     files = {item.rfilename: item.size or 0 for item in found.siblings or []}
     wanted = [name for name in files if any(Path(name).match(pattern) for pattern in MODEL_FILES)]
-    card = found.card_data.to_dict() if found.card_data else {}
     tokenizer = (found.config or {}).get("tokenizer_config") or {}
     return HubModel(
         repo=repo,
         commit=str(found.sha),
-        licence=str(card.get("license_name") or card.get("license") or ""),
+        licence=_licence(found.card_data),
         download_bytes=sum(files[name] for name in wanted),
         has_safetensors=any(name.endswith(".safetensors") for name in files),
         has_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
+
+
+def _licence(card: Any) -> str:
+    """The short name of a model card's licence; empty where it names none."""
+    return str(card.get("license_name") or card.get("license") or "") if card else ""
 
 
 def fetch_model_file(repo: str, commit: str, name: str) -> bytes:

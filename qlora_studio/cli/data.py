@@ -43,17 +43,17 @@ def inspect(
     """
     studio, console = Studio(), Console()
     columns = op.parse_columns(column)
-    looked = studio.data.inspect(file, format=format or "auto", columns=columns, rows=rows)
-    if looked.guess.format:
+    preview = studio.data.inspect(file, format=format or "auto", columns=columns, rows=rows)
+    if preview.guess.format:
         console.print(
-            f"Format: [bold]{looked.guess.format}[/], {looked.guess.confidence:.0%} sure: {looked.guess.reason}"
+            f"Format: [bold]{preview.guess.format}[/], {preview.guess.confidence:.0%} sure: {preview.guess.reason}"
         )
-    for conversation in looked.conversations:
+    for conversation in preview.conversations:
         show_conversation(console, conversation)
-    if looked.guess.format:
-        show_account(looked.account)
-    if looked.problems:
-        raise StudioError.of(looked.problems[:SHOWN_PROBLEMS])
+    if preview.guess.format:
+        show_account(preview.account)
+    if preview.problems:
+        raise StudioError.of(preview.problems[:SHOWN_PROBLEMS])
     if model is not None:
         changes: dict[str, Any] = {
             "model.base": model,

@@ -28,7 +28,7 @@ def show_plan(console: Console, plan: MemoryPlan) -> None:
     if plan.fits:
         console.print(f"[green]It fits[/], {gib(plan.spare_bytes)} to spare.")
     else:
-        console.print(f"[red]It does not fit[/]: {gib(-plan.spare_bytes)} too much.")
+        console.print(f"[red]It does not fit[/]: {gib(plan.missing_bytes)} too much.")
     for reason in plan.reasons:
         console.print(f"  · {reason}")
     for change in plan.changes:

@@ -45,6 +45,8 @@ class ResolvedBase(_Facts):
     """Short name, such as `apache-2.0`; empty where none is named."""
     has_template: bool | None = None
     """Whether it brings a chat template; None where that shows only after the download."""
+    unmergeable: tuple[str, ...] = ()
+    """Names of adapted layers that an adapter cannot be merged into."""
     limits: tuple[str, ...] = ()
     """What of it cannot be quantised, adapted or merged, a sentence each."""
 

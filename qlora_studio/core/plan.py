@@ -267,8 +267,13 @@ class MemoryPlan(_Value):
 
     @property
     def fits(self) -> bool:
-        pinned = self.host_budget_bytes is None or self.host_bytes <= self.host_budget_bytes
-        return pinned and self.estimate.total_bytes <= self.budget_bytes
+        return self.missing_bytes == 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is missing, of the budget or of the memory that may be pinned; 0 where it fits."""
+        pinned = self.host_bytes - self.host_budget_bytes if self.host_budget_bytes is not None else 0
+        return max(0, -self.spare_bytes, pinned)
 
     @property
     def spare_bytes(self) -> int:

@@ -6,7 +6,7 @@ that would be there can be counted. Copies with two and with four layers give wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,8 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, checkpointed
 
     handle = decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
     with count:
-        loss = GradientKept.apply(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+        keep_gradient: Callable[..., torch.Tensor] = GradientKept.apply
+        loss = keep_gradient(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
         handle.remove()
         held = count.now - tokens * config.get_text_config().hidden_size * dtype.itemsize
         count.most = count.now

@@ -92,6 +92,7 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
         raise StudioError(
             f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)
         ) from error
+    model: PreTrainedModel
     model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
@@ -181,7 +182,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtyp
         bias="none",
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
+    peft_model: PeftModel = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -201,7 +202,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     if not weights.is_file() or not config_file.is_file():
         raise StudioError("There is no adapter in this folder.", "Choose a run that has saved one.", where=str(folder))
     values = json.loads(config_file.read_text(encoding="utf-8"))
-    peft_model = get_peft_model(model, LoraConfig.from_peft_type(**values), autocast_adapter_dtype=False)
+    peft_model: PeftModel = get_peft_model(model, LoraConfig.from_peft_type(**values), autocast_adapter_dtype=False)
     state = load_file(weights)
     expected = {name for name, parameter in peft_model.named_parameters() if ".lora_" in name}
     found = {name.replace(".weight", f".{ADAPTER}.weight") for name in state}

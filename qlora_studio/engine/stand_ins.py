@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +59,9 @@ def without_numbers() -> Iterator[None]:
 
 def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     experts = {"experts_implementation": EXPERTS} if _has_experts(config) else {}
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_of(config), **experts)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation=attention_of(config), **experts
+    )
     model.tie_weights()  # left out where weights get no first numbers
     return model
 
@@ -136,7 +138,8 @@ class AdaptedLinear(nn.Module):
 
     def base_layer(self, x: torch.Tensor) -> torch.Tensor:
         if self.four_bit:
-            return FourBitProduct.apply(x, self)
+            product: Callable[..., torch.Tensor] = FourBitProduct.apply
+            return product(x, self)
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,16 +171,18 @@ def planned_experts(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, we
     ]  # (tokens x experts, hidden)
     first = experts.gate_up_proj if experts.has_gate else experts.up_proj
     inner = first.shape[-1] if experts.is_transposed else first.shape[-2]
-    product = GroupedProduct.apply(picked, first, inner)
+    grouped: Callable[..., torch.Tensor] = GroupedProduct.apply
+    product = grouped(picked, first, inner)
     if experts.has_bias:
         bias = experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias
         product = product + bias[chosen.reshape(-1)]
     active = experts._apply_gate(product) if experts.has_gate else experts.act_fn(product)
-    out = GroupedProduct.apply(active, experts.down_proj, width)
+    out = grouped(active, experts.down_proj, width)
     if experts.has_bias:
         out = out + experts.down_proj_bias[chosen.reshape(-1)]
     weighted = out * weights.reshape(-1, 1)
-    return weighted.view(tokens, chosen.shape[-1], width).sum(dim=1).to(hidden.dtype)
+    summed: torch.Tensor = weighted.view(tokens, chosen.shape[-1], width).sum(dim=1)
+    return summed.to(hidden.dtype)
 
 
 class GradientKept(torch.autograd.Function):
@@ -190,6 +195,7 @@ class GradientKept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        gradient: torch.Tensor
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0]
 
@@ -198,7 +204,7 @@ class StorageCount(TorchDispatchMode):
     """Counts the bytes of every storage that is made and not yet gone, and the most there were."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive: dict[int, int] = {}
         self.now = self.most = 0

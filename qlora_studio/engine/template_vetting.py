@@ -162,7 +162,7 @@ def _as_keywords(error: StudioError) -> dict[str, str]:
     return {"message": first.message, "hint": first.hint, "where": first.where, "field": first.field}
 
 
-_TALK = (
+_CONVERSATION = (
     Turn("user", "Qk1 where is the harbour"),
     Turn("assistant", "Wz2 behind the hill"),
     Turn("user", "Vp3 and the mill"),
@@ -192,15 +192,15 @@ def try_template(tokenizer: ChatTokenizer) -> TemplateReport:
             problems.append(replace(error.problems[0], where=tokenizer.where))
             return 0
 
-    tried(Conversation(turns=_TALK[:2]))
-    made = tried(Conversation(turns=_TALK))
+    tried(Conversation(turns=_CONVERSATION[:2]))
+    made = tried(Conversation(turns=_CONVERSATION))
     needed, problems = problems, []
-    system = tried(Conversation(turns=(Turn("system", "Bd7 be brief"), *_TALK[:2])))
+    system = tried(Conversation(turns=(Turn("system", "Bd7 be brief"), *_CONVERSATION[:2])))
     problems = []
     called = Turn("assistant", "", tool_calls=(ToolCall("find_place", '{"name": "Gx8"}', "call00001"),))
-    with_tools = (_TALK[0], called, Turn("tool", "Rf9 found", tool_call_id="call00001"), _TALK[1])
+    with_tools = (_CONVERSATION[0], called, Turn("tool", "Rf9 found", tool_call_id="call00001"), _CONVERSATION[1])
     tools = tried(Conversation(turns=with_tools, tools=(_TOOL,))) if traits.knows_tools else 0
-    sample = tokenizer.render([{"role": turn.role, "content": turn.content} for turn in _TALK[:2]])
+    sample = tokenizer.render([{"role": turn.role, "content": turn.content} for turn in _CONVERSATION[:2]])
     return TemplateReport(
         knows_tools=bool(tools),
         knows_thinking=traits.knows_thinking,

@@ -47,13 +47,18 @@ class ChatTokenizer:
         return _compile_jinja_template(self.template) if isinstance(self.inner.chat_template, str) else None
 
     @cached_property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(self.inner.special_tokens_map)
+
+    @cached_property
     def bos_id(self) -> int | None:
         bos = self.inner.bos_token_id
         return bos if bos is not None and self.inner("a")["input_ids"][:1] == [bos] else None
 
     @property
     def eos_id(self) -> int | None:
-        return self.inner.eos_token_id
+        eos: int | None = self.inner.eos_token_id
+        return eos
 
     @cached_property
     def vocabulary(self) -> int:
@@ -86,7 +91,7 @@ class ChatTokenizer:
             )
         try:
             if self._compiled and not tools and all(message.keys() <= _PLAIN for message in messages):
-                variables = {**self.inner.special_tokens_map, **(variables or {})}
+                variables = {**self._special_tokens, **(variables or {})}
                 said = self._compiled.render(
                     messages=list(messages),
                     tools=None,

@@ -29,8 +29,9 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MeasuredShape, ModelShape
 from qlora_studio.home import Home
 from qlora_studio.hub import HubModel, circumstances, fetch_model_file, look_up_model
+from qlora_studio.planner.families import list_linears
 from qlora_studio.planner.kept import write_whole
-from qlora_studio.planner.limits import describe_limits
+from qlora_studio.planner.limits import describe_limits, find_unmergeable
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
 
@@ -103,6 +104,7 @@ def _from_folder(base: BaseRef, located: Base, folder: Path, home: Home) -> Base
     if isinstance(shape, UnresolvedBase | FailedBase):
         return shape
     problem = find_weights_problem(folder)
+    tensors = (read_tensor_shapes(folder) or None) if problem is None else None
     return ResolvedBase(
         name=located.name,
         shape=shape,
@@ -112,7 +114,8 @@ def _from_folder(base: BaseRef, located: Base, folder: Path, home: Home) -> Base
         revision=files.commit,
         licence=files.licence,
         has_template=files.has_template,
-        limits=describe_limits(shape, None if problem else read_tensor_shapes(folder) or None),
+        unmergeable=tuple(find_unmergeable(list_linears(shape), tensors)),
+        limits=describe_limits(shape, tensors),
     )
 
 
@@ -176,6 +179,7 @@ def _from_hub_record(base: BaseRef, home: Home) -> BaseFacts:
         revision=said.commit,
         licence=said.licence,
         has_template=said.has_template,
+        unmergeable=tuple(find_unmergeable(list_linears(shape))),
         limits=describe_limits(shape),
     )
 

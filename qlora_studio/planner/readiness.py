@@ -65,8 +65,8 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
 
 
 def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> ExportReadiness:
-    """Size, time and disk of an export, and what blocks it. `needs_base`: whether it reads the base's weights."""
-    blocks = list(_base_blocks(base)) if needs_base else []
+    """Size, time and disk of an export, and what blocks it. `needs_base`: whether it merges into the base's weights."""
+    blocks = [*_base_blocks(base), *_merge_blocks(base)] if needs_base else []
     disk = None
     if facts.result_bytes is not None:
         disk = DiskNeed(facts.result_bytes + facts.scratch_bytes, facts.free_bytes)
@@ -116,6 +116,14 @@ def _base_blocks(base: BaseFacts) -> Iterator[Problem]:
         yield Problem(base.weights_problem, field="model.base")
 
 
+def _merge_blocks(base: BaseFacts) -> Iterator[Problem]:
+    if isinstance(base, ResolvedBase) and base.unmergeable:
+        yield Problem(
+            f"The adapter cannot be merged into this base: its files hold no matching weight for {base.unmergeable[0]}.",
+            "Export the adapter as it is.",
+        )
+
+
 def _data_blocks(config: TrainConfig, data: DataFacts) -> Iterator[Problem]:
     if not config.data.sources:
         yield Problem("There is no data to train on.", "Import a file first.", field="data.sources")
@@ -133,7 +141,7 @@ def _over_budget(plan: MemoryPlan | None) -> Problem | None:
     if plan is None or plan.fits:
         return None
     hint = plan.changes[1] if len(plan.changes) > 1 else "Choose a smaller model, shorter rows or a smaller rank."
-    return Problem(f"The plan is {gib(-plan.spare_bytes)} over budget, and memory would run out.", hint)
+    return Problem(f"The plan is {gib(plan.missing_bytes)} over budget, and memory would run out.", hint)
 
 
 def _trained_rows(report: TokeniseReport | None) -> int | None:

@@ -23,7 +23,7 @@ LARGE_SCALE = 8
 def good_rate(hidden: int, family: str) -> float:
     """The learning rate that suits a LoRA run of a model of this width."""
     power = RATE_POWER_QWEN if family.startswith("qwen") else RATE_POWER
-    return RATE_AT_2000 * float(2000 / hidden) ** power
+    return float(RATE_AT_2000 * float(2000 / hidden) ** power)
 
 
 def find_unusual(

@@ -18,7 +18,7 @@ from qlora_studio.engine.load import keep_layout
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import LiveRun, open_run
+from qlora_studio.worker.loaded_run import LoadedRun, open_run
 
 
 def run(context: Context) -> ev.Event:
@@ -42,7 +42,7 @@ def run(context: Context) -> ev.Event:
     return ev.Finished(report=ChatReport())
 
 
-def _tried(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> bool:
+def _tried(live: LoadedRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> bool:
     """Answers, or says what is wrong with the request. False where memory ran out."""
     try:
         _answer(live, request, stop, out)
@@ -55,7 +55,7 @@ def _tried(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[s
     return True
 
 
-def _answer(live: LiveRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> None:
+def _answer(live: LoadedRun, request: ChatRequest, stop: threading.Event, out: IO[str]) -> None:
     turns = [Turn(turn.role, turn.content) for turn in request.turns]
     begun, count, text = time.monotonic(), 0, ""
     for text in live.answer(turns, request.side, request.sampling, stop.is_set):

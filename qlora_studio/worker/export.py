@@ -18,7 +18,7 @@ from qlora_studio.engine.load import choose_device
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import open_run
+from qlora_studio.worker.loaded_run import compute_of, open_run
 
 
 def run(context: Context) -> ev.Event:
@@ -53,7 +53,7 @@ def find_source(context: Context, folder: JobFolder, kind: ExportKind, request: 
     """The run's files, with its base fetched where this kind needs it."""
     config = context.config(folder)
     base = context.fetch_base(config).folder if kind.needs_base else None
-    return ExportSource(folder.adapter, base, choose_device(config.model.compute_dtype), request.merge_into)
+    return ExportSource(folder.adapter, base, choose_device(compute_of(folder, config)), request.merge_into)
 
 
 def check_room(stage: Path, need: int) -> None:

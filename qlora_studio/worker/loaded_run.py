@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_studio.core.chat import Sampling, Side
+from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.data.sets.prepare import options_of
 from qlora_studio.engine import load
@@ -20,7 +22,7 @@ from qlora_studio.worker.context import Context, FetchedBase
 
 
 @dataclass
-class LiveRun:
+class LoadedRun:
     """Base and adapter of a run, ready to answer."""
 
     base: FetchedBase
@@ -57,7 +59,7 @@ class LiveRun:
         return last
 
 
-def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LiveRun:
+def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LoadedRun:
     """Loads the run's base in 4 bits with its adapter. Raises a StudioError for a run that has saved none."""
     choose_accelerator().prepare()
     config = context.config(folder)
@@ -66,7 +68,7 @@ def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) 
         raise StudioError(f"The run '{folder.name}' has saved no adapter yet.", "Wait for it, or choose another run.")
     template_folder = folder.adapter if (folder.adapter / "tokenizer_config.json").exists() else base.folder
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(config.model.compute_dtype)
+    device = load.choose_device(compute_of(folder, config))
     model: Any = load.load_base(base.folder, device)
     if with_adapter:
         model = load.load_adapter(model, folder.adapter)
@@ -74,4 +76,19 @@ def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) 
     record = folder.path / "fingerprint.json"
     thinks = bool(read_json(record).get("thinks")) if record.exists() else False
     options = replace(options_of(config.data), thinking=thinks)
-    return LiveRun(base, load_tokenizer(template_folder), model, device, options)
+    return LoadedRun(base, load_tokenizer(template_folder), model, device, options)
+
+
+def compute_of(folder: JobFolder, config: TrainConfig) -> str:
+    """The compute dtype that a run was trained in: its plan's, so that chat and export compute as training did.
+
+    Elsewhere than where it was trained, what the config says: another card may not have that format.
+    """
+    file = folder.path / "plan.json"
+    try:
+        plan = MemoryPlan.model_validate(read_json(file))
+    except (StudioError, ValueError):  # none was kept, or another version wrote it
+        return config.model.compute_dtype
+    if plan.settings is None or plan.device != choose_accelerator().name:
+        return config.model.compute_dtype
+    return plan.settings.compute

@@ -383,7 +383,8 @@ def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
     wish = config(memory__offload="boundaries", memory__gradient_checkpointing="full", data__max_length=8192)
     small = imagine_machine(12).model_copy(update={"memory_available_bytes": 1 * GIB})
     plan = make_plan(wish, FOUR, small)
-    assert not plan.fits
+    assert not plan.fits and plan.spare_bytes > 0
+    assert plan.missing_bytes == plan.host_bytes - GIB // 2
     assert plan.changes[:2] == (
         "Offloading would pin 1.41 GiB of the computer's memory, and 512 MiB may be.",
         "Offload auto instead of boundaries fits: 6.3 of 11.6 GiB.",

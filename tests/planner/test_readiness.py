@@ -223,6 +223,17 @@ def test_an_export_that_reads_the_base_waits_for_it():
     assert [one.message for one in assess_export(gone, facts, needs_base=True).blocks] == [gone.message]
 
 
+def test_a_base_that_an_adapter_cannot_be_merged_into_blocks_only_merges():
+    base = BASE.model_copy(update={"unmergeable": ("transformer.h.*.attn.c_attn",)})
+    facts = ExportFacts("merged model", GIB, GIB, free_bytes=9 * GIB)
+    (block,) = assess_export(base, facts, needs_base=True).blocks
+    assert str(block) == (
+        "The adapter cannot be merged into this base: its files hold no matching weight for transformer.h.*.attn.c_attn. "
+        "Export the adapter as it is."
+    )
+    assert assess_export(base, facts, needs_base=False).ready
+
+
 @pytest.mark.parametrize(
     ("seconds", "measured", "said"),
     [

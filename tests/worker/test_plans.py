@@ -18,6 +18,7 @@ from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.runs.folder import create_job, write_json
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.guard import LIMITS, count_rungs, shrink
+from qlora_studio.worker.loaded_run import compute_of
 from qlora_studio.worker.plans import Planned, learn_from_probe, shrink_plan
 
 SHAPE = REFERENCE_SHAPES["SmolLM2-135M"]
@@ -88,3 +89,16 @@ def test_a_probe_that_agrees_changes_nothing(context, said):
     step = {"tokens": plan.micro_batch_tokens, "row_tokens": 512, "trained_tokens": plan.micro_batch_tokens}
     learn_from_probe(context, Planned(plan, SHAPE, None), ev.ProbeMeasured(predicted_bytes=1, measured_bytes=1, **step))
     assert said == [] and not (context.folder.path / "plan.json").exists()
+
+
+def test_chat_and_export_compute_as_training_did(context):
+    plan = make(**{"model.compute_dtype": "fp32"})
+    config = TrainConfig()
+    assert compute_of(context.folder, config) == "auto"
+    write_json(context.folder.path / "plan.json", plan.model_dump(mode="json"))
+    assert plan.settings.compute == "fp32" == compute_of(context.folder, config)
+    elsewhere = plan.model_copy(update={"device": "cuda"})
+    write_json(context.folder.path / "plan.json", elsewhere.model_dump(mode="json"))
+    assert compute_of(context.folder, config) == "auto"
+    (context.folder.path / "plan.json").write_text("{}")
+    assert compute_of(context.folder, config) == "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SECRETS = re.compile(
     r"A[KS]IA[0-9A-Z]{16}"
@@ -35,10 +35,44 @@ _SECRETS = re.compile(
     re.DOTALL,
 )
 """Keys by the fixed openings that their issuers chose so that they can be found, and what a text calls a key."""
-_SECRET_OPENINGS = re.compile(
-    r"A[KS]IA|hf_|gh[pousr]_|github_|glpat|sk[-_]|rk_|xox|xapp|hooks\.sl|AIza|ya29|SG\.|npm_|pypi-|dop_|shp|:AA|AccountKey"
-    r"|://|eyJ|-----B|(?i:key|token|secret|password)"
-)
+_SECRET_OPENINGS = [
+    "AKIA",
+    "ASIA",
+    "hf_",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_",
+    "glpat-",
+    "sk-",
+    "sk_",
+    "rk_",
+    "xox",
+    "xapp-",
+    "hooks.slack",
+    "AIza",
+    "ya29.",
+    "SG.",
+    "npm_",
+    "pypi-",
+    "dop_v1_",
+    "shpat_",
+    "shpca_",
+    "shppa_",
+    "shpss_",
+    ":AA",
+    "AccountKey",
+    "eyJ",
+    "-----BEGIN",
+    "postgres",
+    "mysql",
+    "mongodb",
+    "redis:",
+    "amqp:",
+]
+_SECRET_WORDS = ("key", "token", "secret", "password")
 
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
 _HARMLESS_HOSTS = ("example.com", "example.org", "example.net", "test.com", "domain.com", "email.com")
@@ -98,9 +132,17 @@ _SCRIPTS = (
 
 def find_secrets(text: str) -> list[str]:
     """Keys and private keys in a text."""
-    if not _SECRET_OPENINGS.search(text):
+    if not any(opening in text for opening in _SECRET_OPENINGS) and not _names_a_secret(text):
         return []
     return [match[0] for match in _SECRETS.finditer(text)]
+
+
+def _names_a_secret(text: str) -> bool:
+    """Whether a text could hold something like `password = "..."`."""
+    if ("=" not in text and ":" not in text) or ('"' not in text and "'" not in text):
+        return False
+    lower = text.lower()
+    return any(word in lower for word in _SECRET_WORDS)
 
 
 def mask_secrets(text: str) -> str:
@@ -148,7 +190,8 @@ def _pieces(text: str) -> Iterator[str]:
 def _decoded_again(piece: str) -> str:
     if piece.isascii() or not _MOJIBAKE.search(piece):
         return piece
-    for turn_back in (lambda: b"".join(map(_byte, piece)), lambda: piece.encode("cp1251")):
+    ways: tuple[Callable[[], bytes], ...] = (lambda: b"".join(map(_byte, piece)), lambda: piece.encode("cp1251"))
+    for turn_back in ways:
         try:
             return turn_back().decode("utf-8")
         except (UnicodeEncodeError, UnicodeDecodeError):

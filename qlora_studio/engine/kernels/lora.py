@@ -20,7 +20,7 @@ from qlora_studio.engine.kernels.dropout import RowDropout, RowSeeds
 def lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """`W·x + scale·B·A·x` for x (..., in) -> (..., out), in x's dtype. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
     rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
-    out = layer.base_layer(rows)  # (tokens, out)
+    out: torch.Tensor = layer.base_layer(rows)  # (tokens, out)
     for name in [] if layer.disable_adapters else layer.active_adapters:
         a = layer.lora_A[name].weight.to(x.dtype)  # (rank, in)
         b = layer.lora_B[name].weight.to(x.dtype)  # (out, rank)

@@ -6,6 +6,7 @@ chunk's logits live only until its gradient with respect to the hidden states is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ def next_token_losses(
     targets = labels[:, 1:].reshape(-1)
     trained = (targets != IGNORED).nonzero().squeeze(1)
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, trained)  # (trained, width)
-    losses = ChunkedCrossEntropy.apply(states, head, targets.index_select(0, trained), chunk)
+    cross_entropy: Callable[..., torch.Tensor] = ChunkedCrossEntropy.apply
+    losses = cross_entropy(states, head, targets.index_select(0, trained), chunk)
     # Put back and summed along the row: adding by index would sum in another order each time on a card.
     return losses.new_zeros(targets.shape).index_copy(0, trained, losses).view(len(labels), -1).sum(dim=1)

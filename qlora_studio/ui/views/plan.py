@@ -60,7 +60,7 @@ def plan_card(plan: MemoryPlan) -> Html:
     verdict = (
         chip(f"fits · {gib(plan.spare_bytes)} spare", "good")
         if plan.fits
-        else chip(f"over budget by {gib(-plan.spare_bytes)}", "bad")
+        else chip(f"over budget by {gib(plan.missing_bytes)}", "bad")
     )
     return card(
         "Memory plan",

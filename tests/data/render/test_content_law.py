@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_studio.core.config import DataConfig
+from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render import prompt
 from qlora_studio.data.render.prompt import RowRefused, render
 from qlora_studio.data.render.templates import TEMPLATES
@@ -124,3 +125,19 @@ def test_the_next_role_ends_an_answer_where_nothing_else_does():
     ]
     wanted = {chat.added_tokens[token] for token in ("<|user|>", "<|observation|>", "<eos>")}
     assert prompt.stop_ids(chat) == wanted
+
+
+@pytest.mark.skipif(not FILES, reason="trl is not installed")
+def test_the_short_way_to_the_template_gives_what_transformers_gives():
+    for file in FILES:
+        chat = letters_for(file.read_text(encoding="utf-8"))
+        for turns in ([("user", "hi")], [("system", "s"), ("user", "hi"), ("assistant", "ho"), ("user", "and")]):
+            messages = [{"role": role, "content": content} for role, content in turns]
+            for asked in (False, True):
+                try:
+                    usual = chat.inner.apply_chat_template(messages, add_generation_prompt=asked, tokenize=False)
+                except Exception:  # a template that refuses these messages refuses them either way
+                    with pytest.raises(StudioError):
+                        chat.render(messages, add_generation_prompt=asked)
+                else:
+                    assert chat.render(messages, add_generation_prompt=asked) == usual
