@@ -31,6 +31,7 @@ class Control:
             lambda scene: {self.component: form.show(self.setting, scene.workspace.draft[dotted])},
             lambda scene: scene.workspace.draft[dotted],
             "value",
+            confirmed=False,
         )
 
     @property
@@ -72,7 +73,6 @@ def take(workspace: Workspace, view: View, control: Control, value: Any) -> None
     if mark_of(value) != mark_of(workspace.draft[setting.dotted]):
         workspace.draft.change({setting.dotted: value})
     view.shown[control.value_slot.name] = mark_of(workspace.draft[setting.dotted])
-    view.sent.pop(control.value_slot.name, None)
 
 
 def agree(workspace: Workspace, view: View, controls: Sequence[Control], values: Sequence[Any]) -> None:
