@@ -93,7 +93,10 @@ def facts(state: State) -> str:
     """Loss, speed, memory and time left, as far as they are known."""
     step = state.last
     if step is None or state.phase != "training":
-        return f"{state.done}/{state.total} {state.unit}" if state.total and state.unit != "bytes" else ""
+        if not state.total or state.unit == "bytes":
+            return ""
+        left = f"  {clock(state.phase_seconds_left)} left" if state.phase_seconds_left is not None else ""
+        return f"{state.done}/{state.total} {state.unit}{left}"
     return (
         f"{step.step}/{step.total_steps}  loss {step.loss:.3f}  {step.tokens_per_second:,.0f} tok/s  "
         f"peak {gib(step.peak_bytes)}  {clock(step.seconds_left)} left"

@@ -29,6 +29,8 @@ class Progress:
     done: int = 0
     total: int = 0
     unit: str = ""
+    phase_seconds_left: float | None = None
+    """Until the phase is over, where that can be told."""
     step: int = 0
     total_steps: int = 0
     losses: Series = field(default_factory=Series)
@@ -70,9 +72,10 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.JobStarted():
             return replace(state, state="running", job=event.job, message="", hint="")
         case ev.PhaseEntered():
-            return replace(state, phase=event.phase, done=0, total=0, unit="")
+            return replace(state, phase=event.phase, done=0, total=0, unit="", phase_seconds_left=None)
         case ev.Advanced():
-            return replace(state, done=event.done, total=event.total, unit=event.unit)
+            left = event.seconds_left
+            return replace(state, done=event.done, total=event.total, unit=event.unit, phase_seconds_left=left)
         case ev.Noted():
             return replace(state, notes=(*state.notes, event.text))
         case ev.PlanMade():

@@ -88,7 +88,7 @@ def test_every_event_leaves_its_mark():
     story = [
         ev.JobStarted(job="train"), ev.Noted(text="n"), probe, retried, ev.UpdateSkipped(step=1, reason="nan"), sample,
         checked, exported, ev.CheckpointSaved(step=4, path="c"), ev.PhaseEntered(phase="p"),
-        ev.Advanced(done=3, total=4, unit="rows"),
+        ev.Advanced(done=3, total=4, unit="rows", seconds_left=9.0),
     ]  # fmt: skip
     state = fold(story)
     assert (state.notes, state.probe, state.retries, state.samples) == (("n",), probe, (retried,), (sample,))
@@ -97,6 +97,8 @@ def test_every_event_leaves_its_mark():
     )  # fmt: skip
     assert state.checkpoint == ev.CheckpointSaved(step=4, path="c")
     assert (state.phase, state.done, state.total, state.unit, state.share) == ("p", 3, 4, "rows", 0.75)
+    assert state.phase_seconds_left == 9.0
+    assert fold([ev.PhaseEntered(phase="q")], state).phase_seconds_left is None
     failed = fold([ev.Failed(message="m", hint="h")], state)
     assert (failed.state, failed.message, failed.hint, failed.ended) == ("failed", "m", "h", True)
     again = fold([ev.JobStarted(job="train")], failed)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qlora_studio.core.jobs import ExamplePreview, LengthBin, TokeniseReport
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import clock
 from qlora_studio.ui.views.html import (
     Html,
     Tile,
@@ -45,10 +46,11 @@ def import_first(source: str) -> Html:
 
 
 def counting(progress: Progress) -> Html:
+    left = "" if progress.phase_seconds_left is None else f", {clock(progress.phase_seconds_left)} left"
     return card(
         "Counting tokens",
         bar(progress.share, "Counting"),
-        tag("p", f"{progress.phase or 'starting'} …", class_="qs-small"),
+        tag("p", f"{progress.phase or 'starting'}{left} …", class_="qs-small"),
     )
 
 
