@@ -151,6 +151,7 @@ def wire(page: Page, tab: ChatTab) -> None:
 def ask(workspace: Workspace, message: str, run: str | None, sides: str, system: str, values: tuple[Any, ...]) -> None:
     """Sends a message. Raises a StudioError where nobody can answer."""
     workspace.refuse_while_training("Chat")
+    run = run or next(iter(workspace.world().with_adapter), None)  # a run that ended a moment ago
     if not run:
         raise StudioError("There is no run to chat with.", "Train one first, or choose one above.")
     sampling = read_sampling(values)
