@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
-    print("| model | card GB | tokens at once | layers twice | predicted MiB | allocated | error | reserved | driver |")
+    print("| model | card GB | micro-batch tokens | checkpointed layers | predicted MiB | allocated | error | reserved | driver |")
     print("|---|---|---|---|---|---|---|---|---|")
     for model in models:
         for cap in caps:
@@ -103,7 +103,7 @@ def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
                 continue
             predicted, allocated = found["predicted"], found["allocated"]
             print(
-                f"| {model} | {cap} | {found['tokens']} | {found['twice']} | {predicted / MIB:.0f} | "
+                f"| {model} | {cap} | {found['tokens']} | {found['checkpointed']} | {predicted / MIB:.0f} | "
                 f"{allocated / MIB:.0f} | {predicted / allocated - 1:+.1%} | {found['reserved'] / MIB:.0f} | "
                 f"{found['driver'] / MIB:.0f} |",
                 flush=True,
@@ -112,7 +112,7 @@ def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
 
 def print_forced(folder: Path, models: list[str], cap: int) -> None:
     print("\nForced out of memory: the same run with room and without.\n")
-    print("| model | steps | retried smaller | first lever | largest relative difference of a loss | finished alike |")
+    print("| model | steps | retried smaller | first change | largest relative difference of a loss | finished alike |")
     print("|---|---|---|---|---|---|")
     for model in models:
         roomy, forced = (in_process(folder, kind, model, cap) for kind in ("roomy", "forced"))
@@ -122,10 +122,10 @@ def print_forced(folder: Path, models: list[str], cap: int) -> None:
         pairs = zip(roomy["losses"], forced["losses"], strict=False)
         difference = max(abs(one - other) / one for one, other in pairs)
         alike = len(roomy["losses"]) == len(forced["losses"]) and difference < LOSS_TOLERANCE
-        levers = forced["levers"] or ["none: it had room"]
+        changes = forced["changes"] or ["none: it had room"]
         print(
-            f"| {model} | {len(forced['losses'])} of {len(roomy['losses'])} | {len(forced['levers'])} | {levers[0]} | "
-            f"{difference:.1e} | {'yes' if alike and forced['levers'] else 'no'} |",
+            f"| {model} | {len(forced['losses'])} of {len(roomy['losses'])} | {len(forced['changes'])} | {changes[0]} | "
+            f"{difference:.1e} | {'yes' if alike and forced['changes'] else 'no'} |",
             flush=True,
         )
 
@@ -190,7 +190,7 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     bill = estimate(REFERENCE_SHAPES[model], done)
     return {
         "tokens": ids.numel(),
-        "twice": plan.checkpointed_layers,
+        "checkpointed": plan.checkpointed_layers,
         "predicted": bill.allocator_bytes if cuda else bill.total_bytes,
         "allocated": accelerator.peak().allocated_bytes,
         "reserved": accelerator.peak().reserved_bytes if cuda else 0,
@@ -236,7 +236,7 @@ def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[st
         train(Setup(config, plan, accelerator, network, examples, [], Path(run), model), events.append, lambda: "")
     return {
         "losses": [event.loss for event in events if isinstance(event, ev.StepLogged)],
-        "levers": [event.change for event in events if isinstance(event, ev.StepRetriedSmaller)],
+        "changes": [event.change for event in events if isinstance(event, ev.StepRetriedSmaller)],
     }
 
 
