@@ -93,7 +93,9 @@ def main() -> int:
 
 
 def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
-    print("| model | card GB | micro-batch tokens | checkpointed layers | predicted MiB | allocated | error | reserved | driver |")
+    print(
+        "| model | card GB | micro-batch tokens | checkpointed layers | predicted MiB | allocated | error | reserved | driver |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for model in models:
         for cap in caps:

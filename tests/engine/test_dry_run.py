@@ -39,6 +39,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Gemma-3-4B"])
 def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
     shape = REFERENCE_SHAPES[name]
@@ -52,6 +53,7 @@ def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
                 assert step_peak(measured, plan).total == pytest.approx(step_peak(shape, plan).total, rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
     folder = tmp_path / "olmo2"
     torch.manual_seed(0)

@@ -95,7 +95,7 @@ def test_stop_saves_the_adapter_before_leaving(tiny_adapter_model, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-@pytest.mark.parametrize("cut", [1, 3, 5])
+@pytest.mark.parametrize("cut", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_a_stopped_run_goes_on_with_the_identical_curve(tiny_folder, tmp_path, optimizer, cut):
     changes = {"lora__dropout": 0.2, "optim__schedule": "linear", "optim__warmup_share": 0.2}
 

@@ -128,6 +128,7 @@ def short(monkeypatch):
     monkeypatch.setattr(comparison, "GREEDY", Sampling(temperature=0.0, max_new_tokens=8))
 
 
+@pytest.mark.slow
 def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short):
     tokenizer = load_tokenizer(smollm2)
     model = load_base(smollm2, FP32).eval()
