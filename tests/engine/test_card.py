@@ -1,0 +1,156 @@
+"""The engine on a card that is only pretended: no mismatch of devices, no plain attention, no more waits than stated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.example import Example
+from qlora_studio.engine import loop
+from qlora_studio.engine.batches import collate
+from qlora_studio.engine.checkpoints import RunCheckpoints
+from qlora_studio.engine.kernels import loss
+from qlora_studio.engine.setup import Setup
+from tests.engine.architectures import config_of
+from tests.engine.conftest import make_config, make_plan
+from tests.engine.fake_card import FakeAccelerator, build_on_card, fake_card
+
+AMPERE, TURING = (8, 6), (7, 5)
+LAYERS = 2
+ADAPTER_TENSORS = 2 * 7 * LAYERS
+"""A and B of seven linear layers in each decoder layer of a Llama."""
+MICRO_BATCHES = 2
+WAITS = Counter({"item": MICRO_BATCHES, "nonzero": MICRO_BATCHES, "tolist": 1})
+"""The budget of one step: for each micro-batch transformers looks whether a mask is needed and the loss asks which
+positions are trained; the step's numbers are read once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    family: str = "llama"
+    capability: tuple[int, int] = AMPERE
+    dtype: torch.dtype = torch.bfloat16
+    optimizer: str = "adamw"
+    checkpointed: int = 0
+    offload: str = "none"
+    adapter: torch.dtype = torch.float32
+    attention: str = "sdpa"
+
+
+@dataclass
+class Watched:
+    """The events of a run, and the waits of its last step."""
+
+    events: list[ev.Event] = field(default_factory=list)
+    attention: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    """Of the last step."""
+
+
+def short(family: str) -> PreTrainedConfig:
+    config = config_of(family)
+    config.num_hidden_layers = LAYERS
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:LAYERS]
+    return config
+
+
+def train(case: Case, folder: Any) -> Watched:
+    """Three steps of two micro-batches on the fake card, all but the saving of the adapter, which wants numbers."""
+    with fake_card(case.capability) as accelerator, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunCheckpoints, "save_adapter", lambda checkpoints: None)
+        return _train(case, folder, accelerator)
+
+
+def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
+    watched, before = Watched(), Counter[str]()
+    plan = make_plan(200, case.optimizer, case.checkpointed)
+    plan = plan.model_copy(update={"device": "cuda", "layers": LAYERS, "offload": case.offload})
+    setup = Setup(
+        config=make_config(optim__batch_tokens=400, optim__max_steps=3),
+        plan=plan,
+        accelerator=accelerator,
+        model=build_on_card(short(case.family), case.dtype, case.attention, case.adapter),
+        train=[Example(tuple(range(100)), ((50, 100),))] * 12,
+        held_out=[],
+        folder=folder,
+        base="tiny/base",
+    )
+
+    def emit(event: ev.Event) -> None:
+        watched.events.append(event)
+        if isinstance(event, ev.StepLogged):
+            watched.waits = accelerator.seen.waits - before
+            before.update(watched.waits)
+
+    loop.train(setup, emit, lambda: "")
+    watched.attention = accelerator.seen.attention
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("case", "waits"),
+    [
+        pytest.param(Case(), WAITS, id="llama"),
+        pytest.param(
+            Case("qwen3", optimizer="adamw_8bit", checkpointed=LAYERS, offload="boundaries"),
+            WAITS + Counter({"synchronise": ADAPTER_TENSORS}),  # bitsandbytes waits after every tensor
+            id="qwen3-8bit-checkpointed-offloaded",
+        ),
+    ],
+)
+def test_training_on_a_card_stays_on_it_and_waits_no_more_than_stated(case, waits, tmp_path):
+    watched = train(case, tmp_path)
+    assert [event.step for event in watched.events if isinstance(event, ev.StepLogged)] == [1, 2, 3]
+    assert set(watched.attention) == {"flash"}
+    assert watched.waits == waits
+
+
+def test_a_tensor_left_on_the_host_is_noticed(tmp_path, monkeypatch):
+    def on_the_host(examples, rows, device):
+        return collate(examples, rows, torch.device("cpu"))
+
+    monkeypatch.setattr("qlora_studio.engine.accumulator.collate", on_the_host)
+    with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+        train(Case(), tmp_path)
+
+
+def test_a_wait_more_is_noticed(tmp_path, monkeypatch):
+    inner = loss.next_token_losses
+
+    def curious(*arguments):
+        losses = inner(*arguments)
+        losses.sum().item()
+        return losses
+
+    monkeypatch.setattr("qlora_studio.engine.forward.next_token_losses", curious)
+    assert train(Case(), tmp_path).waits == WAITS + Counter({"item": MICRO_BATCHES})
+
+
+def test_gradients_that_a_card_cannot_unscale_are_noticed(tmp_path):
+    with pytest.raises(NotImplementedError, match="not implemented for 'BFloat16'"):
+        train(Case(capability=TURING, dtype=torch.float16, adapter=torch.bfloat16), tmp_path)
+
+
+def test_attention_that_falls_back_to_the_plain_kernel_is_noticed(tmp_path):
+    case = Case(capability=TURING, dtype=torch.float16)
+    assert set(train(case, tmp_path).attention) == {"plain"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [0, 1, LAYERS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "granite", "olmo2"])
+def test_every_family_trains_in_every_format_without_plain_attention(family, dtype, checkpointed, tmp_path):
+    attention = "sdpa"
+    watched = train(Case(family, dtype=dtype, checkpointed=checkpointed, attention=attention), tmp_path)
+    assert "plain" not in watched.attention
+    assert watched.waits <= WAITS
