@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from qlora_studio.core.doctor import Check, install_torch
+from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.load import choose_device
 
@@ -98,11 +99,15 @@ def _check_format() -> Check:
 
 
 def _check_attention() -> Check:
-    """Which attention kernels run here, tried on a few tokens."""
+    """Which attention kernels run here, tried on a few tokens with unequal heads, as most models have them."""
     device = choose_device()
-    there = device.accelerator.attention_kernels(device.dtype)
+    grouped = device.accelerator.attention_kernels(device.dtype, grouped=True)
+    if has_fused(grouped):
+        return Check(name="Attention", state="ok", says=f"Attention kernels: {', '.join(grouped)}.")
+    there = device.accelerator.attention_kernels(device.dtype, grouped=False)
     says = f"Attention kernels: {', '.join(there) or 'none'}."
-    if there and there != ("plain",):
+    if has_fused(there):
+        says += " None is for grouped queries, so keys and values are repeated for every head."
         return Check(name="Attention", state="ok", says=says)
     remedy = "Long rows will be slow and take more memory; a newer card or torch has better kernels."
     return Check(name="Attention", state="warn", says=says, remedy=remedy)

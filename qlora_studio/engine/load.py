@@ -23,8 +23,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
+from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.lora import replace_lora_forwards
 
 ADAPTER = "default"
@@ -79,7 +81,7 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
                 config=config,
                 quantization_config=quantization,
                 dtype=device.dtype,
-                attn_implementation=choose_attention(config),
+                attn_implementation=choose_attention(config, device),
                 device_map={"": device.torch},
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -107,10 +109,27 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
     return model
 
 
-def choose_attention(config: Any) -> str:
-    """PyTorch's fused attention, or the plain one for the few architectures that refuse it (Gemma 2, gpt-oss)."""
+def choose_attention(config: Any, device: Device | None = None) -> str:
+    """PyTorch's fused attention, or the plain one for the few architectures that refuse it (Gemma 2, gpt-oss).
+
+    Where the device has no fused kernel for grouped queries, keys and values are repeated so that another one runs.
+    """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
+    if not getattr(kind, "_supports_sdpa", True):
+        return "eager"
+    if device is None or not _groups_queries(config) or config.model_type in OWN_ATTENTION:
+        return "sdpa"
+    if has_fused(device.accelerator.attention_kernels(device.dtype, grouped=True)):
+        return "sdpa"
+    register_repeated_heads()
+    return REPEATED_HEADS
+
+
+def _groups_queries(config: Any) -> bool:
+    """Whether there are fewer heads of keys and values than of queries."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return (getattr(text, "num_key_value_heads", None) or heads) != heads
 
 
 def _read_config(folder: Path) -> Any:

@@ -31,6 +31,7 @@ from transformers.integrations.moe import ExpertsInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from qlora_studio.engine.kernels.attention import OWN_ATTENTION
 from qlora_studio.engine.kernels.lora import lora_forward
 from qlora_studio.engine.load import ADAPTER
 
@@ -38,8 +39,6 @@ RANK = 16
 """Rank of the adapters that stand in."""
 ATTENTION = "sdpa_without_mask"
 """Name under which attention is called here: transformers makes a mask for fake tensors that real ones do without."""
-OWN_ATTENTION = ("falcon",)
-"""Families with a table of attention classes of their own, which know no stand-in."""
 EXPERTS = "planned"
 """Name under which experts are called here: which one a token goes to is a number, and fake tensors have none."""
 VOCAB = 256

@@ -30,7 +30,7 @@ from transformers.utils import import_utils
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
-from qlora_studio.engine.load import attach_adapter
+from qlora_studio.engine.load import Device, attach_adapter, choose_attention
 from tests.engine.fake_attention import choose_kernel
 
 CARD, META = torch.device("cuda", 0), torch.device("meta")
@@ -58,6 +58,11 @@ class FakeAccelerator(CudaAccelerator):
 
     def synchronise(self) -> None:
         self.seen.waits["synchronise"] += 1
+
+    def attention_kernels(self, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
+        q = torch.empty(1, 4, 16, 64, dtype=dtype, device=CARD)
+        kv = q[:, :2] if grouped else q
+        return (choose_kernel(self.capability, q, kv, kv, enable_gqa=grouped)[0],)
 
     def random_state(self) -> dict[str, torch.Tensor]:
         return {}
@@ -211,8 +216,9 @@ def _apply_without_swapping(module: nn.Module, change: Any, recurse: bool = True
     return module
 
 
-def build_on_card(config: PreTrainedConfig, dtype: torch.dtype, attention: str, adapter: torch.dtype) -> PeftModel:
+def build_on_card(config: PreTrainedConfig, device: Device, adapter: torch.dtype) -> PeftModel:
     """A model as `load_base` and `attach_adapter` leave it on a card: NF4 linear layers but the head, with LoRA."""
+    dtype, attention = device.dtype, choose_attention(config, device)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     model.to(CARD)

@@ -16,6 +16,7 @@ from qlora_studio.engine import loop
 from qlora_studio.engine.batches import collate
 from qlora_studio.engine.checkpoints import RunCheckpoints
 from qlora_studio.engine.kernels import loss
+from qlora_studio.engine.load import Device
 from qlora_studio.engine.setup import Setup
 from tests.engine.architectures import config_of
 from tests.engine.conftest import make_config, make_plan
@@ -42,7 +43,6 @@ class Case:
     checkpointed: int = 0
     offload: str = "none"
     adapter: torch.dtype = torch.float32
-    attention: str = "sdpa"
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
         config=make_config(optim__batch_tokens=400, optim__max_steps=3),
         plan=plan,
         accelerator=accelerator,
-        model=build_on_card(short(case.family), case.dtype, case.attention, case.adapter),
+        model=build_on_card(short(case.family), Device(accelerator, case.dtype), case.adapter),
         train=[Example(tuple(range(100)), ((50, 100),))] * 12,
         held_out=[],
         folder=folder,
@@ -140,9 +140,16 @@ def test_gradients_that_a_card_cannot_unscale_are_noticed(tmp_path):
         train(Case(capability=TURING, dtype=torch.float16, adapter=torch.bfloat16), tmp_path)
 
 
-def test_attention_that_falls_back_to_the_plain_kernel_is_noticed(tmp_path):
-    case = Case(capability=TURING, dtype=torch.float16)
-    assert set(train(case, tmp_path).attention) == {"plain"}
+def test_grouped_queries_on_a_card_without_flash_go_to_the_memory_efficient_kernel(tmp_path):
+    watched = train(Case(capability=TURING, dtype=torch.float16), tmp_path)
+    assert set(watched.attention) == {"memory-efficient"}
+    assert watched.waits == WAITS
+
+
+def test_attention_that_falls_back_to_the_plain_kernel_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.engine.fake_card.choose_attention", lambda config, device: "sdpa")
+    watched = train(Case(capability=TURING, dtype=torch.float16), tmp_path)
+    assert set(watched.attention) == {"plain"}
 
 
 @pytest.mark.slow
@@ -150,7 +157,7 @@ def test_attention_that_falls_back_to_the_plain_kernel_is_noticed(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "granite", "olmo2"])
 def test_every_family_trains_in_every_format_without_plain_attention(family, dtype, checkpointed, tmp_path):
-    attention = "sdpa"
-    watched = train(Case(family, dtype=dtype, checkpointed=checkpointed, attention=attention), tmp_path)
+    watched = train(Case(family, dtype=dtype, checkpointed=checkpointed), tmp_path)
     assert "plain" not in watched.attention
-    assert watched.waits <= WAITS
+    kinds_of_mask = 2 if family == "gemma3_text" else 1
+    assert watched.waits <= WAITS + Counter({"item": (kinds_of_mask - 1) * MICRO_BATCHES})

@@ -1,9 +1,12 @@
 """The engine's half of the doctor, on the machine that runs the test."""
 
+import pytest
 import torch
 
 from qlora_studio.core.doctor import Check, install_torch
-from qlora_studio.engine.doctor import _attempt, check_engine
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.doctor import _attempt, _check_attention, check_engine
+from qlora_studio.engine.load import Device
 
 
 def test_every_check_speaks_and_the_kernels_multiply():
@@ -34,3 +37,30 @@ def test_a_kernel_that_fails_says_what_it_said():
         says="They do not work: the results differ by 93.0%.",
         remedy="Install it again.",
     )
+
+
+@pytest.mark.parametrize(
+    ("grouped", "equal", "state", "says"),
+    [
+        (("flash", "plain"), (), "ok", "Attention kernels: flash, plain."),
+        (
+            ("plain",),
+            ("memory-efficient", "plain"),
+            "ok",
+            "Attention kernels: memory-efficient, plain. None is for grouped queries, so keys and values are repeated "
+            "for every head.",
+        ),
+        (("plain",), ("plain",), "warn", "Attention kernels: plain."),
+    ],
+    ids=["flash", "no flash", "plain alone"],
+)
+def test_attention_is_tried_with_unequal_heads(monkeypatch, grouped, equal, state, says):
+    answers = {True: grouped, False: equal}
+
+    class Pretended(CpuAccelerator):
+        def attention_kernels(self, dtype, *, grouped):
+            return answers[grouped]
+
+    monkeypatch.setattr("qlora_studio.engine.doctor.choose_device", lambda: Device(Pretended(), torch.float32))
+    found = _check_attention()
+    assert (found.state, found.says) == (state, says)

@@ -82,8 +82,8 @@ class CpuAccelerator:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
 
-    def attention_kernels(self, dtype: torch.dtype) -> tuple[str, ...]:
-        return find_kernels(self.device, dtype)
+    def attention_kernels(self, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
+        return find_kernels(self.device, dtype, grouped=grouped)
 
 
 def _peak_resident_bytes() -> int:

@@ -71,8 +71,8 @@ class CudaAccelerator:
             return DTYPES[compute]
         return torch.bfloat16 if torch.cuda.get_device_capability(self.device) >= FIRST_WITH_BF16 else torch.float16
 
-    def attention_kernels(self, dtype: torch.dtype) -> tuple[str, ...]:
-        return find_kernels(self.device, dtype)
+    def attention_kernels(self, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
+        return find_kernels(self.device, dtype, grouped=grouped)
 
 
 def share_of_card(budget_bytes: int, total_bytes: int) -> float:

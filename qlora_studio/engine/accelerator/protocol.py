@@ -76,5 +76,8 @@ class Accelerator(Protocol):
     def choose_dtype(self, compute: str) -> torch.dtype:
         """The compute dtype for `auto`, `bf16`, `fp16` or `fp32`. Raises a StudioError for one that is not for it."""
 
-    def attention_kernels(self, dtype: torch.dtype) -> tuple[str, ...]:
-        """Which kernels of `attention.KERNELS` run here in this dtype, tried on a few tokens."""
+    def attention_kernels(self, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
+        """Which kernels of `attention.KERNELS` run here in this dtype, tried on a few tokens.
+
+        `grouped`: with fewer heads of keys and values than of queries.
+        """

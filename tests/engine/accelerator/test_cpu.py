@@ -44,6 +44,7 @@ def test_auto_is_bf16_where_the_processor_multiplies_in_it(monkeypatch, fast, dt
     assert CpuAccelerator().choose_dtype("bf16") == torch.bfloat16
 
 
-def test_attention_kernels_are_those_that_run():
-    kernels = CpuAccelerator().attention_kernels(torch.float32)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_attention_kernels_are_those_that_run(grouped):
+    kernels = CpuAccelerator().attention_kernels(torch.float32, grouped=grouped)
     assert "plain" in kernels and "cuDNN" not in kernels
