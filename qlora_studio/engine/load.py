@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_submodules
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -23,11 +24,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import GIB
 from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.lora import replace_lora_forwards
+from qlora_studio.engine.oom import is_out_of_memory
 
 ADAPTER = "default"
 
@@ -58,13 +61,20 @@ def choose_device(compute: str = "auto") -> Device:
     return Device(accelerator, accelerator.choose_dtype(compute))
 
 
-def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrainedModel:
+def load_base(
+    folder: Path, device: Device, *, four_bit: bool = True, embeddings_on_host: bool = False
+) -> PreTrainedModel:
     """A causal language model, frozen; its linear layers in NF4 with double quantisation unless `four_bit` is false.
 
-    Embeddings, norms and head stay in the device's dtype; nothing is cast up. Raises a StudioError where a tensor is
-    missing or of another shape, or the architecture is not a causal language model.
+    Embeddings, norms and head stay in the device's dtype; nothing is cast up. With `embeddings_on_host` the input
+    embeddings never leave the computer's memory, where tokens are looked up; tied ones are needed by the head and do.
+    Raises a StudioError where a tensor is missing or of another shape, the architecture is not a causal language model,
+    or the memory does not suffice.
     """
     config = _read_config(folder)
+    places: dict[str, Any] = {"": device.torch}
+    if embeddings_on_host and device.type != "cpu":
+        places = place_embeddings_on_host(config, device.torch)
     quantization = None
     if four_bit and getattr(config, "quantization_config", None) is None:
         quantization = BitsAndBytesConfig(
@@ -72,6 +82,7 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=device.dtype,
+            llm_int8_enable_fp32_cpu_offload=len(places) > 1,  # else a layer on the host is refused, quantised or not
         )
     try:
         with warnings.catch_warnings():
@@ -82,15 +93,15 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
                 quantization_config=quantization,
                 dtype=device.dtype,
                 attn_implementation=choose_attention(config, device),
-                device_map={"": device.torch},
+                device_map=places,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _no_room(folder, device) from error
         raise StudioError(
             f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)
         ) from error
@@ -106,7 +117,23 @@ def load_base(folder: Path, device: Device, *, four_bit: bool = True) -> PreTrai
     model.requires_grad_(False)
     model.config.use_cache = False
     keep_layout(model, canonical=True)
+    if len(places) > 1:
+        remove_hook_from_submodules(model)  # they would copy the embeddings to the card in every forward pass
+        look_tokens_up_on_host(model, device.torch)
     return model
+
+
+def _no_room(folder: Path, device: Device) -> StudioError:
+    """What was loaded, how far it came and what can be done."""
+    there = device.accelerator.peak().allocated_bytes / GIB
+    return StudioError(
+        f"The model does not fit: memory ran out on {device.accelerator.label} while it was loaded, "
+        f"after {there:.2f} GiB.",
+        "Close other programs that use the memory, raise memory.budget_gib, set memory.offload to both, or choose a "
+        "smaller base.",
+        where=str(folder),
+        field="memory.budget_gib",
+    )
 
 
 def choose_attention(config: Any, device: Device | None = None) -> str:
@@ -169,20 +196,36 @@ def _packed_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def keep_embeddings_off_the_card(model: PreTrainedModel) -> bool:
-    """Moves the input embeddings into the computer's memory and looks tokens up there; False where that saves nothing.
+def place_embeddings_on_host(config: Any, device: torch.device) -> dict[str, Any]:
+    """A device map with the input embeddings on the CPU and all else on `device`; all of it where they are tied.
 
-    Tied embeddings stay: the output head is the same tensor and is needed on the card.
+    Every module beside the way to the embeddings is named: one entry for the whole would take them along.
     """
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(config)
     embeddings: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    device = embeddings.weight.device
-    if embeddings.weight is head.weight or device.type == "cpu":
-        return False
-    embeddings.weight.data = embeddings.weight.data.cpu().pin_memory()
-    look_up = embeddings.forward
-    embeddings.forward = lambda ids: look_up(ids.cpu()).to(device, non_blocking=True)
-    return True
+    if config.get_text_config().tie_word_embeddings or embeddings.weight is model.get_output_embeddings().weight:
+        return {"": device}
+    way = next(name for name, module in model.named_modules() if module is embeddings)
+    places: dict[str, Any] = {}
+    for name, _ in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if name and name != way and _leads_to(way, parent) and not _leads_to(way, name):
+            places[name] = device
+    return {**places, way: "cpu"}
+
+
+def _leads_to(way: str, name: str) -> bool:
+    """Whether the module `name` contains the one at `way`; the empty name is the whole model."""
+    return not name or way.startswith(f"{name}.")
+
+
+def look_tokens_up_on_host(model: PreTrainedModel, device: torch.device) -> None:
+    """Gives input embeddings that lie in the computer's memory a forward whose result is on `device`."""
+    embeddings: Any = model.get_input_embeddings()
+    look_up = type(embeddings).forward
+    embeddings.forward = lambda ids: look_up(embeddings, ids.cpu()).to(device, non_blocking=True)
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtype, seed: int) -> PeftModel:

@@ -46,9 +46,7 @@ def run(context: Context) -> ev.Event:
     context.phase("loading the model in 4 bits")
     device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
     device.accelerator.cap(tensor_budget_bytes(plan))
-    model = load.load_base(base.folder, device)
-    if plan.offload in ("embeddings", "both"):
-        load.keep_embeddings_off_the_card(model)
+    model = load.load_base(base.folder, device, embeddings_on_host=plan.offload in ("embeddings", "both"))
     adapter = load.attach_adapter(model, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
     for said in check_loaded(adapter, plan):
         context.emit(ev.Noted(text=said))

@@ -41,8 +41,10 @@ def config_of(family: str) -> PreTrainedConfig:
     return config
 
 
-def write_model(family: str, folder: Path) -> Path:
-    """A model of this family in transformers format; returns its folder."""
+def write_model(family: str, folder: Path, **changes: Any) -> Path:
+    """A model of this family, its config changed so, in transformers format; returns its folder."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of(family), dtype=torch.bfloat16).save_pretrained(folder)
+    config = config_of(family)
+    config.update(changes)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ from transformers.utils import import_utils
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
-from qlora_studio.engine.load import Device, attach_adapter, choose_attention
+from qlora_studio.engine.load import Device, attach_adapter, choose_attention, look_tokens_up_on_host
 from tests.engine.fake_attention import choose_kernel
 
 CARD, META = torch.device("cuda", 0), torch.device("meta")
@@ -216,7 +216,9 @@ def _apply_without_swapping(module: nn.Module, change: Any, recurse: bool = True
     return module
 
 
-def build_on_card(config: PreTrainedConfig, device: Device, adapter: torch.dtype) -> PeftModel:
+def build_on_card(
+    config: PreTrainedConfig, device: Device, adapter: torch.dtype, *, embeddings_on_host: bool = False
+) -> PeftModel:
     """A model as `load_base` and `attach_adapter` leave it on a card: NF4 linear layers but the head, with LoRA."""
     dtype, attention = device.dtype, choose_attention(config, device)
     with no_init_weights():
@@ -226,6 +228,10 @@ def build_on_card(config: PreTrainedConfig, device: Device, adapter: torch.dtype
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer is not model.get_output_embeddings():
             model.set_submodule(name, _four_bit(layer, dtype))
+    if embeddings_on_host:
+        embeddings: Any = model.get_input_embeddings()
+        embeddings.weight = nn.Parameter(torch.empty(embeddings.weight.shape, dtype=dtype, device="cpu"))
+        look_tokens_up_on_host(model, CARD)
     model.is_loaded_in_4bit = True
     model.requires_grad_(False)
     model.config.use_cache = False

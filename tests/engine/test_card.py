@@ -78,7 +78,9 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
         config=make_config(optim__batch_tokens=400, optim__max_steps=3),
         plan=plan,
         accelerator=accelerator,
-        model=build_on_card(short(case.family), Device(accelerator, case.dtype), case.adapter),
+        model=build_on_card(
+            short(case.family), Device(accelerator, case.dtype), case.adapter, embeddings_on_host=case.offload == "both"
+        ),
         train=[Example(tuple(range(100)), ((50, 100),))] * 12,
         held_out=[],
         folder=folder,
@@ -104,6 +106,11 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
             Case("qwen3", optimizer="adamw_8bit", checkpointed=LAYERS, offload="boundaries"),
             WAITS + Counter({"synchronise": ADAPTER_TENSORS}),  # bitsandbytes waits after every tensor
             id="qwen3-8bit-checkpointed-offloaded",
+        ),
+        pytest.param(
+            Case(checkpointed=LAYERS, offload="both"),
+            WAITS + Counter({"copy to the host": MICRO_BATCHES}),  # the ids whose embeddings are looked up there
+            id="llama-embeddings-on-the-host",
         ),
     ],
 )

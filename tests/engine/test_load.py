@@ -1,0 +1,95 @@
+"""Loading a base: embeddings that never touch the card, and what is said where the memory does not suffice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.plan import GIB
+from qlora_studio.engine import load
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.accelerator.protocol import Peak
+from qlora_studio.engine.load import Device, load_base, look_tokens_up_on_host, place_embeddings_on_host
+from qlora_studio.engine.oom import is_out_of_memory
+from tests.engine.architectures import config_of, write_model
+from tests.engine.conftest import FP32
+
+META = torch.device("meta")
+
+
+class Elsewhere(CpuAccelerator):
+    """A card whose memory holds no numbers, so that what is loaded onto it can be told from what is not."""
+
+    name, label, device = "cuda", "the card", META
+
+    def peak(self):
+        return Peak(GIB // 2, GIB // 2)
+
+
+@pytest.fixture(scope="module")
+def untied_folder(tmp_path_factory):
+    return write_model("qwen3", tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize("four_bit", [True, False], ids=["4-bit", "16-bit"])
+def test_offloaded_embeddings_never_touch_the_card(untied_folder, four_bit):
+    device = Device(Elsewhere(), torch.bfloat16)
+    model = load_base(untied_folder, device, four_bit=four_bit, embeddings_on_host=True)
+    here = {name for name, parameter in model.named_parameters() if parameter.device.type == "cpu"}
+    assert here == {"model.embed_tokens.weight"}
+    wanted = load_base(untied_folder, FP32, four_bit=False).get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight.float(), wanted)
+    assert not any(hasattr(module, "_hf_hook") for module in model.modules())
+    assert model.get_input_embeddings()(torch.zeros(1, 3, dtype=torch.long)).device == META
+
+
+def test_embeddings_that_are_not_offloaded_go_to_the_card(untied_folder):
+    model = load_base(untied_folder, Device(Elsewhere(), torch.bfloat16), four_bit=False)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_tied_embeddings_stay_on_the_card_where_the_head_needs_them():
+    assert place_embeddings_on_host(config_of("gemma3_text"), META) == {"": META}
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "starcoder2", "stablelm", "cohere2", "gpt_neox"])
+def test_every_parameter_has_a_place_and_only_the_embeddings_are_on_the_host(family):
+    config = config_of(family)
+    config.tie_word_embeddings = False
+    places = place_embeddings_on_host(config, META)
+    with META:
+        model = AutoModelForCausalLM.from_config(config)
+    found = {
+        name: [place for key, place in places.items() if name.startswith(f"{key}.")]
+        for name, _ in [*model.named_parameters(), *model.named_buffers()]
+    }
+    assert {len(place) for place in found.values()} == {1}
+    embeddings = model.get_input_embeddings().weight
+    on_host = [parameter for name, parameter in model.named_parameters() if found[name] == ["cpu"]]
+    assert len(on_host) == 1 and on_host[0] is embeddings
+
+
+def test_tokens_looked_up_on_the_host_give_the_same_logits(tiny_folder):
+    model, ids = load_base(tiny_folder, FP32), torch.arange(3, 40).unsqueeze(0)
+    wanted = model(ids).logits
+    look_tokens_up_on_host(model, torch.device("cpu"))
+    assert torch.equal(model(ids).logits, wanted)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["card", "host"])
+def test_memory_that_runs_out_while_loading_is_said_in_words(tiny_folder, monkeypatch, error):
+    def no_room(*_, **__):
+        raise error
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", no_room)
+    with pytest.raises(StudioError) as caught:
+        load_base(tiny_folder, Device(Elsewhere(), torch.bfloat16))
+    (problem,) = caught.value.problems
+    assert problem.message == (
+        "The model does not fit: memory ran out on the card while it was loaded, after 0.50 GiB."
+    )
+    assert (problem.where, problem.field) == (str(tiny_folder), "memory.budget_gib")
+    assert "memory.offload" in problem.hint
+    assert is_out_of_memory(caught.value)  # so that the merged model is checked on the processor instead
