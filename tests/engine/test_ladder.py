@@ -78,9 +78,9 @@ def test_work_is_tried_again_with_the_same_random_numbers_no_gradients_and_the_n
 @pytest.mark.parametrize("offload", [False, True], ids=["here", "offloaded"])
 def test_checkpointed_inputs_are_offloaded_only_where_the_plan_says_so(tiny_adapter_model, offload, monkeypatch):
     moved: list[bool] = []
-    plain = checkpointing.save_on_cpu
+    plain = checkpointing.checkpoint_offloaded
     monkeypatch.setattr(
-        checkpointing, "save_on_cpu", lambda pin_memory: (moved.append(pin_memory), plain(pin_memory=pin_memory))[1]
+        checkpointing, "checkpoint_offloaded", lambda pin, *rest: (moved.append(pin), plain(pin, *rest))[1]
     )
     how = {"offload": True} if offload else {}
     MemoryLadder(tiny_adapter_model.train(), FP32.accelerator, Limits(100, 2, 2), **how)

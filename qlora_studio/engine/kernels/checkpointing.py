@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qlora_studio.core.plan import MIB
+
+PINNED_BLOCK_BYTES = 4 * MIB
+"""A power of two: torch rounds every pinned block up to one, so that a tensor in one block can take twice its size."""
 
 
 def decoder_layers(model: nn.Module) -> list[Any]:
@@ -41,5 +48,38 @@ checkpoint_here = partial(checkpoint, use_reentrant=False, preserve_rng_state=Tr
 
 def checkpoint_offloaded(pin: bool, function: Callable[..., Any], *arguments: Any) -> Any:
     """A checkpoint whose saved inputs are copied to the computer's memory and back; on a CPU they are only copied."""
-    with save_on_cpu(pin_memory=pin):
+    with saved_tensors_hooks(partial(copy_to_host, pin=pin), copy_back):
         return checkpoint_here(function, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class OnHost:
+    """A tensor in the computer's memory, in pieces of at most PINNED_BLOCK_BYTES, and where it came from."""
+
+    pieces: tuple[torch.Tensor, ...]
+    shape: torch.Size
+    device: torch.device
+
+
+def copy_to_host(tensor: torch.Tensor, *, pin: bool) -> OnHost:
+    """A copy in pieces, on its way when this returns; less than half a block is lost to rounding with `pin`.
+
+    Pieces, because torch cannot hand out pinned memory of other sizes: with `pinned_max_round_threshold_mb` torch 2.13
+    reuses a cached block for a larger request of the same power of two (ATen/core/CachingHostAllocator.h).
+    """
+    flat = tensor.detach().reshape(-1)
+    pieces = flat.split(PINNED_BLOCK_BYTES // tensor.element_size())
+    copies = [torch.empty(piece.shape, dtype=piece.dtype, device="cpu", pin_memory=pin) for piece in pieces]
+    for copy, piece in zip(copies, pieces, strict=True):
+        copy.copy_(piece, non_blocking=pin)
+    return OnHost(tuple(copies), tensor.shape, tensor.device)
+
+
+def copy_back(held: OnHost) -> torch.Tensor:
+    """The tensor, on its device again. Work on the device waits for it; the host does not where it is pinned."""
+    whole = torch.empty(held.shape, dtype=held.pieces[0].dtype, device=held.device)
+    flat, start = whole.view(-1), 0
+    for piece in held.pieces:
+        flat[start : start + piece.numel()].copy_(piece, non_blocking=True)
+        start += piece.numel()
+    return whole
