@@ -103,11 +103,13 @@ def _overflows(shape: ModelShape) -> bool:
     return shape.family.startswith(OVERFLOWING)
 
 
-def repeats_kv(shape: ModelShape, machine: Machine) -> bool:
-    """Whether keys and values are repeated for every head: torch's grouped queries want flash, and flash wants Ampere.
+def repeats_kv(shape: ModelShape, machine: Machine, compute: str) -> bool:
+    """Whether keys and values are repeated for every head: torch's grouped queries want flash.
 
-    Without it `enable_gqa` falls to the kernel that holds a number for every pair of tokens (transformers issue 48633).
+    Flash wants Ampere and 16 bits; without it `enable_gqa` falls to the kernel that holds a number for every pair of
+    tokens (transformers issue 48633).
     """
     card = machine.card
-    old = card is not None and (card.compute_capability or BF16_CAPABILITY) < BF16_CAPABILITY
-    return old and shape.heads != shape.kv_heads
+    if card is None or shape.heads == shape.kv_heads:
+        return False
+    return compute == "fp32" or (card.compute_capability or BF16_CAPABILITY) < BF16_CAPABILITY

@@ -49,15 +49,16 @@ def make_plan(
         )
     budget, why_budget = find_budget(config, machine)
     longest = min(max(lengths), config.data.max_length) if lengths else config.data.max_length
+    compute = choose_compute(config, shape, machine)
     situation = Situation(
         shape=shape,
         config=config,
         device="cpu" if machine.card is None else "cuda",
-        compute=choose_compute(config, shape, machine),
+        compute=compute,
         budget_bytes=budget,
         longest_row=min(longest, shape.max_positions),
         correction=machine.correction,
-        repeats_kv=repeats_kv(shape, machine),
+        repeats_kv=repeats_kv(shape, machine, compute),
         host_budget_bytes=find_host_budget(machine),
     )
     chosen = choose_settings(situation)

@@ -365,6 +365,8 @@ def test_repeated_keys_and_values_are_counted_where_there_are_no_grouped_queries
     )
     every_head = EIGHT.model_copy(update={"kv_heads": 32})
     assert not make_plan(forced, every_head, turing(48)).settings.repeats_kv
+    in_fp32 = forced.replace({"model.compute_dtype": "fp32"})
+    assert make_plan(in_fp32, EIGHT, imagine_machine(48)).settings.repeats_kv
 
 
 def test_what_is_offloaded_is_pinned_and_has_to_fit_the_computer():
