@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.words import without_quotes
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -47,6 +48,7 @@ def locate_base(name: str, models: Path) -> Base:
 
     Weights need not be there: a plan does without. Raises a StudioError for a name that is none of these.
     """
+    name = without_quotes(name)
     kept = models / folder_name(name)
     if kept.is_dir() and (kept / "config.json").exists():
         return Base(name, kept)

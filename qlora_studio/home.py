@@ -9,6 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.words import without_quotes
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -71,3 +72,13 @@ def bundled(name: str) -> Path:
     raise StudioError(
         f"The folder '{name}' of the program is missing.", "Install QLoRA Studio again.", where=str(_PACKAGE)
     )
+
+
+def read_path(text: str) -> Path:
+    """The path a person means: as it stands where it exists, else without quotes around it and with `~` resolved."""
+    if text and Path(text).exists():
+        return Path(text)
+    try:
+        return Path(without_quotes(text)).expanduser()
+    except RuntimeError:  # ~ of somebody who is not known here
+        return Path(without_quotes(text))

@@ -38,6 +38,8 @@ stage, source = Path(sys.argv[1]), types.SimpleNamespace(adapter=Path("/runs/pip
 exporter = find_exporter("card")
 exporter.write(source, stage, lambda event: None)
 exporter.check(source, stage, None, lambda event: None)
+from qlora_studio.ui.views.export import cards
+assert ("Model card\\n1 MiB · A page to publish beside the weights.", "card") in cards(1 << 20, None)
 print([kind.name for kind in EXPORT_KINDS], (stage / "README.md").read_text().strip())
 """
 OBJECTIVE = """

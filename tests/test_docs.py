@@ -17,6 +17,6 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("page", ["settings.md"])
+@pytest.mark.parametrize("page", ["settings.md", "reference.md"])
 def test_a_generated_page_is_up_to_date(page):
     assert (DOCS / page).read_text(encoding="utf-8") == generator().PAGES[page](), "run: python docs/generate.py"

@@ -13,7 +13,9 @@ from qlora_studio.cli.evaluate import show_losses
 from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.readiness import DataFacts
 from qlora_studio.core.words import clock
 from qlora_studio.studio import Studio
 from qlora_studio.studio.data import Demo
@@ -31,6 +33,10 @@ def demo() -> None:
     config = studio.presets.default_config().replace(
         {**demo.settings, "data.sources": [{"name": "demo"}], "saving.name": "demo"}
     )
+    readiness = studio.plans.readiness(config, DataFacts(rows=report.rows))
+    console.print(f"[bold]{escape(readiness.sentence)}[/]")
+    if readiness.blocks:
+        raise StudioError.of(readiness.blocks)
     run = studio.runs.start(config)
     state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
     console.print(f"{state.step} steps, adapter in {studio.runs.open(run).folder / 'adapter'}")

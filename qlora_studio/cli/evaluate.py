@@ -14,6 +14,7 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import EvaluateReport
 from qlora_studio.core.progress import Progress
+from qlora_studio.core.words import without_quotes
 from qlora_studio.studio import Studio
 
 
@@ -48,7 +49,7 @@ def read_prompts(file: str | None) -> list[str]:
     """The non-empty lines of a text file."""
     if file is None:
         return []
-    path = Path(file).expanduser()
+    path = Path(without_quotes(file)).expanduser()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.readiness import DataFacts, Readiness
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.words import clock
+from qlora_studio.core.words import clock, without_quotes
 from qlora_studio.studio import Studio
 
 
@@ -81,7 +81,7 @@ def train(
 
 def read_record(file: str) -> RunRecord:
     """The record in a file. Raises a StudioError that names the file where it is none."""
-    path = Path(file).expanduser()
+    path = Path(without_quotes(file)).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

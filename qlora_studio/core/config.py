@@ -108,6 +108,9 @@ class LoraSettings(Section):
 class OptimConfig(Section):
     """How it learns."""
 
+    objective: str = Field(
+        "supervised", description="What is optimised: supervised is next-token loss on what is trained."
+    )
     optimizer: Literal["adamw_8bit", "adamw"] = Field(
         "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
     )

@@ -37,11 +37,6 @@ class Example:
         return labels
 
 
-def total_tokens(examples: Sequence[Example]) -> int:
-    """Tokens of all rows, without padding."""
-    return sum(len(example.input_ids) for example in examples)
-
-
 def token_lengths(examples: Sequence[Example]) -> Sequence[int]:
     """Tokens of each example; where they lie on disk, without making any."""
     known: Sequence[int] | None = getattr(examples, "token_lengths", None)

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Sizes and times as people read them, and paths as they type them."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ def about(seconds: float) -> str:
         tens = round(minutes / 10) * 10
         return f"{tens // 60} h {tens % 60:02d} min" if tens % 60 else f"{tens // 60} h"
     return f"{minutes / 60 / 24:.0f} days"
+
+
+def without_quotes(path: str) -> str:
+    """A path without the quotes that "Copy as path" puts around it, and without space at its ends."""
+    path = path.strip()
+    return path[1:-1].strip() if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'" else path

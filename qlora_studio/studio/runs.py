@@ -74,10 +74,6 @@ class Runs:
         """One run. Raises a StudioError for a name that is none and for a run that cannot be read."""
         return self.jobs.store.open(name)
 
-    def newest(self) -> RunSummary | None:
-        """The newest run, which is the one at work where there is one."""
-        return max(self.all(), key=lambda run: (run.at_work, run.created), default=None)
-
     def label(self, name: str, **changes: Any) -> Labels:
         """Changes what is said of a run: title, note, tags, pinned. Raises a StudioError for what is too long."""
         folder = find_job(self.home.runs, name, "run")

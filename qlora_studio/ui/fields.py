@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem
+from qlora_studio.core.words import without_quotes
 
 Place = Literal["model", "data", "main", "rows", "adapter", "learning", "memory", "evaluation", "saving"]
 ADVANCED: dict[Place, str] = {
@@ -52,6 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("optim.epochs", "Epochs", "main", (0.5, 10, 0.5)),
     Setting("optim.learning_rate", "Learning rate", "main"),
     Setting("memory.budget_gib", "Memory budget, GiB", "main"),
+    Setting("optim.objective", "Objective", "learning"),
     Setting("optim.optimizer", "Optimizer", "learning"),
     Setting("optim.schedule", "Learning rate schedule", "learning"),
     Setting("optim.warmup_share", "Warm-up share", "learning"),
@@ -199,12 +201,6 @@ def parse_number(text: str, *, whole: bool = False) -> float | str:
     except ValueError:
         return text
     return number if math.isfinite(number) else text
-
-
-def without_quotes(path: str) -> str:
-    """A path without the quotes that "Copy as path" puts around it."""
-    path = path.strip()
-    return path[1:-1].strip() if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'" else path
 
 
 def build_config(draft: Mapping[str, Any]) -> TrainConfig:

@@ -13,7 +13,7 @@ from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.load import keep_layout
-from qlora_studio.engine.objectives.supervised import Supervised
+from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
@@ -44,7 +44,7 @@ def run(context: Context) -> ev.Event:
         tokens = sum(example.trained_tokens for example in held_out.examples)
         for adapter in (False, True):
             with nullcontext() if adapter else live.model.disable_adapter():
-                loss = evaluate(Supervised(), loss_function, held_out.examples, ladder)
+                loss = evaluate(find_objective(config.optim.objective), loss_function, held_out.examples, ladder)
             event = ev.EvaluationLogged(step=0, loss=loss, tokens=tokens, rows=len(held_out.examples), adapter=adapter)
             context.emit(event)
             losses["tuned_loss" if adapter else "base_loss"] = loss

@@ -15,6 +15,7 @@ from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
 from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.loop import train
+from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
@@ -30,6 +31,7 @@ from qlora_studio.worker.templates import vet_once
 def run(context: Context) -> ev.Event:
     choose_accelerator().prepare()
     config = context.config()
+    find_objective(config.optim.objective)
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
     context.phase("tokenising the rows")
@@ -61,6 +63,7 @@ def run(context: Context) -> ev.Event:
         base=base.label,
         revision=base.revision,
         resume=find_checkpoint(context),
+        objective=config.optim.objective,
     )
 
     steps: list[ev.StepLogged] = []

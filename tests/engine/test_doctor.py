@@ -14,7 +14,8 @@ def test_every_check_speaks_and_the_kernels_multiply():
     assert list(checks) == ["Packages", "torch", "4-bit kernels", "Number format", "Attention", "Triton"]
     assert {name: check.state for name, check in checks.items() if check.state == "bad"} == {}
     assert checks["4-bit kernels"].says.startswith("bitsandbytes ")
-    assert "flash" in checks["Attention"].says or "plain" in checks["Attention"].says
+    if not torch.cuda.is_available():
+        assert "plain" in checks["Attention"].says
 
 
 def test_a_card_without_a_build_for_it_is_bad_news():

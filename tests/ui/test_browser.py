@@ -106,7 +106,6 @@ def test_keys_theme_and_deep_links(watched):
     watched.reload()
     assert page.evaluate(dark) is not before
     expect(page.get_by_role("tab", name="Doctor")).to_have_attribute("aria-selected", "true")
-    assert page.locator("#chat-message button[aria-label='Send']").count() in (0, 1)
 
 
 def test_a_plan_over_budget_blocks_the_start(watched):

@@ -54,8 +54,10 @@ def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
     full.mkdir()
     (full / "a").touch()
     notes = export_tab.find_notes(exporting.workspace, "short", "adapter", f'"{full}"')
+    assert {note.says: note.kind for note in notes}["The folder is not empty; name a new one."] == "bad"
+    assert not [note for note in notes if "fetches" in note.says], "an adapter needs no base"
+    notes = export_tab.find_notes(exporting.workspace, "short", "merged-original", str(tmp_path / "new"))
     kinds = {note.says: note.kind for note in notes}
-    assert kinds["The folder is not empty; name a new one."] == "bad"
     assert kinds["The base smollm2-135m-instruct is not on this machine; a merge fetches it first."] == "warn"
     relative = export_tab.find_notes(exporting.workspace, "short", "adapter", "out")
     assert [note.says for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]

@@ -4,6 +4,7 @@ import pytest
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.words import without_quotes
 from qlora_studio.ui import fields, form
 from qlora_studio.ui.fields import BY_NAME, ELSEWHERE, SETTINGS, Setting
 
@@ -89,7 +90,7 @@ def test_a_number_that_may_mean_two_is_refused_and_named():
     ("typed", "path"), [('"C:\\a b.jsonl"', "C:\\a b.jsonl"), ("'/x y'", "/x y"), (" /x ", "/x"), ('"', '"'), ("", "")]
 )
 def test_a_path_loses_the_quotes_of_copy_as_path(typed, path):
-    assert fields.without_quotes(typed) == path
+    assert without_quotes(typed) == path
 
 
 def test_a_value_beyond_a_sliders_ends_stretches_it():

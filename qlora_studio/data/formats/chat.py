@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qlora_studio.core.conversation import Conversation, Turn
 from qlora_studio.data.formats.fields import Fields
 from qlora_studio.data.formats.parts import read_parts
@@ -126,7 +124,3 @@ def ends_with_answer(fields: Fields, turns: tuple[Turn, ...], place: str) -> tup
 
 def same_turn(one: Turn, other: Turn) -> bool:
     return (one.role, one.content, one.tool_calls) == (other.role, other.content, other.tool_calls)
-
-
-def is_list_of_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)

@@ -42,7 +42,7 @@ def preference(fields: Fields) -> Conversation:
     if not prompt and not shared:
         raise fields.wrong(
             "This pair has no prompt: the answers share no turn, and there is no column for it.",
-            "Name its column: --column prompt=your_column.",
+            "Name its column: prompt=your_column.",
             fields.column("prompt"),
         )
     if shared:

@@ -101,8 +101,8 @@ def detect(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> For
         row = rows[0]
         raise StudioError(
             f"The format of these rows is not known; their fields: {', '.join(map(str, row.values)) or 'none'}.",
-            "Choose a format and say which column holds what, such as --column instruction=your_column "
-            "or, inside a column, --column question=translation.en.",
+            "Choose a format and say which column holds what, such as instruction=your_column "
+            "or, inside a column, question=translation.en.",
             where=f"{row.file}:{row.line}",
         )
     best = max(counts, key=lambda name: counts[name])

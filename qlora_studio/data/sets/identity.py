@@ -38,21 +38,6 @@ def hash_path(path: Path) -> str:
         raise StudioError("This is not the name of a file.", "Check the path.", where=repr(str(path))) from None
 
 
-def find_source(text: str) -> Path:
-    """The path a person means: in the quotes that "Copy as path" puts around it, with `~`, with space at the ends."""
-    path = Path(text)
-    if path.exists():
-        return path
-    bare = text.strip()
-    for quote in ('"', "'"):
-        if len(bare) > 2 and bare.startswith(quote) and bare.endswith(quote):
-            bare = bare[1:-1]
-    try:
-        return Path(bare).expanduser()
-    except RuntimeError:  # ~ of somebody who is not known here
-        return Path(bare)
-
-
 def slug(text: str) -> str:
     """A name that every file system takes."""
     made = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60].strip("-._")

@@ -25,15 +25,15 @@ from qlora_studio.data.sets.canonical import (
     swap_in,
 )
 from qlora_studio.data.sets.conversion import Conversion
-from qlora_studio.data.sets.identity import find_source, hash_path, size_of, slug
+from qlora_studio.data.sets.identity import hash_path, size_of, slug
 from qlora_studio.data.sets.preview import Preview, preview_file
 from qlora_studio.data.sets.store import list_datasets, load_conversations
 from qlora_studio.data.sets.writer import SetWriter
+from qlora_studio.home import read_path
 
 __all__ = [
     "HubSet",
     "Preview",
-    "find_source",
     "import_file",
     "import_hub",
     "list_datasets",
@@ -99,8 +99,8 @@ def import_file(
     counts all of them; then nothing is written. With `skip_bad` bad rows are left out and counted instead, except
     where part of the source was not seen. A `name` with spaces or capitals is kept as the set's title.
     """
-    path = find_source(str(path))
-    eval_path = find_source(str(eval_path)) if eval_path else None
+    path = read_path(str(path))
+    eval_path = read_path(str(eval_path)) if eval_path else None
     source = _Source(
         shown_name(path.name),
         lambda tally: read_files(path, tally),

@@ -13,8 +13,8 @@ from qlora_studio.data.formats.registry import Converted
 from qlora_studio.data.readers.files import read_files
 from qlora_studio.data.readers.rows import Tally, Unseen, shown_name
 from qlora_studio.data.sets.conversion import Conversion
-from qlora_studio.data.sets.identity import find_source
 from qlora_studio.data.sets.writer import SHOWN_PROBLEMS
+from qlora_studio.home import read_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def preview_file(
 
     A format that is not known is no error here: the guess is then empty, and the columns are there to be mapped.
     """
-    path, tally = find_source(str(path)), Tally()
+    path, tally = read_path(str(path)), Tally()
     conversion = Conversion(read_files(path, tally), tally, format, columns or {}, shown_name(path.name))
     shown: list[Conversation] = []
     problems: list[Problem] = []

@@ -88,7 +88,7 @@ class SetWriter:
         if self.refused and not skip_bad:
             said = f"{self.refused} row{'s' if self.refused != 1 else ''} cannot be imported"
             said += f"; the first {len(self.problems)} are shown." if self.refused > len(self.problems) else "."
-            last = Problem(said, "Fix them, or choose to skip bad rows (--skip-bad).", file)
+            last = Problem(said, "Fix them, or choose to skip bad rows (on the command line, --skip-bad).", file)
             raise StudioError.of([*self.problems, last])
         if not self.hashes:
             raise StudioError.of(

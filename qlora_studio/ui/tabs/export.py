@@ -8,8 +8,10 @@ from pathlib import Path
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import JobRef, MergeInto
+from qlora_studio.core.exports import list_choices
+from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.verdict import could_agree_better
+from qlora_studio.core.words import without_quotes
 from qlora_studio.ui import fields
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
@@ -19,12 +21,9 @@ from qlora_studio.ui.views import export as view
 from qlora_studio.ui.views.export import Note
 from qlora_studio.ui.views.html import Html, gib, page_head
 
-CARDS: dict[str, tuple[str, MergeInto]] = {
-    "adapter": ("adapter", "original"),
-    "merged-original": ("merged", "original"),
-    "merged-as-chatted": ("merged", "as_chatted"),
-}
+CHOICES = {choice.name: choice for choice in list_choices()}
 """What can be exported, by the name of its card."""
+AS_CHATTED = "merged-as-chatted"
 CHECK_PROMPTS = 3
 """What chat and merged model are both asked."""
 
@@ -126,9 +125,9 @@ def wire(page: Page, tab: ExportTab) -> None:
 
     def go_as_chatted(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
-        view_.export_what = "merged-as-chatted"
+        view_.export_what = AS_CHATTED
         view_.export_folder = None
-        start(workspace, chosen_run(scene), "merged-as-chatted", str(_default_folder(scene) or ""), check=True)
+        start(workspace, chosen_run(scene), AS_CHATTED, str(_default_folder(scene) or ""), check=True)
 
     def stop(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
@@ -147,20 +146,20 @@ def start(workspace: Workspace, run: str | None, what: str, folder: str, *, chec
     """Starts the export. Raises a StudioError where something stands against it."""
     if not run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
-    if what not in CARDS:
-        raise StudioError("Choose what to export.", "Adapter, or one of the merged models.")
-    folder = fields.without_quotes(folder)
+    if what not in CHOICES:
+        raise StudioError("Choose what to export.", f"There are: {', '.join(CHOICES)}.")
+    folder = without_quotes(folder)
     if not folder:
         raise StudioError("The folder is empty.", "Name a new folder.")
     job = workspace.world().newest_job(run, "exports")
     if job is not None and job.at_work:
         raise StudioError("An export is under way.", "Wait for it, or stop it.")
-    kind, merge_into = CARDS[what]
-    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and kind == "merged" else ()
-    if kind == "merged":
+    kind, merge_into = CHOICES[what].kind, CHOICES[what].merge_into
+    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and kind.compares_with_chat else ()
+    if kind.compares_with_chat:
         workspace.refuse_while_training("Export")
         workspace.chat.close()
-    started = workspace.studio.exports.start(run, kind, folder, merge_into, prompts)
+    started = workspace.studio.exports.start(run, kind.name, folder, merge_into, prompts)
     notify("The export has begun.")
     return started
 
@@ -182,26 +181,27 @@ def default_folder(exports: Path, run: str, what: str) -> Path:
 def find_notes(workspace: Workspace, run_name: str, what: str, folder: str) -> list[Note]:
     """What to know before this export."""
     run = workspace.studio.runs.open(run_name)
-    place = Path(fields.without_quotes(folder)).expanduser()
-    readiness = workspace.studio.exports.readiness(run.name, CARDS[what][0], str(place))
+    place = Path(without_quotes(folder)).expanduser()
+    choice = CHOICES[what]
+    readiness = workspace.studio.exports.readiness(run.name, choice.kind.name, str(place))
     adapter, merged = workspace.studio.exports.sizes(run.name)
     notes = [
         Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
     ]
     notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
-    if merged is None:
+    if merged is None and choice.kind.needs_base:
         notes.append(
             Note("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
         )
-    elif what != "adapter":
+    elif merged is not None and choice.kind.needs_base:
         notes.append(Note("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
     if run.state not in ("finished", "stopped"):
         notes.append(Note("warn", f"The run is {run.state}; what it saved last is exported."))
     notes.append(_folder_note(place))
-    if what == "merged-as-chatted":
+    if choice.kind.merges and choice.merge_into == "as_chatted":
         says = "Merged into the dequantised 4-bit weights: it answers as the chat did, but is not smaller."
         notes.append(Note("good", says))
-    elif what != "adapter":
+    elif choice.kind.merges:
         says = "Merged into the base's own weights: answers can differ from the chat's; the comparison says how much."
         notes.append(Note("warn", says))
     return [*notes, Note("warn", "The base's licence stays in force for what you make of it.")]
@@ -253,8 +253,10 @@ def _readiness(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return Html("")
-    kind, checks = CARDS[scene.view.export_what][0], CHECK_PROMPTS if scene.view.export_what != "adapter" else 0
-    return view.readiness_line(scene.workspace.studio.exports.readiness(run, kind, _folder(scene), checks).sentence)
+    kind = CHOICES[scene.view.export_what].kind
+    checks = CHECK_PROMPTS if kind.compares_with_chat else 0
+    ready = scene.workspace.studio.exports.readiness(run, kind.name, _folder(scene), checks)
+    return view.readiness_line(ready.sentence)
 
 
 def _buttons(scene: Scene, tab: ExportTab) -> Updates:

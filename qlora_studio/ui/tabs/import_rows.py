@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.words import without_quotes
 from qlora_studio.studio.data import HubChoice
 from qlora_studio.ui import fields
 from qlora_studio.ui.server.messages import notify, sentences
@@ -57,7 +58,7 @@ def open_source(
 
 def show_source(workspace: Workspace, view: View, typed: str | None) -> None:
     """Turns a tab to a file, a folder or a Hub ID; to nothing where none is named. Its format is found anew."""
-    source = fields.without_quotes(typed or "")
+    source = without_quotes(typed or "")
     view.opened = open_source(workspace, source) if source else None
 
 
@@ -81,7 +82,7 @@ def import_rows(workspace: Workspace, view: View, options: ImportOptions) -> boo
     if opened is None:
         raise StudioError("There is nothing to import.", "Drop a file on the left, or type its path.")
     choices: dict[str, Any] = {"name": options.name.strip(), "format": opened.format, "columns": dict(opened.columns)}
-    eval_file = fields.without_quotes(options.eval_file)
+    eval_file = without_quotes(options.eval_file)
     if opened.hub:
         choices["hub"] = HubChoice(
             options.subset.strip() or None, options.split.strip() or "train", options.revision.strip() or None

@@ -9,6 +9,7 @@ from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.dataset import DatasetReport, Finding, FormatGuess
 from qlora_studio.core.errors import Problem
 from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.ui.fields import in_labels
 from qlora_studio.ui.views.html import (
     Html,
     Tile,
@@ -169,7 +170,7 @@ def findings_table(findings: Sequence[Finding], sets: Sequence[str]) -> Html:
             number(count(finding.count)),
             join(
                 (
-                    tag("div", finding.hint),
+                    tag("div", in_labels(finding.hint)),
                     more("Where", bullets(finding.examples, "quiet")) if finding.examples else "",
                 )
             ),

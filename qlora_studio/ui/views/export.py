@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_studio.core.events import Checked
+from qlora_studio.core.exports import list_choices
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.verdict import Verdict, could_agree_better, find_verdict
 from qlora_studio.core.words import clock
@@ -35,10 +36,10 @@ def cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
     def size(bytes: int | None) -> str:
         return f"{gib(bytes)} · " if bytes is not None else ""
 
+    sizes = {"adapter": adapter, "base": merged}
     return [
-        (f"Adapter\n{size(adapter)}the small part", "adapter"),
-        (f"Merged\n{size(merged)}into the base's own weights", "merged-original"),
-        (f"As chatted\n{size(merged)}into the dequantised 4-bit weights", "merged-as-chatted"),
+        (f"{choice.title}\n{size(sizes[choice.kind.as_large_as])}{choice.says}", choice.name)
+        for choice in list_choices()
     ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from qlora_studio.core import words
+from qlora_studio.ui.fields import in_labels
 
 
 class Html(str):
@@ -116,7 +117,9 @@ def more(title: str, *content: object) -> Html:
 
 
 def says_error(problems: Sequence[str], title: str = "This does not work") -> Html:
-    return tag("section", tag("b", title), bullets(problems), class_="qs-card qs-error", role="alert")
+    """What stands against something, in the page's words for every setting."""
+    said = [problem if isinstance(problem, Html) else in_labels(problem) for problem in problems]
+    return tag("section", tag("b", title), bullets(said), class_="qs-card qs-error", role="alert")
 
 
 def gib(size: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
+from qlora_studio.ui.fields import in_labels
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
 
@@ -95,7 +96,7 @@ def ending(run: RunView | None) -> Html:
 
 def log_lines(progress: Progress) -> list[str]:
     """Notes first, then what each step brought, the newest last."""
-    said = [f"· {note}" for note in progress.notes]
+    said = [f"· {in_labels(note)}" for note in progress.notes]
     said += [f"· step {retry.step} again, smaller: {retry.change} ({retry.reason})" for retry in progress.retries]
     said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
     measured = dict(progress.evaluations)
@@ -106,7 +107,7 @@ def log_lines(progress: Progress) -> list[str]:
             f"step {step:>5}  loss {loss:.4f}" + (f"  evaluation {measured[step]:.4f}" if step in measured else "")
         )
     if progress.ended:
-        said.append(f"· {progress.state}" + (f": {progress.message}" if progress.message else ""))
+        said.append(f"· {progress.state}" + (f": {in_labels(progress.message)}" if progress.message else ""))
     return said
 
 

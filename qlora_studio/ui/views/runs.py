@@ -10,7 +10,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
-from qlora_studio.ui.fields import label
+from qlora_studio.ui.fields import in_labels, label
 from qlora_studio.ui.views.chart import line, lines
 from qlora_studio.ui.views.html import (
     Html,
@@ -112,7 +112,7 @@ def run_details(run: RunView) -> Html:
         ]
     )
     notes = [
-        *progress.notes,
+        *map(in_labels, progress.notes),
         *(f"Step {retry.step} was computed again, smaller: {retry.change}." for retry in progress.retries),
     ]
     return join(

@@ -206,7 +206,7 @@ def test_a_mapping_reaches_into_columns_turns_and_roles():
 
 
 REFUSED = {
-    "a translation pair": ({"translation": {"en": "a", "de": "b"}}, "--column question=translation.en"),
+    "a translation pair": ({"translation": {"en": "a", "de": "b"}}, "question=translation.en"),
     "an image part": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "field 'messages[0].content[0]': This row holds image_url, and this studio trains text.",
