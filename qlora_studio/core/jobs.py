@@ -70,6 +70,8 @@ class ExportRequest(_Request):
     merge_into: MergeInto = "original"
     prompts: tuple[str, ...] = ()
     """What chat and artefact are both asked; empty leaves the comparison out."""
+    held_out: bool = True
+    """Whether both are also measured on the rows that the run holds out."""
 
 
 class ChatJobRequest(_Request):
