@@ -11,19 +11,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.card import CardFacts, write_card
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import find_export_kind
+from qlora_studio.core.exports import ExportWish, find_export_kind
 from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.engine.companions import LICENCE_STEMS
 from qlora_studio.engine.exporters.comparison import Speaker, record_chat
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.weights import hash_cache, identify
+from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, read_json
+from qlora_studio.runs.records import read_record
+from qlora_studio.runs.store import RunStore
 from qlora_studio.worker.ask import ask_artefact, find_source
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
@@ -58,6 +63,8 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
         record = ask_the_chat(context, folder, request) if kind.compares_with_chat and request.prompts else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage.files, emit)
+        if kind.compares_with_chat:
+            write_model_card(context.home, folder, source, request, stage.files)
         if record is None:
             exporter.check(source, stage.files, None, emit)
         else:
@@ -126,6 +133,15 @@ def ask_the_chat(context: Context, folder: JobFolder, request: ExportRequest) ->
     place.mkdir()
     record.save(place)
     return place
+
+
+def write_model_card(home: Home, folder: JobFolder, source: ExportSource, request: ExportRequest, files: Path) -> None:
+    """A card of our own beside the weights: data, settings, evaluation, licence, and how each program opens them."""
+    wish = ExportWish(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
+    licences = tuple(path.name for path in sorted(files.iterdir()) if path.name.upper().startswith(LICENCE_STEMS))
+    run = RunStore(folder.path.parent, home.cache).open(folder.name)
+    facts = CardFacts(read_record(run), source.base_name, source.licence, licences)
+    (files / "README.md").write_text(write_card(facts, wish), encoding="utf-8")
 
 
 def judge(checks: Sequence[ev.Checked]) -> None:
