@@ -58,7 +58,7 @@ MERGE_CHOICES: tuple[MergeChoice, ...] = (
         "as-chatted", "as_chatted", "As chatted", "Into the 4-bit weights you chatted with: it answers as the chat did."
     ),
     MergeChoice(
-        "original", "original", "Original weights", "Into the base's own 16-bit weights: its answers differ, often a little better."
+        "original", "original", "Original", "Into the base's own 16-bit weights: its answers differ, often a little better."
     ),
 )  # fmt: skip
 
@@ -150,6 +150,7 @@ def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:
     The rule without a measurement is the merge that answers as the chat did: it is what was tried out.
     """
     measured = [check for check in checks if check.loss is not None and check.chat_loss is not None]
+    measured = [check for check in measured if check.precision == "16-bit"]  # else coarser weights blur the comparison
     original = next((check for check in reversed(measured) if not check.as_chatted), None)
     if original is None or original.loss is None or original.chat_loss is None:
         return "as_chatted", "As chatted is chosen: it is the model you tried out."

@@ -7,6 +7,7 @@ The artefact is asked in a process of its own, which has its files and the recor
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -78,9 +79,16 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
 
 
 def listening(context: Context) -> Callable[[ev.Event], None]:
-    """The job's voice, which hears a stop whenever it says how far it is."""
+    """The job's voice, which says how long a phase still takes, and hears a stop whenever it says how far it is."""
+    began = time.monotonic()
 
     def emit(event: ev.Event) -> None:
+        nonlocal began
+        if isinstance(event, ev.PhaseEntered):
+            began = time.monotonic()
+        if isinstance(event, ev.Advanced) and event.done and event.seconds_left is None:
+            left = (time.monotonic() - began) * (event.total - event.done) / event.done
+            event = event.model_copy(update={"seconds_left": left})
         context.emit(event)
         if isinstance(event, ev.Advanced) and context.pending_request() == "stop":
             raise Stopped

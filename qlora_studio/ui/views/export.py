@@ -59,7 +59,7 @@ def cards(wish: ExportWish, adapter: int | None, merged: int | None) -> list[tup
         one = ExportWish(kind, wish.merge_into, wish.gguf, wish.parts)
         size = one.result_bytes(adapter, merged) if adapter is not None else None
         items.append(
-            (f"{kind.title.capitalize()}\n{f'{gib(size)} · ' if size is not None else ''}{kind.says}", kind.name)
+            (f"{_headline(kind.title)}\n{f'{gib(size)} · ' if size is not None else ''}{kind.says}", kind.name)
         )
     return items
 
@@ -76,7 +76,12 @@ def gguf_items() -> list[tuple[str, str]]:
 
 def part_items() -> list[tuple[str, str]]:
     """What a pack can hold, as it is offered."""
-    return [(find_export_kind(name).title.capitalize().replace("Gguf", "GGUF"), name) for name in PACK_PARTS]
+    return [(_headline(find_export_kind(name).title), name) for name in PACK_PARTS]
+
+
+def _headline(title: str) -> str:
+    """A title with a capital letter at its beginning, its others as they are."""
+    return title[:1].upper() + title[1:]
 
 
 def nothing_to_export() -> Html:
