@@ -196,7 +196,7 @@ def _disk(config: TrainConfig, base: BaseFacts, plan: MemoryPlan | None, machine
         return None
     adapter = plan.estimate.part_bytes("adapter")
     checkpoint = adapter + plan.estimate.part_bytes("optimizer")
-    needed = _download_bytes(base) + adapter + (config.saving.keep + 1) * checkpoint + RUN_FILES_BYTES
+    needed = _download_bytes(base) + adapter + (config.saving.keep + 2) * checkpoint + RUN_FILES_BYTES
     return DiskNeed(needed, machine.disk_free_bytes)
 
 
