@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from qlora_studio.cli import options as op
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.errors import StudioError
@@ -41,6 +42,7 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the merged model with what you chatted with.")
     ] = True,
+    checkpoint: op.Checkpoint = "",
 ) -> None:
     """Write the adapter or the merged model, checked against what you chatted with."""
     kinds: dict[str, MergeInto] = {"original": "original", "as-chatted": "as_chatted"}
@@ -56,7 +58,7 @@ def export(
     ]  # the job fetches a missing base
     if blocks:
         raise StudioError.of(blocks)
-    job = studio.exports.start(run, what, to, kinds[merge], asked)
+    job = studio.exports.start(run, what, to, kinds[merge], asked, checkpoint)
     show_export(console, follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job)))
 
 

@@ -70,6 +70,12 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return field.strip(), value
 
 
+Checkpoint = Annotated[
+    str,
+    typer.Option("--checkpoint", help="Which weights: best, last or step-N; without it, the run's adapter."),
+]
+
+
 def parse_columns(pairs: list[str] | None) -> dict[str, str]:
     """`instruction=question` pairs as a mapping from part to the file's column."""
     columns = {}

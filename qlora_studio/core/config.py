@@ -169,6 +169,11 @@ class EvaluationConfig(Section):
         None, ge=1, description="Measure the held-out loss every so many steps; empty: five times."
     )
     before: bool = Field(True, description="Measure the held-out loss before the first step as well.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="End the run after so many evaluations without a better one; empty trains to the last step.",
+    )
 
 
 class SavingConfig(Section):
@@ -176,7 +181,12 @@ class SavingConfig(Section):
 
     name: str = Field("", max_length=120, description="Name of the run; empty makes one from model, rank and time.")
     every_minutes: float = Field(10.0, gt=0, description="Write a checkpoint at least this often.")
-    keep: int = Field(2, ge=1, le=1000, description="Checkpoints to keep.")
+    keep: int = Field(
+        2, ge=1, le=1000, description="Checkpoints to keep: the newest so many, besides the best and the pinned."
+    )
+    adapter: Literal["best", "last"] = Field(
+        "best", description="Which step becomes the adapter: that of the best held-out loss, or the last."
+    )
 
 
 class TrainConfig(Section):

@@ -57,6 +57,8 @@ class EvaluateRequest(_Request):
     run: Path
     prompts: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
 
 
 class ExportRequest(_Request):
@@ -70,6 +72,8 @@ class ExportRequest(_Request):
     merge_into: MergeInto = "original"
     prompts: tuple[str, ...] = ()
     """What chat and artefact are both asked; empty leaves the comparison out."""
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
 
 
 class ChatJobRequest(_Request):
@@ -77,6 +81,8 @@ class ChatJobRequest(_Request):
 
     job: Literal["chat"] = "chat"
     run: Path
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
 
 
 class DoctorRequest(_Request):
@@ -104,6 +110,11 @@ class TrainReport(_Report):
     """Training loss of the last step."""
     held_out_before: float | None = None
     held_out_after: float | None = None
+    best_step: int | None = None
+    """The step of the lowest held-out loss."""
+    best_held_out: float | None = None
+    stopped_early: bool = False
+    """Ended by `evaluation.patience` before its last step."""
 
 
 class LengthBin(_Report):

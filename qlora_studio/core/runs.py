@@ -33,6 +33,7 @@ class RunSummary(BaseModel):
     loss: float | None = None
     held_out: float | None = None
     """The newest held-out loss with the adapter."""
+    best_held_out: float | None = None
     seconds: float | None = None
     peak_bytes: int = 0
     has_adapter: bool = False
@@ -44,6 +45,22 @@ class RunSummary(BaseModel):
     @property
     def at_work(self) -> bool:
         return self.state in AT_WORK
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointView:
+    """One checkpoint that a run has kept."""
+
+    step: int
+    held_out: float | None
+    """Its held-out loss, where it was measured."""
+    best: bool
+    newest: bool
+    pinned: bool
+
+    @property
+    def name(self) -> str:
+        return f"step-{self.step}"
 
 
 @dataclass(frozen=True, slots=True)

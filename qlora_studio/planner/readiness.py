@@ -203,12 +203,12 @@ def _download_bytes(base: BaseFacts) -> int:
 
 
 def _disk(config: TrainConfig, base: BaseFacts, plan: MemoryPlan | None, machine: Machine) -> DiskNeed | None:
-    """A download, the adapter, and checkpoints: those that are kept and the one that is being written."""
+    """A download, the adapter, and checkpoints: the newest, the best, and the one that is being written."""
     if plan is None:
         return None
     adapter = plan.estimate.part_bytes("adapter")
     checkpoint = adapter + plan.estimate.part_bytes("optimizer")
-    needed = _download_bytes(base) + adapter + (config.saving.keep + 1) * checkpoint + RUN_FILES_BYTES
+    needed = _download_bytes(base) + adapter + (config.saving.keep + 2) * checkpoint + RUN_FILES_BYTES
     return DiskNeed(needed, machine.disk_free_bytes)
 
 

@@ -43,10 +43,14 @@ class Exports:
         to: str,
         merge_into: MergeInto = "original",
         prompts: Sequence[str] = (),
+        checkpoint: str = "",
     ) -> JobRef:
-        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
+        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts.
+
+        `checkpoint` is as `Runs.with_weights` takes it.
+        """
         find_export_kind(kind)
-        view = self.runs.with_adapter(name)
+        view = self.runs.with_weights(name, checkpoint)
         run = view.folder
         target = find_target(to)
         if target.is_dir() and any(target.iterdir()):
@@ -58,6 +62,7 @@ class Exports:
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
         request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
+        request = request.model_copy(update={"checkpoint": checkpoint})
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
     def readiness(self, name: str, kind: str, to: str, checks: int = 0) -> ExportReadiness:

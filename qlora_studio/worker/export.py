@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_studio.core import events as ev
@@ -18,22 +17,23 @@ from qlora_studio.engine.load import choose_device
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import compute_of, open_run
+from qlora_studio.worker.loaded_run import chosen_adapter, compute_of, open_run
 
 
 def run(context: Context) -> ev.Event:
     request = context.request(ExportRequest)
     folder, target = JobFolder(request.run), request.to
     kind, exporter = find_export_kind(request.kind), find_exporter(request.kind)
-    if damage := find_damage(folder.adapter):
+    adapter = chosen_adapter(context, folder, request.checkpoint)
+    if damage := find_damage(adapter):
         raise StudioError(damage, "Train again, or choose another run.")
-    source = find_source(context, folder, kind, request)
+    source = find_source(context, adapter, kind, request)
     stage = target.with_name(f".{target.name}.part")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         check_room(stage, exporter.size_bytes(source))
-        record = ask_the_chat(context, folder, request.prompts) if kind.compares_with_chat else None
+        record = ask_the_chat(context, request) if kind.compares_with_chat else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage, context.emit)
         exporter.check(source, stage, record, context.emit)
@@ -49,11 +49,12 @@ def run(context: Context) -> ev.Event:
     return ev.Finished(report=ExportReport(path=target, bytes=size))
 
 
-def find_source(context: Context, folder: JobFolder, kind: ExportKind, request: ExportRequest) -> ExportSource:
+def find_source(context: Context, adapter: Path, kind: ExportKind, request: ExportRequest) -> ExportSource:
     """The run's files, with its base fetched where this kind needs it."""
+    folder = JobFolder(request.run)
     config = context.config(folder)
     base = context.fetch_base(config).folder if kind.needs_base else None
-    return ExportSource(folder.adapter, base, choose_device(compute_of(folder, config)), request.merge_into)
+    return ExportSource(adapter, base, choose_device(compute_of(folder, config)), request.merge_into)
 
 
 def check_room(stage: Path, need: int) -> None:
@@ -67,10 +68,10 @@ def check_room(stage: Path, need: int) -> None:
         )
 
 
-def ask_the_chat(context: Context, folder: JobFolder, prompts: Sequence[str]) -> ChatRecord | None:
+def ask_the_chat(context: Context, request: ExportRequest) -> ChatRecord | None:
     """What base and adapter answer as in the chat; None without prompts. The model is gone afterwards."""
-    if not prompts:
+    if not request.prompts:
         return None
-    live = open_run(context, folder)
+    live = open_run(context, JobFolder(request.run), request.checkpoint)
     context.phase("answering with the adapter")
-    return record_chat(live.model, live.tokenizer, live.options, prompts)
+    return record_chat(live.model, live.tokenizer, live.options, request.prompts)

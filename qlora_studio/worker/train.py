@@ -16,6 +16,7 @@ from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
 from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.loop import train
+from qlora_studio.engine.manifest import sweep
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
@@ -41,12 +42,12 @@ def run(context: Context) -> ev.Event:
     try:
         rows = prepare_rows(context, config, tokenizer)
     except Stopped:
-        return ev.Stopped()
+        return ev.Stopped(paused=context.pending_request() == "pause")
     planned = plan_run(context, config, base, rows.train)
     plan, config = planned.plan, settle_rate(context, config, planned.shape)
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
-    if context.pending_request() == "stop":
-        return ev.Stopped()
+    if (request := context.pending_request()) in ("stop", "pause"):
+        return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
     device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
     device.accelerator.cap(tensor_budget_bytes(plan))
@@ -66,6 +67,8 @@ def run(context: Context) -> ev.Event:
         revision=base.revision,
         resume=find_checkpoint(context),
         objective=config.optim.objective,
+        also=lambda stage: write_beside(config, tokenizer, stage),
+        pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 
     steps: list[ev.StepLogged] = []
@@ -80,16 +83,19 @@ def run(context: Context) -> ev.Event:
     outcome = train(setup, emit, context.pending_request)
     if (speed := measured_speed(planned.shape, plan, steps)) is not None:
         learn_speed(context.home.cache, planned.gpu, speed)
-    if config.model.template:
-        tokenizer.inner.save_pretrained(context.folder.adapter)
     if outcome.stopped:
-        return ev.Stopped(step=outcome.step, saved="adapter")
+        paused = outcome.ending == "paused"
+        return ev.Stopped(step=outcome.step, saved="checkpoint" if paused else "adapter", paused=paused)
+    best = outcome.held_out.best
     return ev.Finished(
         report=TrainReport(
             steps=outcome.step,
             loss=outcome.loss,
-            held_out_before=outcome.held_out_before,
+            held_out_before=outcome.held_out.before,
             held_out_after=outcome.held_out_after,
+            best_step=best[0] if best else None,
+            best_held_out=best[1] if best else None,
+            stopped_early=outcome.ending == "early",
         )
     )
 
@@ -105,8 +111,16 @@ def settle_rate(context: Context, config: TrainConfig, shape: ModelShape) -> Tra
     return settled
 
 
+def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> None:
+    """Puts the tokenizer with its template beside an adapter whose base brings none."""
+    if config.model.template:
+        tokenizer.inner.save_pretrained(stage)
+
+
 def find_checkpoint(context: Context) -> Path | None:
     """The newest whole checkpoint of this run, where it was interrupted; damaged ones are named and passed over."""
+    for parent in (context.folder.path, context.folder.path / "checkpoints"):
+        sweep(parent)
     checkpoint, damages = newest_checkpoint(context.folder.path / "checkpoints")
     for damage in damages:
         instead = "An older checkpoint is used." if checkpoint else "There is no older one, so the run begins again."

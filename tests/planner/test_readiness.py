@@ -118,7 +118,7 @@ def finding(**values):
         (
             {"machine": PROCESSOR.model_copy(update={"disk_free_bytes": 100 << 20})},
             [
-                "The run needs 250 MiB of disk, and 100 MiB are free. Free some space, or choose another disk."
+                "The run needs 306 MiB of disk, and 100 MiB are free. Free some space, or choose another disk."
             ],
         ),
         (
