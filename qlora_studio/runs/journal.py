@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_studio.core.events import Event, parse_event
 from qlora_studio.core.progress import Progress, advance
+from qlora_studio.faults import fault
 
 
 class Journal:
@@ -24,6 +25,7 @@ class Journal:
     def append(self, event: Event) -> None:
         """Writes one event. A disk that is full costs the line, never the run."""
         try:
+            fault("journal")
             self.file.write(json.dumps({"time": time.time(), **event.to_json()}, ensure_ascii=False) + "\n")
             self.file.flush()
         except OSError:
