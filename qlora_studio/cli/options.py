@@ -45,7 +45,7 @@ def build_config(
     extra: dict[str, Any] = {}
     if rank is not None:
         if rank.isdigit():
-            extra |= {"lora.rank": int(rank), "lora.alpha": 2 * int(rank)}
+            extra["lora.rank"] = int(rank)
         else:
             names["rank"] = rank
     if memory is not None:

@@ -128,6 +128,8 @@ def show_readiness(console: Console, readiness: Readiness) -> None:
     """The plan, what is unusual, and the run in one sentence."""
     if readiness.plan is not None:
         show_plan(console, readiness.plan)
+    for said in readiness.chosen.values():
+        console.print(escape(said))
     for limit in readiness.limits:
         console.print(f"[yellow]Note[/]: {escape(limit)}")
     for problem in readiness.unusual:

@@ -97,7 +97,7 @@ class LoraSettings(Section):
         16, ge=1, le=1024, description="Rank of the adapter: a higher one can learn more and needs more memory."
     )
     alpha: int = Field(
-        32, ge=1, le=4096, description="Scales the adapter by alpha / rank; twice the rank is a good start."
+        32, ge=1, le=4096, description="Scales the adapter by alpha / rank; 32 suits any rank, and so does one rate."
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of adapter inputs dropped at random, against overfitting."
@@ -114,8 +114,8 @@ class OptimConfig(Section):
     optimizer: Literal["adamw_8bit", "adamw"] = Field(
         "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
     )
-    learning_rate: float = Field(
-        2e-4, gt=0, le=1, description="Size of an update; too high forgets, too low learns little."
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Size of an update; empty or auto takes what suits the model's width and alpha."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate warms up.")
@@ -129,6 +129,12 @@ class OptimConfig(Section):
         4096, ge=1, le=16_777_216, description="Effective batch: tokens that one update averages over."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Same seed, same data, same settings: the same curve.")
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _leave_open(cls, value: object) -> object:
+        """`auto`, as presets and people write it, for a rate that is chosen once the model is known."""
+        return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
 class MemoryConfig(Section):

@@ -31,6 +31,7 @@ from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.lora import replace_lora_forwards
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.weight_files import find_weight_files
 
 ADAPTER = "default"
 
@@ -71,6 +72,7 @@ def load_base(
     Raises a StudioError where a tensor is missing or of another shape, the architecture is not a causal language model,
     or the memory does not suffice.
     """
+    find_weight_files(folder)  # the very files that an export merges and an identity hashes, or a refusal
     config = _read_config(folder)
     places: dict[str, Any] = {"": device.torch}
     if embeddings_on_host and device.type != "cpu":

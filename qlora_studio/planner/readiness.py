@@ -23,6 +23,7 @@ from qlora_studio.core.readiness import (
 from qlora_studio.core.steps import plan_steps
 from qlora_studio.core.words import gib
 from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.rates import suited_rate
 from qlora_studio.planner.time import Work, estimate_time, work_of
 from qlora_studio.planner.unusual import find_unusual
 
@@ -60,6 +61,7 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
         blocks=tuple(blocks),
         over_budget=_over_budget(plan),
         unusual=tuple(find_unusual(config, base, report, work.steps if work else None)),
+        chosen=_chosen(config, base),
         limits=base.limits if isinstance(base, ResolvedBase) else (),
     )
 
@@ -182,6 +184,16 @@ def _time(
     if plan is None or work is None or not isinstance(base, ResolvedBase):
         return None
     return estimate_time(config, base.shape, plan, work, machine)
+
+
+def _chosen(config: TrainConfig, base: BaseFacts) -> dict[str, str]:
+    """What the config leaves open and the base settles."""
+    if config.optim.learning_rate is not None or not isinstance(base, ResolvedBase):
+        return {}
+    rate = suited_rate(base.shape.hidden, base.shape.family, config.lora)
+    return {
+        "optim.learning_rate": f"A learning rate of {rate:g} suits this model, {base.shape.hidden:,} wide, at this alpha."
+    }
 
 
 def _download_bytes(base: BaseFacts) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainReport
+from qlora_studio.core.plan import ModelShape
 from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine import load
@@ -20,6 +21,7 @@ from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
+from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed
 from qlora_studio.worker.context import Context
@@ -42,7 +44,7 @@ def run(context: Context) -> ev.Event:
     except Stopped:
         return ev.Stopped(paused=context.pending_request() == "pause")
     planned = plan_run(context, config, base, rows.train)
-    plan = planned.plan
+    plan, config = planned.plan, settle_rate(context, config, planned.shape)
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
@@ -96,6 +98,17 @@ def run(context: Context) -> ev.Event:
             stopped_early=outcome.ending == "early",
         )
     )
+
+
+def settle_rate(context: Context, config: TrainConfig, shape: ModelShape) -> TrainConfig:
+    """The config with a learning rate; one that was left open is chosen here and said."""
+    settled = choose_rate(config, shape)
+    if config.optim.learning_rate is None:
+        rate = settled.optim.learning_rate
+        context.emit(
+            ev.Noted(text=f"Learning rate {rate:g}: it suits a model of width {shape.hidden:,} at this alpha.")
+        )
+    return settled
 
 
 def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> None:

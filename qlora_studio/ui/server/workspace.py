@@ -53,6 +53,10 @@ class Outlook:
         """What keeps a run from starting because of one field."""
         return next((problem for problem in self.blocks if problem.field == dotted), None)
 
+    def chosen_for(self, dotted: str) -> str:
+        """What is taken for a field that was left open; empty where nothing is settled yet."""
+        return self.readiness.chosen.get(dotted, "") if self.readiness else ""
+
     def unusual_of(self, dotted: str) -> Problem | None:
         """What may be meant and rarely is."""
         unusual = self.readiness.unusual if self.readiness else ()
