@@ -14,12 +14,13 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.jobs import EvaluateRequest, JobRef, TrainRequest
+from qlora_studio.core.jobs import EvaluateRequest, JobRef, RateRequest, TrainRequest
 from qlora_studio.core.labels import Labels
 from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import CheckpointView, RunSummary, RunView
 from qlora_studio.home import Home
+from qlora_studio.planner.rates import steps_to_try
 from qlora_studio.runs import supervisor
 from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
 from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
@@ -62,6 +63,18 @@ class Runs:
         job = JobFolder(view.folder)
         supervisor.clear_requests(job)
         supervisor.start(job, card=self.jobs.card_of(view.config.memory.card))
+
+    def find_rate(self, config: TrainConfig, run_steps: int | None) -> JobRef:
+        """Starts trying learning rates on the rows of a config, a few steps each; `run_steps` are those of the run.
+
+        Raises a StudioError as `start` does; the search needs the card for itself.
+        """
+        self.data.check(config)
+        self.bases.find(config.model.base)
+        self.refuse_second()
+        request = RateRequest(steps=steps_to_try(run_steps))
+        files = {"config.json": config.model_dump(mode="json")}
+        return self.jobs.start(self.home.cache / "rates", request, files, card=config.memory.card)
 
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""

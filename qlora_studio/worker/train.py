@@ -10,15 +10,12 @@ from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import ModelShape
 from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.data.sets.token_cache import TokenisedRows
-from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.choose import choose_accelerator
-from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
-from qlora_studio.engine.loaded_bytes import check_loaded
+from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
 from qlora_studio.engine.objectives.registry import find_objective
-from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.planner.rates import choose_rate
@@ -50,17 +47,14 @@ def run(context: Context) -> ev.Event:
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
-    device.accelerator.cap(tensor_budget_bytes(plan))
-    model = load.load_base(base.folder, device, embeddings_on_host=plan.offload in ("embeddings", "both"))
-    adapter = load.attach_adapter(model, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
-    for said in check_loaded(adapter, plan):
+    loaded = load_for_training(base.folder, config, plan)
+    for said in loaded.notes:
         context.emit(ev.Noted(text=said))
     setup = Setup(
         config=config,
         plan=plan,
-        accelerator=device.accelerator,
-        model=adapter,
+        accelerator=loaded.device.accelerator,
+        model=loaded.model,
         train=rows.train.examples,
         held_out=rows.held_out.examples,
         folder=context.folder.path,

@@ -9,17 +9,7 @@ from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GIB, GpuInfo
 from qlora_studio.core.words import gib, gib_of
 from qlora_studio.ui.tabs import train as train_tab
-from tests.ui.fakes import Tab
 from tests.ui.test_views import token_report
-
-
-@pytest.fixture
-def ready(workspace):
-    """A tab of a workspace with the demo rows chosen, nothing counted and nothing started."""
-    report = workspace.studio.data.import_rows(str(workspace.studio.data.demo().rows), name="demo")
-    workspace.forget_world()
-    workspace.draft.change({"data.sources": [{"name": report.name, "weight": 1.0}]})
-    return Tab(workspace)
 
 
 def buttons(tab):

@@ -21,6 +21,7 @@ from qlora_studio.ui.server.chat import ChatSession
 from qlora_studio.ui.server.draft import Draft
 from qlora_studio.ui.server.examination import Examination
 from qlora_studio.ui.server.lookup import BaseLookup
+from qlora_studio.ui.server.rate_search import RateFinder
 from qlora_studio.ui.server.tokens import TokenCount
 from qlora_studio.ui.server.world import World
 
@@ -73,6 +74,7 @@ class Workspace:
         self.tokens = TokenCount(studio)
         self.examination = Examination(studio)
         self.lookup = BaseLookup(studio)
+        self.rates = RateFinder(studio)
         self._still = (-1, 0.0)
         """The version of the draft, and since when it has been that."""
         self._counted_version = -1
@@ -137,6 +139,7 @@ class Workspace:
         self.tokens.settle()
         self.examination.settle()
         self.lookup.settle()
+        self.rates.settle()
         self._count_if_still()
 
     def refuse_while_training(self, doing: str) -> None:
