@@ -11,6 +11,11 @@ from qlora_studio.core import config as cf
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import Studio
 
+Checkpoint = Annotated[
+    str,
+    typer.Option("--checkpoint", help="Which weights: best, last or step-N; without it, the run's adapter."),
+]
+
 
 def help_of(section: type[cf.Section], field: str) -> str:
     return section.model_fields[field].description or ""
@@ -68,12 +73,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return field.strip(), json.loads(value)
     except json.JSONDecodeError:
         return field.strip(), value
-
-
-Checkpoint = Annotated[
-    str,
-    typer.Option("--checkpoint", help="Which weights: best, last or step-N; without it, the run's adapter."),
-]
 
 
 def parse_columns(pairs: list[str] | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.runs import differing_settings
+from qlora_studio.core.runs import best_first, differing_settings
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
@@ -209,6 +209,39 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     }
     for title, shown in results.items():
         table.add_row(title, *shown)
+    Console().print(table)
+
+
+@app.command("results")
+def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any other tag.")]) -> None:
+    """Show what came of all runs with a tag, the best held-out loss first: the table of a sweep."""
+    studio = Studio()
+    runs = [studio.runs.open(run.name) for run in studio.runs.all() if tag in run.tags and not run.unreadable]
+    if not runs:
+        raise StudioError(f"No run has the tag '{tag}'.", "`qlora-studio runs list` shows tags.")
+    differing = [(field, values) for field, values in differing_settings(runs) if field != "saving.name"]
+    table = Table(
+        "Run",
+        *(field for field, _ in differing),
+        "Held-out",
+        "at step",
+        "State",
+        "Time",
+        "Peak",
+        box=None,
+        pad_edge=False,
+    )
+    for index in sorted(range(len(runs)), key=lambda index: best_first(runs[index])):
+        run, best = runs[index], runs[index].progress.held_out.best
+        table.add_row(
+            escape(run.name),
+            *(escape(str(values[index])) for _, values in differing),
+            f"{best[1]:.4f}" if best else "–",
+            str(best[0]) if best else "–",
+            run.state,
+            clock(run.seconds),
+            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
+        )
     Console().print(table)
 
 

@@ -19,6 +19,7 @@ from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.jobs import RateReport, TokeniseReport
 from qlora_studio.core.readiness import DataFacts, Readiness
 from qlora_studio.core.record import RunRecord
+from qlora_studio.core.sweep import parse_sweep
 from qlora_studio.core.words import clock, without_quotes
 from qlora_studio.studio import Studio
 
@@ -52,6 +53,15 @@ def train(
         list[str] | None, typer.Option("--accept", help="A finding you accept by name, such as secret.")
     ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Start although the plan does not fit.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Have it wait for the card, behind other runs.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help="A setting and its values, as lora.rank=8,16; given several times, every combination is a run in the "
+            "queue. `runs results` shows what came of them.",
+        ),
+    ] = None,
     find_rate: Annotated[
         bool, typer.Option("--find-rate", help="First try a few learning rates on these rows, and take the best.")
     ] = False,
@@ -77,12 +87,27 @@ def train(
     show_readiness(console, readiness)
     if readiness.blocks:
         raise StudioError.of(readiness.blocks)
+    if queue or sweep:
+        wait_in_line(studio, console, config, parse_sweep(sweep or []))
+        return
     if readiness.over_budget is not None and not anyway:
         refused = readiness.over_budget
         raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
     if find_rate:
         config = search_rate(studio, console, config, readiness.steps)
     start(studio, console, config)
+
+
+def wait_in_line(studio: Studio, console: Console, config: TrainConfig, sweep: dict[str, list[Any]]) -> None:
+    """Puts the run, or every run of a sweep, into the queue; the first starts where nothing is at work."""
+    names = studio.queue.sweep(config, sweep) if sweep else [studio.queue.add(config)]
+    waiting = studio.queue.names()
+    for name in names:
+        place = f"waits, number {waiting.index(name) + 1} in the queue" if name in waiting else "has begun"
+        console.print(f"[bold]{escape(name)}[/] {place}.")
+    if sweep:
+        tag = studio.runs.open(names[0]).labels.tags[0]
+        console.print(f"What came of them: qlora-studio runs results {escape(tag)}")
 
 
 def search_rate(studio: Studio, console: Console, config: TrainConfig, steps: int | None) -> TrainConfig:

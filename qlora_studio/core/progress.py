@@ -13,7 +13,7 @@ from qlora_studio.core.jobs import Report
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.series import Series
 
-State = Literal["starting", "running", "stopping", "finished", "stopped", "paused", "failed", "interrupted"]
+State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "paused", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "paused", "failed")
 """States that a job's own last event says."""
 AT_WORK: tuple[State, ...] = ("starting", "running", "stopping")
@@ -155,12 +155,15 @@ class JobView:
         return self.state in AT_WORK
 
 
-def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool) -> State:
+def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool, queued: bool = False) -> State:
     """The state of a job.
 
     `alive`: a process holds the folder's lock. `seen`: one has held it, or the job is too old for one still to come;
     so a job whose process has not appeared yet is starting, never interrupted. `stop_asked`: a stop waits in `control`.
+    `queued`: it waits for its turn, be it for the first time or to go on.
     """
+    if queued and not alive and progress.state != "finished":
+        return "queued"
     if progress.state != "starting" and progress.state != "running":
         return progress.state
     if alive:

@@ -93,6 +93,12 @@ class RunView:
         return self.job.at_work
 
 
+def best_first(run: RunView) -> tuple[float, str]:
+    """Sorts runs by their best held-out loss; those that measured none come last."""
+    best = run.progress.held_out.best
+    return (best[1] if best else float("inf"), run.name)
+
+
 def differing_settings(runs: Sequence[RunView]) -> list[tuple[str, tuple[Any, ...]]]:
     """The settings in which these runs differ: dotted name, and the value of each run in their order."""
     flat = [

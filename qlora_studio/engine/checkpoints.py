@@ -6,6 +6,7 @@ so nothing can run on loading.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -127,7 +128,8 @@ class RunCheckpoints:
         self.checkpoints.mkdir(exist_ok=True)
         self._write(target, fill)
         self.newest_step = position.step
-        self._rotate(position)
+        with contextlib.suppress(OSError):  # what is too many costs room, never the run
+            self._rotate(position)
         return f"{self.checkpoints.name}/{target.name}"
 
     def best_kept(self, held_out: HeldOut) -> Point | None:

@@ -18,7 +18,7 @@ from qlora_studio.runs.folder import JobFolder, find_job, read_json, write_json
 from qlora_studio.runs.journal import Follower
 
 CACHE = "run-summaries.json"
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised whenever summaries of before mean something else."""
 Mark = list[int]
 """Time and size of the files that a summary was made from."""
@@ -91,6 +91,7 @@ class RunStore:
         state = find_state(
             progress,
             alive=alive,
+            queued=folder.queue_file.exists(),
             seen=bool(progress.job) or folder.was_seen(),
             stop_asked=folder.is_asked("stop") or folder.is_asked("pause"),
         )
@@ -177,6 +178,7 @@ def _mark(folder: JobFolder) -> Mark:
         folder.config_file,
         folder.labels_file,
         folder.events,
+        folder.queue_file,
         folder.adapter / "MANIFEST.json",
     ):
         try:

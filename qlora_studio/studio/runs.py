@@ -21,7 +21,7 @@ from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import CheckpointView, RunSummary, RunView
 from qlora_studio.home import Home
 from qlora_studio.planner.rates import steps_to_try
-from qlora_studio.runs import supervisor
+from qlora_studio.runs import queue, supervisor
 from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
 from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
 from qlora_studio.runs.records import read_record
@@ -41,28 +41,37 @@ class Runs:
 
         Raises a StudioError where another training is at work; then nothing is left behind.
         """
-        self.data.check(config)
-        self.bases.find(config.model.base)
         self.refuse_second()
-        stem = Path(config.model.base).name.lower()
-        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
-        job = create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
+        job = self.create(config)
         try:
-            supervisor.start(job, card=self.jobs.card_of(config.memory.card))
+            self.begin(job)
         except supervisor.TrainingBusy:
             shutil.rmtree(job.path, ignore_errors=True)
             raise
         return job.name
 
+    def create(self, config: TrainConfig) -> JobFolder:
+        """Checks what can be checked here and makes the folder of a run that nobody has started yet."""
+        self.data.check(config)
+        self.bases.find(config.model.base)
+        stem = Path(config.model.base).name.lower()
+        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
+        return create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
+
+    def begin(self, job: JobFolder) -> None:
+        """Starts a run's worker, for the first time or to go on. Raises TrainingBusy where another is at work."""
+        supervisor.clear_requests(job)
+        supervisor.start(job, card=self.jobs.card_of(self.open(job.name).config.memory.card))
+
     def resume(self, name: str) -> None:
         """Starts a run's worker again: it resumes from the newest whole checkpoint, or from the start without one."""
         view = self.open(name)
-        if view.state not in RESUMABLE:
+        if view.state not in (*RESUMABLE, "queued"):
             raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can be resumed.")
         self.refuse_second()
         job = JobFolder(view.folder)
-        supervisor.clear_requests(job)
-        supervisor.start(job, card=self.jobs.card_of(view.config.memory.card))
+        self.begin(job)
+        queue.take_out(job)
 
     def find_rate(self, config: TrainConfig, run_steps: int | None) -> JobRef:
         """Starts trying learning rates on the rows of a config, a few steps each; `run_steps` are those of the run.
@@ -76,10 +85,16 @@ class Runs:
         files = {"config.json": config.model_dump(mode="json")}
         return self.jobs.start(self.home.cache / "rates", request, files, card=config.memory.card)
 
+    def at_work(self) -> str | None:
+        """The run that is training; None where the card is free."""
+        return supervisor.find_training(self.home.runs)
+
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""
-        if (name := supervisor.find_training(self.home.runs)) is not None:
-            raise StudioError(f"The run '{name}' is still at work.", "Wait for it, or stop it first.")
+        if (name := self.at_work()) is not None:
+            raise StudioError(
+                f"The run '{name}' is still at work.", "Wait for it, stop it first, or have this one wait in the queue."
+            )
 
     def all(self) -> list[RunSummary]:
         """A line for every run, newest first."""

@@ -24,6 +24,7 @@ from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.runs.checkpoints import find_weights
 from qlora_studio.runs.folder import JobFolder, read_json
 from qlora_studio.worker.context import Context, FetchedBase
+from qlora_studio.worker.fingerprint import check_same_weights
 
 
 @dataclass
@@ -76,6 +77,8 @@ def open_run(context: Context, folder: JobFolder, checkpoint: str = "") -> Loade
     if damage := find_damage(weights):
         raise StudioError(damage, "Choose a checkpoint with --checkpoint, or train again.")
     template_folder = folder.adapter if (folder.adapter / "tokenizer_config.json").exists() else base.folder
+    tokenizer = load_tokenizer(template_folder)
+    check_same_weights(context, folder, base, tokenizer)
     context.phase("loading the model in 4 bits")
     device = load.choose_device(compute_of(folder, config))
     model: Any = load.load_adapter(load.load_base(base.folder, device), weights)
@@ -83,7 +86,7 @@ def open_run(context: Context, folder: JobFolder, checkpoint: str = "") -> Loade
     record = folder.path / "fingerprint.json"
     thinks = bool(read_json(record).get("thinks")) if record.exists() else False
     options = replace(options_of(config.data), thinking=thinks)
-    return LoadedRun(base, load_tokenizer(template_folder), model, device, options)
+    return LoadedRun(base, tokenizer, model, device, options)
 
 
 def chosen_adapter(context: Context, folder: JobFolder, checkpoint: str) -> Path:

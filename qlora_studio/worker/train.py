@@ -22,7 +22,7 @@ from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.fingerprint import fingerprint, keep_fingerprint
+from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
 from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.templates import vet_once
@@ -42,7 +42,8 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped(paused=context.pending_request() == "pause")
     planned = plan_run(context, config, base, rows.train)
     plan, config = planned.plan, settle_rate(context, config, planned.shape)
-    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
+    identity = identify_base(context, base.folder)
+    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows, identity))
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")

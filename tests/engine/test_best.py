@@ -203,3 +203,33 @@ def test_after_a_failed_save_the_next_is_tried_within_a_minute():
     assert not pacing.is_due
     clock[0] += 61
     assert pacing.is_due
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
+    tiny_folder, tmp_path, monkeypatch, dtype, count
+):
+    """Each is refused and said; the weights of every checkpoint stay finite, with and without a loss scale."""
+    import random
+
+    import torch
+
+    from qlora_studio import faults
+    from qlora_studio.engine.load import Device
+
+    rng, device = (
+        random.Random(count),
+        Device(FP32.accelerator, getattr(torch, {"fp32": "float32"}.get(dtype, "float16"))),
+    )
+    steps = sorted(rng.sample(range(1, 3 * count, 2), count))  # never three in a row
+    monkeypatch.setattr(faults, "_passed", faults.Counter())
+    monkeypatch.setenv(faults.VARIABLE, ",".join(f"step.loss:nan@{step}" for step in steps))
+    model = attach_adapter(load_base(tiny_folder, device), LoraSettings(rank=4), torch_fp32(), seed=1)
+    recorder = Recorder()
+    made = setup(model, tmp_path / "run", optim__epochs=count, optim__max_steps=3 * count, saving__keep=1000)
+    asked = iter(["", *["save"] * 9999])
+    loop.train(made, recorder.emit, lambda: next(asked))
+    assert [event.step for event in recorder.of(ev.UpdateSkipped)] == steps
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        assert all(bool(value.isfinite().all()) for value in load_file(folder / "adapter_model.safetensors").values())

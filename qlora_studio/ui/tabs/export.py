@@ -33,6 +33,7 @@ class ExportTab:
     """The controls that others wire."""
 
     run: gr.Dropdown
+    weights: gr.Dropdown
     what: gr.Radio
     folder: gr.Textbox
     check: gr.Checkbox
@@ -51,6 +52,10 @@ def build() -> ExportTab:
             run = gr.Dropdown(
                 [], value=None, label="Run", info="Whose adapter is exported.", elem_id="export-run", interactive=True
             )
+            weights = gr.Dropdown(
+                [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+                elem_id="export-weights", interactive=True,
+            )  # fmt: skip
             what = gr.Radio(
                 view.cards(None, None),
                 value=View().export_what,
@@ -82,7 +87,7 @@ def build() -> ExportTab:
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(run, what, folder, check, start, stop, again, notes, readiness, state)
+    return ExportTab(run, weights, what, folder, check, start, stop, again, notes, readiness, state)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -91,6 +96,11 @@ def slots(tab: ExportTab) -> list[Slot]:
             tab.run,
             lambda scene: gr.update(choices=scene.world.with_adapter, value=chosen_run(scene)),
             lambda scene: (scene.world.with_adapter, chosen_run(scene)),
+        ),
+        slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(chosen_run(scene)), value=scene.view.export_weights),
+            lambda scene: (scene.world.weights(chosen_run(scene)), scene.view.export_weights),
         ),
         slot(
             tab.what,
@@ -110,9 +120,14 @@ def wire(page: Page, tab: ExportTab) -> None:
     workspace = page.workspace
 
     def choose(view_: View, run: str | None, what: str) -> None:
+        if run != view_.export_run:
+            view_.export_weights = ""
         view_.export_run = run
         view_.export_what = what
         view_.export_folder = None
+
+    def choose_weights(view_: View, weights: str | None) -> None:
+        view_.export_weights = weights or ""
 
     def retarget(view_: View, folder: str) -> None:
         view_.export_folder = folder
@@ -120,14 +135,15 @@ def wire(page: Page, tab: ExportTab) -> None:
     def go(view_: View, run: str | None, what: str, folder: str, check: bool) -> None:
         view_.export_run = run
         view_.export_what = what
-        start(workspace, run, what, folder, check=check)
+        start(workspace, run, what, folder, check=check, checkpoint=view_.export_weights)
         view_.export_folder = None
 
     def go_as_chatted(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
         view_.export_what = AS_CHATTED
         view_.export_folder = None
-        start(workspace, chosen_run(scene), AS_CHATTED, str(_default_folder(scene) or ""), check=True)
+        folder, weights = str(_default_folder(scene) or ""), view_.export_weights
+        start(workspace, chosen_run(scene), AS_CHATTED, folder, check=True, checkpoint=weights)
 
     def stop(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
@@ -136,13 +152,16 @@ def wire(page: Page, tab: ExportTab) -> None:
 
     for event in (tab.run.input, tab.what.input):
         page.on(event, choose, [tab.run, tab.what])
+    page.on(tab.weights.input, choose_weights, [tab.weights])
     page.on(tab.folder.input, retarget, [tab.folder], trigger_mode="always_last")
     page.on(tab.start.click, go, [tab.run, tab.what, tab.folder, tab.check])
     page.on(tab.again.click, go_as_chatted)
     page.on(tab.stop.click, stop)
 
 
-def start(workspace: Workspace, run: str | None, what: str, folder: str, *, check: bool) -> JobRef:
+def start(
+    workspace: Workspace, run: str | None, what: str, folder: str, *, check: bool, checkpoint: str = ""
+) -> JobRef:
     """Starts the export. Raises a StudioError where something stands against it."""
     if not run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
@@ -159,7 +178,7 @@ def start(workspace: Workspace, run: str | None, what: str, folder: str, *, chec
     if kind.compares_with_chat:
         workspace.refuse_while_training("Export")
         workspace.chat.close()
-    started = workspace.studio.exports.start(run, kind.name, folder, merge_into, prompts)
+    started = workspace.studio.exports.start(run, kind.name, folder, merge_into, prompts, checkpoint)
     notify("The export has begun.")
     return started
 
