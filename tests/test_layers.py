@@ -16,7 +16,7 @@ INSIDE_FUNCTIONS = {
     "huggingface_hub": {"hub"},
     "pyarrow": {"data/readers"},
 }
-FOUNDATION = {"home", "hub", "bases", "weight_files"}
+FOUNDATION = {"home", "hub", "bases", "weight_files", "faults"}
 """Files of floor 2 that every room above the ground may use."""
 FLOOR = {
     "core": 1,
@@ -24,6 +24,7 @@ FLOOR = {
     "hub": 2,
     "bases": 2,
     "weight_files": 2,
+    "faults": 2,
     "presets": 2,
     "data": 2,
     "planner": 2,

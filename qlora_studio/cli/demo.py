@@ -41,7 +41,7 @@ def demo() -> None:
     run = studio.runs.start(config)
     state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
     console.print(f"{state.step} steps, adapter in {studio.runs.open(run).folder / 'adapter'}")
-    if state.state == "stopped":
+    if state.state in ("stopped", "paused"):
         console.print("Stopped; the adapter is saved.")
         return
     console.rule("3  Before and after, same prompts, same seed")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from qlora_studio.cli import options as op
 from qlora_studio.cli.evaluate import read_prompts
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.errors import StudioError
@@ -59,13 +60,14 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare what is exported with what you chatted with.")
     ] = True,
+    checkpoint: op.Checkpoint = "",
 ) -> None:
     """Write the adapter, the merged model, a GGUF file or all of them, checked against what you chatted with."""
     studio, console = Studio(), Console()
     kind = find_export_kind(what)
     into, why = studio.exports.suggest_merge(run) if merge == AUTO else (find_merge(merge).into, "")
     chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
-    wish = ExportWish(kind, into, find_gguf(gguf), chosen)
+    wish = ExportWish(kind, into, find_gguf(gguf), chosen, checkpoint)
     wish.check()
     asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and kind.compares_with_chat else []
     readiness = studio.exports.readiness(run, wish, to, len(asked))

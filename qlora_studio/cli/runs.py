@@ -12,8 +12,9 @@ from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
+from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.runs import differing_settings
+from qlora_studio.core.runs import best_first, differing_settings
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
@@ -28,7 +29,7 @@ def list_runs() -> None:
     if not runs:
         print("There are no runs yet. `qlora-studio demo` makes one.")
         return
-    headings = ("Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", "Said of it")
+    headings = ("Run", "Base", "Rank", "State", "Steps", "Loss", "Best held-out", "Time", "Begun", "Said of it")
     table = Table(*headings, box=None, pad_edge=False)
     for run in runs:
         table.add_row(
@@ -38,7 +39,7 @@ def list_runs() -> None:
             "unreadable" if run.unreadable else run.state,
             f"{run.step}/{run.total_steps}",
             f"{run.loss:.3f}" if run.loss is not None else "–",
-            f"{run.held_out:.3f}" if run.held_out is not None else "–",
+            f"{run.best_held_out:.3f}" if run.best_held_out is not None else "–",
             clock(run.seconds),
             when(run.created),
             escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
@@ -72,8 +73,16 @@ def show(name: Name) -> None:
         )
     if progress.base_loss is not None:
         console.print(f"Held-out loss of the base: {progress.base_loss:.4f}")
+    best = progress.held_out.best
     for step, loss in progress.evaluations:
-        console.print(f"Held-out loss at step {step}: {loss:.4f}")
+        marks = [
+            word
+            for word, it_is in (("best", best and best[0] == step), ("adapter", progress.adapter_step == step))
+            if it_is
+        ]
+        console.print(f"Held-out loss at step {step}: {loss:.4f}" + (f"  ({', '.join(marks)})" if marks else ""))
+    for problem in diagnose(progress):
+        console.print(f"[yellow]{escape(problem.message)}[/] {escape(problem.hint)}")
     for retry in progress.retries:
         console.print(f"Step {retry.step} ran out of memory and was computed again with {retry.change}.")
     if progress.message:
@@ -96,6 +105,42 @@ def stop(name: Name) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
     Studio().runs.stop(name)
     print(f"{name} stops after this step.")
+
+
+@app.command("pause")
+def pause(name: Name) -> None:
+    """Ask a run to leave the card after its current step; `runs resume` goes on with it."""
+    Studio().runs.pause(name)
+    print(f"{name} is paused after this step.")
+
+
+@app.command("save")
+def save(name: Name) -> None:
+    """Ask a run to write a checkpoint after its current step."""
+    Studio().runs.save_now(name)
+    print(f"{name} writes a checkpoint after this step.")
+
+
+@app.command("checkpoints")
+def checkpoints(
+    name: Name,
+    pin: Annotated[int | None, typer.Option("--pin", help="Keep the checkpoint of this step.")] = None,
+    unpin: Annotated[int | None, typer.Option("--unpin", help="Let the checkpoint of this step go again.")] = None,
+) -> None:
+    """The checkpoints that a run has kept; `--checkpoint` of chat, evaluate and export takes them by name."""
+    studio = Studio()
+    for step, pinned in ((pin, True), (unpin, False)):
+        if step is not None:
+            studio.runs.pin_checkpoint(name, step, pinned=pinned)
+    kept = studio.runs.checkpoints(name)
+    if not kept:
+        print(f"{name} has kept no checkpoint.")
+        return
+    table = Table("Checkpoint", "Held-out", "", box=None, pad_edge=False)
+    for one in kept:
+        words = [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]
+        table.add_row(one.name, f"{one.held_out:.4f}" if one.held_out is not None else "–", ", ".join(words))
+    Console().print(table)
 
 
 @app.command("rename")
@@ -164,6 +209,39 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     }
     for title, shown in results.items():
         table.add_row(title, *shown)
+    Console().print(table)
+
+
+@app.command("results")
+def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any other tag.")]) -> None:
+    """Show what came of all runs with a tag, the best held-out loss first: the table of a sweep."""
+    studio = Studio()
+    runs = [studio.runs.open(run.name) for run in studio.runs.all() if tag in run.tags and not run.unreadable]
+    if not runs:
+        raise StudioError(f"No run has the tag '{tag}'.", "`qlora-studio runs list` shows tags.")
+    differing = [(field, values) for field, values in differing_settings(runs) if field != "saving.name"]
+    table = Table(
+        "Run",
+        *(field for field, _ in differing),
+        "Held-out",
+        "at step",
+        "State",
+        "Time",
+        "Peak",
+        box=None,
+        pad_edge=False,
+    )
+    for index in sorted(range(len(runs)), key=lambda index: best_first(runs[index])):
+        run, best = runs[index], runs[index].progress.held_out.best
+        table.add_row(
+            escape(run.name),
+            *(escape(str(values[index])) for _, values in differing),
+            f"{best[1]:.4f}" if best else "–",
+            str(best[0]) if best else "–",
+            run.state,
+            clock(run.seconds),
+            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
+        )
     Console().print(table)
 
 

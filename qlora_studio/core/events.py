@@ -127,6 +127,15 @@ class CheckpointSaved(Event):
     path: str
 
 
+class AdapterSaved(Event):
+    """`adapter/` is there, or a newer one in its place; `step` is the step whose weights it holds."""
+
+    tag = "adapter"
+    step: int
+    held_out: float | None = None
+    """Its held-out loss, where that step was measured."""
+
+
 class StepRetriedSmaller(Event):
     """Memory ran out; the same step is computed again in smaller parts. Its result stays what it was."""
 
@@ -194,6 +203,8 @@ class Stopped(Event):
     ends = True
     step: int = 0
     saved: str = ""
+    paused: bool = False
+    """Whether the job shall go on later, so that only what that takes was saved."""
 
 
 class Failed(Event):

@@ -92,6 +92,8 @@ class ExportWish:
     gguf: GgufType = "Q4_K_M"
     parts: tuple[str, ...] = PACK_PARTS
     """For a pack, what it holds."""
+    checkpoint: str = ""
+    """Which weights of the run: `step-000120`, `best` or `latest`; empty for its adapter."""
 
     def check(self) -> None:
         """Raises a StudioError where nothing, or something unknown, is to be packed."""

@@ -74,6 +74,11 @@ class JobFolder:
         return self.path / "labels.json"
 
     @property
+    def queue_file(self) -> Path:
+        """There while the run waits for the card."""
+        return self.path / "queued.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

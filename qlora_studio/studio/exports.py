@@ -40,7 +40,7 @@ class Exports:
     def start(self, name: str, wish: ExportWish, to: str, prompts: Sequence[str] = ()) -> JobRef:
         """Starts writing a run into a new or empty folder; the check asks the prompts, and the rows held out."""
         wish.check()
-        view = self.runs.with_adapter(name)
+        view = self.runs.with_weights(name, wish.checkpoint)
         run = view.folder
         target = find_target(to)
         if target.is_dir() and any(target.iterdir()):
@@ -59,6 +59,7 @@ class Exports:
             gguf=wish.gguf,
             parts=wish.parts if wish.kind.name == "pack" else (),
             prompts=tuple(prompts),
+            checkpoint=wish.checkpoint,
         )
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
@@ -97,4 +98,6 @@ class Exports:
         """What an export was asked for."""
         request = self.jobs.request(job)
         assert isinstance(request, ExportRequest)
-        return ExportWish(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
+        return ExportWish(
+            find_export_kind(request.kind), request.merge_into, request.gguf, request.parts, request.checkpoint
+        )

@@ -79,9 +79,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.compute_dtype", "Compute dtype", "memory"),
     Setting("evaluation.every_steps", "Evaluate every, steps", "evaluation"),
     Setting("evaluation.before", "Evaluate before the first step", "evaluation"),
+    Setting("evaluation.patience", "Patience, evaluations", "evaluation"),
     Setting("saving.name", "Run name", "saving"),
     Setting("saving.every_minutes", "Checkpoint every, minutes", "saving"),
     Setting("saving.keep", "Checkpoints to keep", "saving"),
+    Setting("saving.adapter", "Adapter of", "saving", words={"best": "the best step", "last": "the last step"}),
 )
 ELSEWHERE: dict[str, str] = {
     "data.sources": "chosen among the imported sets",

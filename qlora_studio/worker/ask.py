@@ -27,7 +27,7 @@ from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.load import choose_device
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import compute_of
+from qlora_studio.worker.loaded_run import chosen_adapter, compute_of
 
 KILLED = -9
 POLL_SECONDS = 0.2
@@ -119,12 +119,12 @@ def check(job: JobFolder, files: Path, record: Path, emit: Emit) -> None:
 
 
 def find_source(context: Context, request: ExportRequest) -> ExportSource:
-    """The run's files and names, with its base fetched where this kind needs it."""
+    """The run's files with the chosen weights, its names, and its base fetched where this kind needs it."""
     folder = JobFolder(request.run)
     config = context.config(folder)
     base = context.fetch_base(config) if find_export_kind(request.kind).needs_base else None
     return ExportSource(
-        adapter=folder.adapter,
+        adapter=chosen_adapter(context, folder, request.checkpoint),
         base=base.folder if base else None,
         device=choose_device(compute_of(folder, config)),
         merge_into=request.merge_into,

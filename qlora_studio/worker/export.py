@@ -54,14 +54,14 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
     """Writes, checks and publishes. Raises prepare.Stopped where it is asked to stop before the target is there."""
     folder, target = JobFolder(request.run), request.to
     kind, exporter = find_export_kind(request.kind), find_exporter(request.kind)
-    if damage := find_damage(folder.adapter):
-        raise StudioError(damage, "Train again, or choose another run.")
     source = find_source(context, request)
+    if damage := find_damage(source.adapter):
+        raise StudioError(damage, "Train again, or choose another run.")
     check_identity(context, folder, source)
     emit = listening(context)
     with staged(target, context.folder.name) as stage:
         check_room(stage.files, exporter.size_bytes(source))
-        record = ask_the_chat(context, folder, request) if kind.compares_with_chat and request.prompts else None
+        record = ask_the_chat(context, request) if kind.compares_with_chat and request.prompts else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage.files, emit)
         if kind.compares_with_chat:
@@ -126,13 +126,13 @@ def check_room(stage: Path, need: int) -> None:
         )
 
 
-def ask_the_chat(context: Context, folder: JobFolder, request: ExportRequest) -> Path:
+def ask_the_chat(context: Context, request: ExportRequest) -> Path:
     """Keeps what base and adapter answer as in the chat, and what they give the held-out rows; where it is kept.
 
     The model is gone afterwards.
     """
-    live = open_run(context, folder)
-    config = context.config(folder)
+    folder = JobFolder(request.run)
+    live, config = open_run(context, folder, request.checkpoint), context.config(folder)
     rows = held_out(context, config, live.tokenizer).examples if request.held_out else ()
     context.phase("answering with the adapter")
     record = record_chat(Speaker(live.model, live.tokenizer, live.options), request.prompts, rows)

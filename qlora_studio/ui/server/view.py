@@ -53,6 +53,8 @@ class View:
         self.compared_loss = "train"
         """`train` or `evaluation`."""
         self.export_run: str | None = None
+        self.export_weights = ""
+        """Which weights of it; empty for its adapter."""
         self.export_what = "merged"
         """What would be exported: the name of a kind."""
         self.export_merge: str | None = None

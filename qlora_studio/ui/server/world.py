@@ -15,6 +15,7 @@ from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.studio import Studio
 from qlora_studio.ui.server.memory import read_memory
 from qlora_studio.ui.views.side import Memory
+from qlora_studio.ui.views.weights import Choice, weight_choices
 
 FRESH_SECONDS = 0.9
 """A little less than a tick: the first tab that ticks reads anew, and the others take what it read."""
@@ -31,6 +32,7 @@ class World:
         self._views: dict[str, RunView | None] = {}
         self._jobs: dict[tuple[str, JobKind], JobRef | None] = {}
         self._looks: dict[JobRef, JobView] = {}
+        self._weights: dict[str, list[Choice]] = {}
 
     @property
     def is_fresh(self) -> bool:
@@ -85,6 +87,14 @@ class World:
             except StudioError:
                 self._views[name] = None
         return self._views[name]
+
+    def weights(self, name: str | None) -> list[Choice]:
+        """What can be chosen of a run: its adapter and the checkpoints it has kept."""
+        if name is None or (run := self.view(name)) is None:
+            return weight_choices(None, ())
+        if name not in self._weights:
+            self._weights[name] = weight_choices(run, self._studio.runs.checkpoints(name))
+        return self._weights[name]
 
     def newest_job(self, run: str | None, kind: JobKind) -> JobView | None:
         """The newest export or evaluation of a run, and where it stands."""

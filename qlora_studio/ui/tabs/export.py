@@ -31,6 +31,7 @@ class ExportTab:
     """The controls that others wire."""
 
     run: gr.Dropdown
+    weights: gr.Dropdown
     what: gr.Radio
     merge: gr.Radio
     gguf: gr.Dropdown
@@ -52,6 +53,10 @@ def build() -> ExportTab:
             run = gr.Dropdown(
                 [], value=None, label="Run", info="Whose adapter is exported.", elem_id="export-run", interactive=True
             )
+            weights = gr.Dropdown(
+                [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+                elem_id="export-weights", interactive=True,
+            )  # fmt: skip
             what = gr.Radio(
                 view.cards(wish_of(View(), None), None, None),
                 value=View().export_what,
@@ -110,13 +115,14 @@ def build() -> ExportTab:
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(run, what, merge, gguf, parts, folder, check, start, stop, again, notes, readiness, state)
+    return ExportTab(run, weights, what, merge, gguf, parts, folder, check, start, stop, again, notes, readiness, state)
 
 
 def wish_of(shown: View, suggested: str | None) -> ExportWish:
     """What this tab would export; `suggested` is the merge that suits the run, where nothing was chosen."""
     merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
-    return ExportWish(find_export_kind(shown.export_what), merge.into, find_gguf(shown.export_gguf), shown.export_parts)
+    kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
+    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -125,6 +131,11 @@ def slots(tab: ExportTab) -> list[Slot]:
             tab.run,
             lambda scene: gr.update(choices=scene.world.with_adapter, value=chosen_run(scene)),
             lambda scene: (scene.world.with_adapter, chosen_run(scene)),
+        ),
+        slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(chosen_run(scene)), value=scene.view.export_weights),
+            lambda scene: (scene.world.weights(chosen_run(scene)), scene.view.export_weights),
         ),
         slot(
             tab.what,
@@ -152,7 +163,7 @@ def wire(page: Page, tab: ExportTab) -> None:
 
     def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
         if run != view_.export_run:
-            view_.export_merge = None  # another run, another measurement
+            view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
         view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
         view_.export_parts = tuple(parts)
         view_.export_folder = None
@@ -160,6 +171,9 @@ def wire(page: Page, tab: ExportTab) -> None:
     def choose_merge(view_: View, merge: str) -> None:
         view_.export_merge = merge
         view_.export_folder = None
+
+    def choose_weights(view_: View, weights: str | None) -> None:
+        view_.export_weights = weights or ""
 
     def retarget(view_: View, folder: str) -> None:
         view_.export_folder = folder
@@ -182,6 +196,7 @@ def wire(page: Page, tab: ExportTab) -> None:
     for event in (tab.run.input, tab.what.input, tab.gguf.input, tab.parts.input):
         page.on(event, choose, [tab.run, tab.what, tab.gguf, tab.parts])
     page.on(tab.merge.input, choose_merge, [tab.merge])
+    page.on(tab.weights.input, choose_weights, [tab.weights])
     page.on(tab.folder.input, retarget, [tab.folder], trigger_mode="always_last")
     page.on(tab.start.click, go, [tab.run, tab.folder, tab.check])
     page.on(tab.again.click, go_as_chatted)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef
+from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
@@ -40,6 +42,7 @@ class RunsTab:
     chat: gr.Button
     export: gr.Button
     resume: gr.Button
+    weights: gr.Dropdown
     prompts: gr.Textbox
     evaluate: gr.Button
     evaluated: gr.HTML
@@ -84,6 +87,10 @@ def build(workspace: Workspace) -> RunsTab:
         export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
         resume = gr.Button("Resume this run", size="sm", visible=False, elem_id="run-resume-btn")
     with gr.Accordion("Evaluate it against its base", open=False, elem_id="run-evaluate"):
+        weights = gr.Dropdown(
+            [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+            elem_id="run-weights", interactive=True,
+        )  # fmt: skip
         prompts = gr.Textbox(
             "\n".join(workspace.studio.data.demo().prompts),
             label="Prompts",
@@ -96,7 +103,7 @@ def build(workspace: Workspace) -> RunsTab:
         evaluate = gr.Button("Evaluate", size="sm", interactive=False, elem_id="run-evaluate-btn")
         evaluated = gr.HTML(elem_id="run-evaluated")
     return RunsTab(
-        table, empty, compared, loss, chart, peaks, details, chat, export, resume, prompts, evaluate, evaluated
+        table, empty, compared, loss, chart, peaks, details, chat, export, resume, weights, prompts, evaluate, evaluated
     )
 
 
@@ -120,6 +127,11 @@ def slots(tab: RunsTab) -> list[Slot]:
             (tab.details, tab.chat, tab.export, tab.resume),
             lambda scene: _details(scene, tab),
             lambda scene: run_view.run_mark(scene.world.runs.get(shown_run(scene.world, scene.view) or "")),
+        ),
+        slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(shown_run(scene.world, scene.view)), value=""),
+            lambda scene: (shown_run(scene.world, scene.view), scene.world.weights(shown_run(scene.world, scene.view))),
         ),
         slot(tab.evaluated, _evaluated),
         slot(tab.evaluate, lambda scene: gr.update(interactive=_can_be_evaluated(scene))),
@@ -148,7 +160,7 @@ def wire(page: Page, tab: RunsTab) -> None:
     page.on(tab.loss.input, compare_loss, [tab.loss])
     page.on_row(tab.table.select, pick)
     page.on(tab.resume.click, resume)
-    page.on(tab.evaluate.click, lambda view_, prompts: _started(workspace, view_, prompts), [tab.prompts])
+    page.on(tab.evaluate.click, partial(_started, workspace), [tab.prompts, tab.weights])
 
 
 def shown_run(world: World, view_: View) -> str | None:
@@ -164,18 +176,18 @@ def compared_names(scene: Scene) -> list[str]:
     return [run.name for run in runs.values() if run.has_curve][:3]
 
 
-def start_evaluation(workspace: Workspace, name: str | None, prompts: str) -> JobRef:
+def start_evaluation(workspace: Workspace, name: str | None, prompts: str, checkpoint: str = "") -> JobRef:
     """Has base and adapter of a run answer these prompts, a line each. Raises a StudioError."""
     if name is None:
         raise StudioError("There is no run to evaluate.", "Train one first.")
     workspace.refuse_while_training("Evaluate")
     workspace.chat.close()
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-    return workspace.studio.runs.evaluate(name, lines, Sampling(max_new_tokens=LONGEST_ANSWER))
+    return workspace.studio.runs.evaluate(name, lines, Sampling(max_new_tokens=LONGEST_ANSWER), checkpoint)
 
 
-def _started(workspace: Workspace, view_: View, prompts: str) -> None:
-    start_evaluation(workspace, shown_run(workspace.world(), view_), prompts)
+def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | None) -> None:
+    start_evaluation(workspace, shown_run(workspace.world(), view_), prompts, checkpoint or "")
 
 
 def _compared_mark(scene: Scene) -> object:
@@ -200,7 +212,7 @@ def _details(scene: Scene, tab: RunsTab) -> Updates:
         tab.details: view.run_details(run) if run else unreadable,
         tab.chat: gr.update(interactive=has_adapter),
         tab.export: gr.update(interactive=has_adapter),
-        tab.resume: gr.update(visible=run is not None and run.state in ("interrupted", "stopped", "failed")),
+        tab.resume: gr.update(visible=run is not None and run.state in RESUMABLE),
     }
 
 

@@ -18,7 +18,9 @@ from qlora_studio.ui.server.settings import Control
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.tabs import rate
 from qlora_studio.ui.tabs.live_chart import live_chart
+from qlora_studio.ui.tabs.rate import RatePart
 from qlora_studio.ui.views import plan as plan_view
 from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views import start as start_view
@@ -37,6 +39,7 @@ class TrainTab:
     plan: gr.HTML
     look_up: gr.Button
     notes: gr.HTML
+    rate: RatePart
     readiness: gr.HTML
     start: gr.Button
     anyway: gr.Button
@@ -74,6 +77,7 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
             plan = gr.HTML(elem_id="plan")
             look_up = gr.Button("Look the model up again", size="sm", visible=False, elem_id="look-up-btn")
             notes = gr.HTML(elem_id="start-notes")
+            rate_part = rate.build()
             ending = gr.HTML(elem_id="ending")
             tiles = gr.HTML(elem_id="tiles")
             script = (workspace.studio.assets / "chart.js").read_text(encoding="utf-8")
@@ -86,13 +90,14 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
         start = gr.Button("Start training", variant="primary", elem_id="start-btn", min_width=160)
     controls = [Control(fields.BY_NAME[dotted], component) for dotted, component in placed.items()]
     return TrainTab(
-        presets, controls, data, plan, look_up, notes, readiness, start, anyway, tiles, ending, chart, proof, log
+        presets, controls, data, plan, look_up, notes, rate_part, readiness, start, anyway, tiles, ending, chart, proof, log
     )  # fmt: skip
 
 
 def slots(tab: TrainTab) -> list[Slot]:
     return [
         *settings.slots(tab.controls),
+        *rate.slots(tab.rate),
         *(_preset_slot(family, radio) for family, radio in tab.presets.items()),
         slot(tab.data, lambda scene: start_view.learns_from(scene.workspace.chosen_sets()), _draft_mark),
         slot(tab.plan, _plan, _plan_mark),
@@ -119,6 +124,7 @@ def live_slots(tab: TrainTab) -> list[Slot]:
 
 def wire(page: Page, tab: TrainTab) -> None:
     settings.wire(page, tab.controls)
+    rate.wire(page, tab.rate)
     inputs = [control.component for control in tab.controls]
 
     def choose(family: str, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
@@ -32,7 +33,7 @@ from qlora_studio.ui.views.plan import proof_card
 from qlora_studio.ui.views.run import ending, evaluation_losses
 from qlora_studio.ui.views.side import state_chip
 
-HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Eval loss", "Steps", "Time", "Peak", "Begun")
+HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Best eval", "Steps", "Time", "Peak", "Begun")
 
 
 def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
@@ -44,7 +45,7 @@ def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
             run.base or "–",
             str(run.rank or "–"),
             f"{run.loss:.3f}" if run.loss is not None else "–",
-            f"{run.held_out:.3f}" if run.held_out is not None else "–",
+            f"{run.best_held_out:.3f}" if run.best_held_out is not None else "–",
             f"{run.step}/{run.total_steps}" if run.total_steps else "–",
             clock(run.seconds),
             gib(run.peak_bytes) if run.peak_bytes else "–",
@@ -98,17 +99,17 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
 def run_details(run: RunView) -> Html:
     """One run: how it went, what it was told, planned beside measured, notes and samples."""
     progress = run.progress
-    losses = [f"{loss:.3f}" for _, loss in evaluation_losses(progress)]
+    held_out = progress.held_out
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
             Tile(
                 "Evaluation loss",
-                " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–",
-                "before and after",
+                _losses(held_out),
+                "base → best" + (f", step {held_out.best[0]}" if held_out.best else ""),
             ),
             Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
-            Tile("Adapter", "saved" if run.has_adapter else "none", f"rank {run.config.lora.rank}"),
+            Tile("Adapter", _adapter_of(run), f"rank {run.config.lora.rank}"),
         ]
     )
     notes = [
@@ -125,6 +126,18 @@ def run_details(run: RunView) -> Html:
             card("", more("Settings", _settings(run))),
         )
     )
+
+
+def _losses(held_out: HeldOut) -> str:
+    losses = [held_out.before, held_out.best[1] if held_out.best else None]
+    return " → ".join(f"{loss:.3f}" for loss in losses if loss is not None) or "–"
+
+
+def _adapter_of(run: RunView) -> str:
+    if not run.has_adapter:
+        return "none"
+    step = run.progress.adapter_step
+    return "saved" if step is None else f"step {step}"
 
 
 def evaluation_card(job: JobView) -> Html:
