@@ -97,8 +97,6 @@ def show_export(console: Console, state: Progress) -> None:
         console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/] {verdict.hint}".rstrip())
         if could_agree_better(done):
             console.print("The way there: --merge as-chatted.")
-    for note in state.notes:
-        console.print(escape(note))
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")
 

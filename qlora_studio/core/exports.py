@@ -102,6 +102,12 @@ class ExportWish:
         if not self.parts or not set(self.parts) <= set(PACK_PARTS):
             raise StudioError("A pack holds at least one part.", f"Choose from: {', '.join(PACK_PARTS)}.")
 
+    @property
+    def searches_blocks(self) -> bool:
+        """Whether numbers are brought into K-quants, which takes longer than reading and writing them."""
+        holds = "gguf" in self.parts if self.kind.name == "pack" else self.kind.name == "gguf"
+        return holds and "_K" in self.gguf
+
     def result_bytes(self, adapter: int, base: int | None) -> int | None:
         """About how large it becomes, from the sizes of the adapter and of the base's 16-bit weights."""
         sizes: dict[str, int | None] = {"adapter": adapter, "merged": base, "gguf": None}

@@ -142,6 +142,10 @@ class ExportFacts:
     """Prompts that chat and artefact are both asked."""
     free_bytes: int = 0
     """Where it is written."""
+    encoded_values: int = 0
+    """Numbers whose blocks of few bits are searched for: what takes the time of a small GGUF file."""
+    cores: int = 1
+    """That search for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ class Verdict:
 
 def find_verdict(check: Checked) -> Verdict:
     """What a comparison of chat and artefact amounts to."""
-    limit = NOISE_KL.get(check.precision, NOISE_KL["16-bit"])
+    rounding = NOISE_KL["16-bit"]
+    limit = NOISE_KL.get(check.precision, rounding) if check.as_chatted else rounding
     kept = effect_kept(check)
     if kept is not None and kept < LEAST_EFFECT:
         return Verdict(
@@ -45,7 +46,8 @@ def find_verdict(check: Checked) -> Verdict:
     if check.kl <= limit:
         if check.stops and not check.stops_kept:
             return Verdict("bad", "does not stop", "The exported model does not come to an end where the chat did.")
-        return Verdict("good", "agrees", "The exported model answers as the chat did.")
+        but = f", but for the rounding of {check.precision}" if check.kl > rounding else ""
+        return Verdict("good", "agrees", f"The exported model answers as the chat did{but}.")
     numbers = f"KL {check.kl:.3f} nats, {check.same_top1:.0%} of the likeliest next tokens the same"
     if check.as_chatted:
         return Verdict(

@@ -31,6 +31,8 @@ RUN_FILES_BYTES = 64 << 20
 """Journal, log, tokenizer and records of a run."""
 EXPORT_BANDWIDTH = 0.2e9
 """Bytes a second of reading, merging and writing weights; rough."""
+ENCODED_A_SECOND = 3e6
+"""Values a core brings into K-quants; measured 2026-11-21, benchmarks/export.py, see docs/export.md."""
 CHECK_SECONDS = 10
 """A model answering one prompt twice, with the loading shared; rough."""
 
@@ -80,7 +82,9 @@ def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> E
         kind=facts.kind,
         result_bytes=facts.result_bytes,
         time=TimeEstimate(
-            seconds=moved / EXPORT_BANDWIDTH + CHECK_SECONDS * facts.checks,
+            seconds=moved / EXPORT_BANDWIDTH
+            + facts.encoded_values / (ENCODED_A_SECOND * facts.cores)
+            + CHECK_SECONDS * facts.checks,
             tokens_per_second=0,
             measured=False,
             says="by a rough formula: weights read and written at 0.2 GB/s",

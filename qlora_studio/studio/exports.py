@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,8 @@ class Exports:
             read_bytes=adapter + ((merged or 0) if wish.kind.needs_base else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
+            encoded_values=(merged or 0) // 2 if wish.searches_blocks else 0,
+            cores=os.cpu_count() or 1,
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
         return assess_export(base, facts, needs_base=wish.kind.needs_base)

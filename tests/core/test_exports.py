@@ -34,6 +34,17 @@ def test_sizes_are_known_before_anything_is_written():
     assert [ExportWish(kind).result_bytes(10, None) for kind in EXPORT_KINDS] == [10, None, None, None]
 
 
+def test_only_k_quants_are_searched_for():
+    assert [wish("gguf", gguf=name).searches_blocks for name in ("Q4_K_M", "Q6_K", "Q8_0", "F16")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not wish("merged").searches_blocks and wish("pack").searches_blocks
+    assert not wish("pack", parts=("merged",)).searches_blocks
+
+
 @pytest.mark.parametrize("parts", [(), ("adapter", "onnx")])
 def test_a_pack_of_nothing_or_of_something_unknown_is_refused(parts):
     with pytest.raises(StudioError, match="A pack holds at least one part"):

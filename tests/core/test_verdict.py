@@ -21,6 +21,7 @@ def changed(**changes: object) -> Checked:
         ({"kl": 0.021, "as_chatted": True}, "bad", "disagrees"),
         ({"kl": 0.2, "as_chatted": True, "precision": "Q4_K_M"}, "good", "agrees"),
         ({"kl": 0.31, "as_chatted": True, "precision": "Q4_K_M"}, "bad", "disagrees"),
+        ({"kl": 0.2, "precision": "Q4_K_M"}, "warn", "differs"),
         ({"kl": 5.0}, "warn", "differs"),
         ({"kl": 5.0, "loss": 2.6}, "bad", "lost the training"),
         ({"loss": 2.6, "as_chatted": True}, "bad", "lost the training"),
@@ -33,6 +34,13 @@ def changed(**changes: object) -> Checked:
 def test_numbers_decide(changes, kind, word):
     verdict = find_verdict(changed(**changes))
     assert (verdict.kind, verdict.word) == (kind, word)
+
+
+def test_rounding_is_named_where_it_is_more_than_that_of_16_bits():
+    assert find_verdict(changed(kl=0.1, as_chatted=True, precision="Q4_K_M")).says == (
+        "The exported model answers as the chat did, but for the rounding of Q4_K_M."
+    )
+    assert find_verdict(changed(kl=0.01, as_chatted=True, precision="Q8_0")).says.endswith("as the chat did.")
 
 
 def test_a_failed_export_says_by_how_much_and_what_to_do():

@@ -1,5 +1,7 @@
 """One readiness: whole sentences, what blocks, what is merely unusual, and steps that the loop will really take."""
 
+from dataclasses import replace
+
 import pytest
 
 from qlora_studio.core.bases import FailedBase, ResolvedBase, UnresolvedBase
@@ -212,6 +214,15 @@ def test_an_export_that_reads_the_base_waits_for_it():
     facts = ExportFacts("adapter", 20 << 20, 20 << 20, free_bytes=GIB)
     assert assess_export(gone, facts, needs_base=False).ready
     assert [one.message for one in assess_export(gone, facts, needs_base=True).blocks] == [gone.message]
+
+
+def test_the_search_for_blocks_takes_its_time_on_the_cores_there_are():
+    facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, encoded_values=3_000_000 * 600, cores=1)
+    plain = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB)
+    seconds = [
+        assess_export(BASE, one, needs_base=True).time.seconds for one in (facts, replace(facts, cores=4), plain)
+    ]
+    assert seconds[0] - seconds[2] == pytest.approx(600) and seconds[1] - seconds[2] == pytest.approx(150)
 
 
 def test_a_base_that_an_adapter_cannot_be_merged_into_blocks_only_merges():

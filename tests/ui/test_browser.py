@@ -222,3 +222,21 @@ def test_nothing_is_wider_than_the_window(watched, size):
         page.keyboard.press(f"Alt+{number}")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_every_kind_of_export_asks_for_what_it_needs_and_an_adapter_is_written(watched):
+    page = watched.open("#export")
+    expect(page.locator("#export-run input")).to_have_value("by-hand")
+    needs = {"gguf": ("merge", "gguf"), "pack": ("merge", "gguf", "parts"), "merged": ("merge",), "adapter": ()}
+    for kind, shown in needs.items():
+        page.locator(f"#export-what input[value='{kind}']").check()
+        for control in ("merge", "gguf", "parts"):
+            expect(page.locator(f"#export-{control}")).to_be_visible(visible=control in shown)
+        expect(page.locator("#export-readiness")).to_contain_text("GiB free")
+    page.locator("#export-btn").click()
+    card = page.locator("#export-state")
+    expect(card).to_contain_text("adapter, 19 MiB", timeout=60_000)
+    card.locator("summary", has_text="Open in PEFT").click()
+    expect(card.locator("pre")).to_contain_text("AutoPeftModelForCausalLM")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
