@@ -1,17 +1,25 @@
 """How far exports are from the chat, faithful and broken on purpose: what the verdict's limits are set by.
 
     python benchmarks/export.py RUN [--home HOME]
+    python benchmarks/export.py --memory
 
 Asks the chat of a finished run (`qlora-studio demo` makes one named demo), then models merged from it in several ways, on
 the same tokens: the answers to the demo's prompts and the rows that the run holds out. Prints a Markdown table. Figures
 of one machine: distances are worth comparing, times only beside each other, in seconds of processor time.
+
+`--memory` writes models as wide as a Llama 3.2 of 3 B, which decides the peak, with four layers and random weights, each
+in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,27 +29,36 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.exports import GGUF_CHOICES
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine import merge
+from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.compare import log_probabilities
+from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare, record_chat
 from qlora_studio.engine.exporters.gguf import gguf_name, plan_gguf
 from qlora_studio.engine.exporters.merged import open_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.gguf_file.read import load_gguf
-from qlora_studio.engine.load import load_adapter, load_base
+from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.load import attach_adapter, choose_device, load_adapter, load_base
+from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.home import Home
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.studio import Studio
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
 from qlora_studio.worker.rows import held_out
+from tests.engine.gguf_file.small_tokenizers import save
 
+ROOT = Path(__file__).resolve().parents[1]
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
@@ -127,11 +144,62 @@ def gguf_files(table: Table, source: ExportSource) -> None:
                 table.add(like, model, seconds)
 
 
+def peak_bytes() -> int:
+    """Most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_memory(kind: str, place: Path) -> None:
+    """Writes one artefact in this process and prints what it took above the start."""
+    torch.set_num_threads(2)
+    source = ExportSource(
+        place / "adapter", place / "base", choose_device("bf16"), merge_into="as_chatted", gguf="Q4_K_M", name="wide"
+    )
+    before, begun = psutil.Process().memory_info().rss, time.process_time()
+    with scratch() as out, open_merged(source) as weights:
+        if kind == "gguf":
+            GgufFile(weights, load_tokenizer(place / "base"), "Q4_K_M", About("wide")).write(out / "wide.gguf")
+        else:
+            merge.write_merged(weights, out)
+        size = sum(path.stat().st_size for path in out.iterdir())
+        values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
+    seconds, above = time.process_time() - begun, (peak_bytes() - before) / 2**20
+    rate = values / seconds / 1e6
+    print(f"| {kind}, as chatted | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
+
+
+def memory() -> None:
+    """The peak of each way to write, above what the process held before."""
+    shape = REFERENCE_SHAPES["Llama-3.2-3B"].model_copy(update={"layers": 4})
+    with scratch() as place:
+        write_random_model(shape, place / "base")
+        save("gpt-2", place / "base")
+        plain = load_base(place / "base", choose_device("bf16"), four_bit=False)
+        adapter = attach_adapter(plain, LoraSettings(rank=16), torch.float32, seed=0)
+        (place / "adapter").mkdir()
+        save_adapter(TunedModel(adapter, "wide"), place / "adapter")
+        del plain, adapter
+        print("| artefact | MiB | peak above start, MiB | CPU s | million values a CPU second |\n|---|---|---|---|---|")
+        for kind in ("merged", "gguf"):
+            command = [sys.executable, __file__, "--one", kind, str(place)]
+            subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--home")
     asked = parser.parse_args()
+    if asked.one:
+        measure_memory(asked.one[0], Path(asked.one[1]))
+        return
+    if asked.memory:
+        memory()
+        return
+    if not asked.run:
+        parser.error("name a run, or ask for --memory")
     if asked.home:
         os.environ["QLORA_STUDIO_HOME"] = asked.home
     home = Home.find()
@@ -147,7 +215,7 @@ def main() -> None:
     table.add(ev.Checked(what="noise: the chat itself in fp32", as_chatted=True), whole.eval())
     del whole
     merged(table, source, "as chatted", chatted=True)
-    with patch.object(merge, "round_fairly", lambda tensor, dtype, seed: tensor.to(dtype)):
+    with patch.object(merge, "round_fairly", lambda tensor, dtype, seed: [tensor.to(dtype)]):
         merged(table, source, "as chatted, rounded to nearest", chatted=True)
     merged(table, source, "original", chatted=False)
     for what, change in BROKEN.items():

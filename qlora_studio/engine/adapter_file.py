@@ -120,27 +120,29 @@ class AdapterFile:
             return weight.float() + self.scale(module) * self._take(pair.names["B bias"]).float()
         if "embedding_A" in pair.names:
             a, b = self._take(pair.names["embedding_A"]).float(), self._take(pair.names["embedding_B"]).float()
-            return self._add(parameter, weight, b @ a, self.scale(module), transposed=True)
+            return self._add(parameter, weight, (a.T, b.T), self.scale(module))
         a, b, scale = self.factors(module)
-        merged = self._add(parameter, weight, b @ a, scale, transposed=transposed)
+        merged = self._add(parameter, weight, (a.T, b.T) if transposed else (b, a), scale)
         if "magnitude_vector" in pair.names:  # DoRA: every output's direction is learned apart from its length
             inputs = 0 if transposed else 1
             length = self._take(pair.names["magnitude_vector"]).float() / merged.norm(dim=inputs)
-            merged = merged * length.unsqueeze(inputs)
+            merged.mul_(length.unsqueeze(inputs))
         return merged
 
     def _add(
-        self, parameter: str, weight: torch.Tensor, delta: torch.Tensor, scale: float, *, transposed: bool
+        self, parameter: str, weight: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor], scale: float
     ) -> torch.Tensor:
-        delta = delta.T if transposed else delta
-        if weight.shape != delta.shape:
+        """`weight + scale·left·right` in fp32, with no second matrix of that size."""
+        left, right = factors
+        if weight.shape != (left.shape[0], right.shape[1]):
             raise StudioError(
                 f"The adapter does not fit the base: {parameter} is {tuple(weight.shape)}, "
-                f"and the adapter was made for {tuple(delta.shape)}.",
+                f"and the adapter was made for {(left.shape[0], right.shape[1])}.",
                 "Choose the base it was trained on.",
                 where=str(self.folder),
             )
-        return weight.float() + scale * delta
+        whole = weight.clone() if weight.dtype is torch.float32 else weight.float()
+        return whole.addmm_(left, right, alpha=scale)
 
     def _with_tokens(self, parameter: str, weight: torch.Tensor) -> torch.Tensor:
         """The embeddings of single tokens in their places; `trainable_token_indices` says which."""

@@ -108,7 +108,8 @@ class MergedWeights:
 
         def write(out: IO[bytes]) -> None:
             seed = zlib.crc32(tensor.name.encode())
-            out.write(tensor_bytes(round_fairly(self.read(tensor), DTYPES[tensor.dtype], seed)))
+            for piece in round_fairly(self.read(tensor), DTYPES[tensor.dtype], seed):
+                out.write(tensor_bytes(piece))
 
         return Entry(tensor.name, tensor.dtype, tensor.shape, write)
 

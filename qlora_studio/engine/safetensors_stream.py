@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,7 @@ DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 COPY_BYTES = 16 << 20
+PIECE_VALUES = 4 << 20
 MOST_HEADER_BYTES = 100 << 20  # the format's own limit
 
 
@@ -186,19 +187,20 @@ def write_safetensors(
     part.replace(path)
 
 
-def round_fairly(tensor: torch.Tensor, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """The tensor in `dtype`, rounded up or down by chance so that the mean is kept; the same seed rounds the same.
+def round_fairly(tensor: torch.Tensor, dtype: torch.dtype, seed: int = 0) -> Iterator[torch.Tensor]:
+    """The tensor's values in `dtype`, piece by piece, rounded up or down by chance so that the mean is kept.
 
     A base's weights lie on bf16's grid. What training adds to them is often smaller than half a step of it, and rounding
-    to the nearest would put such a weight back where it was.
+    to the nearest would put such a weight back where it was. The same seed rounds the same.
     """
     if dtype is not torch.bfloat16 or tensor.dtype is not torch.float32:
-        return tensor.to(dtype)
+        yield tensor.to(dtype)
+        return
     generator = torch.Generator().manual_seed(seed)
-    bits = tensor.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32)
-    rounded = ((bits + noise) & ~0xFFFF).view(torch.float32)
-    return torch.where(tensor.isfinite() & rounded.isfinite(), rounded, tensor).to(dtype)
+    for piece in tensor.reshape(-1).split(PIECE_VALUES):
+        noise = torch.randint(0, 1 << 16, piece.shape, generator=generator, dtype=torch.int32)
+        rounded = noise.add_(piece.view(torch.int32)).bitwise_and_(~0xFFFF).view(torch.float32)
+        yield torch.where(piece.isfinite() & rounded.isfinite(), rounded, piece).to(dtype)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

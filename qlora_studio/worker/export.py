@@ -133,7 +133,8 @@ def ask_the_chat(context: Context, request: ExportRequest) -> Path:
     """
     folder = JobFolder(request.run)
     live, config = open_run(context, folder, request.checkpoint), context.config(folder)
-    rows = held_out(context, config, live.tokenizer).examples if request.held_out else ()
+    measures = request.held_out and bool(config.data.sources)
+    rows = held_out(context, config, live.tokenizer).examples if measures else ()
     context.phase("answering with the adapter")
     record = record_chat(Speaker(live.model, live.tokenizer, live.options), request.prompts, rows)
     place = context.folder.path / RECORD

@@ -17,7 +17,7 @@ from qlora_studio.engine.compare import agreement, log_probabilities, mean_loss,
 from qlora_studio.engine.load import Device, load_adapter, load_base
 from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe, nf4_round_trip, write_merged
-from qlora_studio.engine.safetensors_stream import SafetensorsFile
+from qlora_studio.engine.safetensors_stream import SafetensorsFile, round_fairly
 from tests.engine.adapter_variants import MERGEABLE, Variant
 from tests.engine.conftest import FP32, make_examples
 
@@ -205,3 +205,24 @@ def test_a_base_with_a_missing_weight_is_refused(tiny_folder, tmp_path):
         match=r"1 weights of the model are missing or of another shape, first model\.layers\.1\.mlp\.down_proj\.weight",
     ):
         load_base(folder, Device(CpuAccelerator(), torch.float32))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
+def test_a_change_smaller_than_half_a_step_is_kept_in_the_mean(size):
+    torch.manual_seed(0)
+    before = torch.randn(512, 512).bfloat16()
+    wanted = before.float() + size * before.float().abs()
+    (after,) = round_fairly(wanted, torch.bfloat16, seed=1)
+    change = after.reshape(512, 512).float() - before.float()
+    assert share(change, wanted - before.float()) == pytest.approx(1, abs=0.02)
+    (again,) = round_fairly(wanted, torch.bfloat16, seed=1)
+    assert torch.equal(after, again), "the same export twice is the same file"
+    if size < 1e-3:
+        nearest = wanted.bfloat16().float() - before.float()
+        assert share(nearest, wanted - before.float()) < 0.5
+
+
+def test_rounding_leaves_what_is_not_finite_and_what_is_on_the_grid():
+    odd = torch.tensor([float("inf"), float("-inf"), float("nan"), 3.3895e38, -0.0, 1.0])
+    (rounded,) = round_fairly(odd, torch.bfloat16)
+    assert torch.equal(rounded.isfinite(), odd.isfinite()) and rounded[-1] == 1 and rounded[-2] == 0
