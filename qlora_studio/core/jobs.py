@@ -84,6 +84,13 @@ class ExportRequest(_Request):
     """Whether both are also measured on the rows that the run holds out."""
 
 
+class AdoptRequest(_Request):
+    """Makes a run of an adapter that was trained elsewhere; the folder's `config.json` names its base."""
+
+    job: Literal["adopt"] = "adopt"
+    adapter: Path
+
+
 class ChatJobRequest(_Request):
     """Loads a run's base and adapter and answers what comes through the pipe."""
 
@@ -240,6 +247,14 @@ class ExportReport(_Report):
     bytes: int
 
 
+class AdoptReport(_Report):
+    """What was adopted."""
+
+    job: Literal["adopt"] = "adopt"
+    layers: int
+    """Layers that the adapter changes."""
+
+
 class ChatReport(_Report):
     """A chat has nothing to report: its answers went through the pipe."""
 
@@ -266,6 +281,7 @@ Request = Annotated[
     | TokeniseRequest
     | EvaluateRequest
     | ExportRequest
+    | AdoptRequest
     | ChatJobRequest
     | DoctorRequest
     | ResolveRequest,
@@ -277,6 +293,7 @@ Report = Annotated[
     | TokeniseReport
     | EvaluateReport
     | ExportReport
+    | AdoptReport
     | ChatReport
     | DoctorReport
     | ResolveReport,

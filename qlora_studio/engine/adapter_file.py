@@ -102,6 +102,25 @@ class AdapterFile:
         """The shape of the merged parameter: another where the adapter brings it whole and resized."""
         return self.file.shape(self.whole[parameter]) if parameter in self.whole else shape
 
+    def check_fits(self, parameter: str, shape: tuple[int, ...], *, transposed: bool) -> None:
+        """Raises a StudioError where the factors of a layer are not those of a weight of this shape, (out, in)."""
+        pair = self.pairs.get(parameter.removesuffix(".weight"))
+        if pair is None or not parameter.endswith(".weight") or parameter in self.whole:
+            return
+        embedding = "embedding_A" in pair.names
+        left, right = (pair.names.get(f"embedding_{side}" if embedding else side, "") for side in "BA")
+        if not left or not right:
+            raise StudioError(f"Of the adapter's factors for {parameter} one is missing.", where=str(self.folder))
+        made_for = (self.file.shape(left)[0], self.file.shape(right)[-1])
+        if embedding or transposed:
+            made_for = (made_for[1], made_for[0])
+        if made_for != shape:
+            raise StudioError(
+                f"The adapter does not fit the base: {parameter} is {shape}, and the adapter was made for {made_for}.",
+                "Choose the base it was trained on.",
+                where=str(self.folder),
+            )
+
     @torch.no_grad()
     def apply(self, parameter: str, weight: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         """The merged parameter: fp32 where something was added, the stored dtype where it was only replaced.
@@ -120,29 +139,14 @@ class AdapterFile:
             return weight.float() + self.scale(module) * self._take(pair.names["B bias"]).float()
         if "embedding_A" in pair.names:
             a, b = self._take(pair.names["embedding_A"]).float(), self._take(pair.names["embedding_B"]).float()
-            return self._add(parameter, weight, (a.T, b.T), self.scale(module))
+            return _add(weight, a.T, b.T, self.scale(module))
         a, b, scale = self.factors(module)
-        merged = self._add(parameter, weight, (a.T, b.T) if transposed else (b, a), scale)
+        merged = _add(weight, a.T, b.T, scale) if transposed else _add(weight, b, a, scale)
         if "magnitude_vector" in pair.names:  # DoRA: every output's direction is learned apart from its length
             inputs = 0 if transposed else 1
             length = self._take(pair.names["magnitude_vector"]).float() / merged.norm(dim=inputs)
             merged.mul_(length.unsqueeze(inputs))
         return merged
-
-    def _add(
-        self, parameter: str, weight: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor], scale: float
-    ) -> torch.Tensor:
-        """`weight + scale·left·right` in fp32, with no second matrix of that size."""
-        left, right = factors
-        if weight.shape != (left.shape[0], right.shape[1]):
-            raise StudioError(
-                f"The adapter does not fit the base: {parameter} is {tuple(weight.shape)}, "
-                f"and the adapter was made for {(left.shape[0], right.shape[1])}.",
-                "Choose the base it was trained on.",
-                where=str(self.folder),
-            )
-        whole = weight.clone() if weight.dtype is torch.float32 else weight.float()
-        return whole.addmm_(left, right, alpha=scale)
 
     def _with_tokens(self, parameter: str, weight: torch.Tensor) -> torch.Tensor:
         """The embeddings of single tokens in their places; `trainable_token_indices` says which."""
@@ -189,6 +193,12 @@ class AdapterFile:
         if parameter in self.whole:
             self._left.discard(self.whole[parameter])
         self.whole[parameter] = key
+
+
+def _add(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """`weight + scale·left·right` in fp32, with no second matrix of that size."""
+    whole = weight.clone() if weight.dtype is torch.float32 else weight.float()
+    return whole.addmm_(left, right, alpha=scale)
 
 
 def refuse_parameters(config: Mapping[str, Any], folder: Path) -> StudioError:

@@ -165,6 +165,10 @@ class MergedWeights:
             )
         if missing:
             raise _no_place(missing, self.recipe.adapter)
+        for tensor in self.tensors:
+            adapter.check_fits(
+                tensor.parameter, tensor.source.shape, transposed=tensor.parameter in self.layout.transposed
+            )
 
     def _make_config(self) -> dict[str, Any]:
         """The base's config.json as the merged model needs it."""

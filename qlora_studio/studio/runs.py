@@ -14,12 +14,12 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.jobs import EvaluateRequest, JobRef, RateRequest, TrainRequest
+from qlora_studio.core.jobs import AdoptRequest, EvaluateRequest, JobRef, RateRequest, TrainRequest
 from qlora_studio.core.labels import Labels
 from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import CheckpointView, RunSummary, RunView
-from qlora_studio.home import Home
+from qlora_studio.home import Home, read_path
 from qlora_studio.planner.rates import steps_to_try
 from qlora_studio.runs import queue, supervisor
 from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
@@ -28,6 +28,7 @@ from qlora_studio.runs.records import read_record
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.jobs import Jobs
+from qlora_studio.weight_files import find_plain_file, read_strict_json
 
 
 class Runs:
@@ -88,6 +89,41 @@ class Runs:
     def at_work(self) -> str | None:
         """The run that is training; None where the card is free."""
         return supervisor.find_training(self.home.runs)
+
+    def adopt(self, adapter: str, base: str = "", title: str = "") -> JobRef:
+        """Starts making a run of a PEFT folder from elsewhere, so that it can be chatted with, evaluated and exported.
+
+        `base` is a folder or hub id; empty takes the one that the adapter names. Raises a StudioError for a folder that
+        holds no adapter.
+        """
+        folder = read_path(adapter).resolve()
+        values = read_strict_json(find_plain_file(folder, "adapter_config.json"))
+        named = base or str(values.get("base_model_name_or_path") or "")
+        if not named:
+            raise StudioError("This adapter names no base.", "Give the base it was trained on.", where=str(folder))
+        rank, alpha = values.get("r"), values.get("lora_alpha")
+        try:
+            config = TrainConfig().replace(
+                {
+                    "model.base": named,
+                    "lora.rank": rank,
+                    "lora.alpha": alpha,
+                    "lora.use_rslora": bool(values.get("use_rslora")),
+                }
+            )
+        except (StudioError, ValidationError):
+            raise StudioError(
+                f"This adapter's rank {rank} and alpha {alpha} are no numbers to use.", where=str(folder)
+            ) from None
+        self.bases.find(named)
+        made = create_job(
+            self.home.runs,
+            title or folder.name,
+            AdoptRequest(adapter=folder),
+            {"config.json": config.model_dump(mode="json")},
+        )
+        supervisor.start(made, card=None)
+        return JobRef(made.path)
 
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""

@@ -1,0 +1,71 @@
+"""An adapter from elsewhere becomes a run that can be chatted with and exported, or is refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.errors import StudioError
+from qlora_studio.core.jobs import ExportRequest
+from qlora_studio.engine.manifest import find_damage
+from qlora_studio.home import Home
+from qlora_studio.runs import supervisor
+from qlora_studio.runs.folder import JobFolder, create_job
+from qlora_studio.studio import Studio
+from qlora_studio.worker import adopt, export
+from qlora_studio.worker.context import Context
+from tests.engine.adapter_variants import MERGEABLE
+from tests.engine.gguf_file.small_models import small_adapter, small_base
+
+
+@pytest.fixture
+def studio(home, monkeypatch) -> Studio:
+    monkeypatch.setattr(supervisor, "start", lambda job, card=None: None)  # run here, in this process
+    return Studio()
+
+
+def work(studio: Studio, job: Any) -> Context:
+    folder = JobFolder(job.folder)
+    context = Context(folder, lambda event: None, os.getppid(), home=Home(studio.home.root))
+    last = adopt.run(context)
+    (folder.path / "events.jsonl").write_text(json.dumps({"time": 1.0, **last.to_json()}) + "\n")
+    return context
+
+
+def test_it_becomes_a_run_that_is_exported_like_any_other(studio, tmp_path):
+    base = small_base("llama", tmp_path / "base", num_hidden_layers=2)
+    small_adapter(base, tmp_path / "elsewhere")
+    job = studio.runs.adopt(f'"{tmp_path / "elsewhere"}"', str(base), "From afar")
+    context = work(studio, job)
+    view = studio.runs.open(job.name)
+    assert (view.name, view.state, view.has_adapter, view.config.lora.rank) == ("from-afar", "finished", True, 4)
+    assert [run.name for run in studio.runs.all() if run.has_adapter] == ["from-afar"]
+    assert find_damage(context.folder.adapter) == ""
+    assert str(tmp_path) not in (context.folder.adapter / "adapter_config.json").read_text()
+    request = ExportRequest(run=context.folder.path, to=tmp_path / "out", merge_into="as_chatted", prompts=("Hi",))
+    said: list[Any] = []
+    made = create_job(context.folder.path / "exports", "export", request)
+    assert isinstance(export.run(Context(made, said.append, os.getppid(), home=context.home)), ev.Finished)
+    assert [event.kl < 0.02 for event in said if isinstance(event, ev.Checked)] == [True]
+
+
+@pytest.mark.parametrize("name", ["dora", "saved head, untied", "single tokens, tied"])
+def test_what_the_chat_cannot_load_is_refused(studio, tmp_path, name):
+    base, adapter = MERGEABLE[name].write(tmp_path)
+    with pytest.raises(StudioError, match="This adapter is more than LoRA on layers"):
+        work(studio, studio.runs.adopt(str(adapter), str(base)))
+
+
+def test_an_adapter_for_another_base_and_a_folder_without_one_are_refused(studio, tmp_path):
+    base, adapter = MERGEABLE["plain"].write(tmp_path)
+    other = small_base("llama", tmp_path / "other")
+    with pytest.raises(
+        StudioError, match=r"does not fit the base: .* is .128, 256., and the adapter was made for .32, 48."
+    ):
+        work(studio, studio.runs.adopt(str(adapter), str(other)))
+    with pytest.raises(StudioError, match=r"adapter_config\.json is missing"):
+        studio.runs.adopt(str(base))
