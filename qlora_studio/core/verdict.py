@@ -11,7 +11,7 @@ from typing import Literal
 
 from qlora_studio.core.events import Checked
 
-NOISE_KL: dict[str, float] = {"16-bit": 0.02, "Q8_0": 0.03, "Q6_K": 0.05, "Q5_K_M": 0.12, "Q4_K_M": 0.3}
+NOISE_KL: dict[str, float] = {"16-bit": 0.01, "Q8_0": 0.02, "Q6_K": 0.05, "Q5_K_M": 0.1, "Q4_K_M": 0.2}
 """Nats, by precision: up to here a model merged as chatted differs by rounding alone."""
 LEAST_EFFECT = 0.5
 """Share of what training took off the held-out loss that every export must keep."""

@@ -16,11 +16,11 @@ def changed(**changes: object) -> Checked:
     ("changes", "kind", "word"),
     [
         ({}, "good", "agrees"),
-        ({"kl": 0.02}, "good", "agrees"),
+        ({"kl": 0.01}, "good", "agrees"),
         ({"kl": 0.021}, "warn", "differs"),
         ({"kl": 0.021, "as_chatted": True}, "bad", "disagrees"),
         ({"kl": 0.2, "as_chatted": True, "precision": "Q4_K_M"}, "good", "agrees"),
-        ({"kl": 0.31, "as_chatted": True, "precision": "Q4_K_M"}, "bad", "disagrees"),
+        ({"kl": 0.21, "as_chatted": True, "precision": "Q4_K_M"}, "bad", "disagrees"),
         ({"kl": 0.2, "precision": "Q4_K_M"}, "warn", "differs"),
         ({"kl": 5.0}, "warn", "differs"),
         ({"kl": 5.0, "loss": 2.6}, "bad", "lost the training"),

@@ -38,6 +38,9 @@ class ExportTab:
     parts: gr.CheckboxGroup
     folder: gr.Textbox
     check: gr.Checkbox
+    adopt_folder: gr.Textbox
+    adopt_base: gr.Textbox
+    adopt: gr.Button
     start: gr.Button
     stop: gr.Button
     again: gr.Button
@@ -107,6 +110,22 @@ def build() -> ExportTab:
                 elem_id="export-check",
                 interactive=True,
             )
+            with gr.Accordion("An adapter from elsewhere", open=False, elem_id="export-elsewhere"):
+                adopt_folder = gr.Textbox(
+                    label="Its folder",
+                    info="In PEFT's format. It becomes a run, to chat with, evaluate and export.",
+                    max_lines=1,
+                    elem_id="adopt-folder",
+                    interactive=True,
+                )
+                adopt_base = gr.Textbox(
+                    label="Its base",
+                    info="Folder or hub id; empty takes the one that the adapter names.",
+                    max_lines=1,
+                    elem_id="adopt-base",
+                    interactive=True,
+                )
+                adopt = gr.Button("Make a run of it", size="sm", elem_id="adopt-btn")
         with gr.Column(scale=6, min_width=330):
             notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
@@ -115,7 +134,10 @@ def build() -> ExportTab:
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(run, weights, what, merge, gguf, parts, folder, check, start, stop, again, notes, readiness, state)
+    return ExportTab(
+        run, weights, what, merge, gguf, parts, folder, check, adopt_folder, adopt_base, adopt, start, stop, again,
+        notes, readiness, state,
+    )  # fmt: skip
 
 
 def wish_of(shown: View, suggested: str | None) -> ExportWish:
@@ -193,6 +215,14 @@ def wire(page: Page, tab: ExportTab) -> None:
         if (job := scene.world.newest_ref(chosen_run(scene), "exports")) is not None:
             workspace.studio.jobs.stop(job)
 
+    def adopt(view_: View, folder: str, base: str) -> None:
+        if not without_quotes(folder):
+            raise StudioError("The folder is empty.", "Name the folder of an adapter.")
+        job = workspace.studio.runs.adopt(folder, without_quotes(base))
+        workspace.forget_world()
+        notify(f"The adapter becomes the run '{job.name}'; a moment, and it can be chosen.")
+
+    page.on(tab.adopt.click, adopt, [tab.adopt_folder, tab.adopt_base])
     for event in (tab.run.input, tab.what.input, tab.gguf.input, tab.parts.input):
         page.on(event, choose, [tab.run, tab.what, tab.gguf, tab.parts])
     page.on(tab.merge.input, choose_merge, [tab.merge])
