@@ -143,6 +143,36 @@ def checkpoints(
     Console().print(table)
 
 
+@app.command("extend")
+def extend(
+    name: Name,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.01, help="How many epochs more.")],
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="A new run from its adapter whose schedule begins anew, instead of a longer schedule."
+        ),
+    ] = False,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="With --fresh, which weights to begin with: best, last or step-N.")
+    ] = "",
+    queue: Annotated[bool, typer.Option("--queue", help="Have it wait for the card, behind other runs.")] = False,
+) -> None:
+    """Train a run for more epochs: on the same curve under a longer schedule, or as a new run with a fresh one."""
+    studio, console = Studio(), Console()
+    if fresh:
+        name = studio.queue.add(studio.runs.anew(name, checkpoint, **{"optim.epochs": epochs, "optim.max_steps": None}))
+    else:
+        studio.runs.extend(name, epochs)
+        studio.queue.add_again(name)
+        studio.queue.start_next()
+    if queue or name in studio.queue.names():
+        print(f"{name} waits in the queue." if name in studio.queue.names() else f"{name} has begun.")
+        return
+    state = follow(console, lambda: studio.runs.watch(name), lambda: studio.runs.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}: {escape(name)}.")
+
+
 @app.command("rename")
 def rename(name: Name, title: Annotated[str, typer.Argument(help="What it shall be called.")]) -> None:
     """Give a run another title. Its name, which commands use, stays."""

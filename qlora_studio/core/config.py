@@ -40,6 +40,10 @@ class ModelConfig(Section):
     template: str | None = Field(
         None, description="Chat template by name, for a base that brings none; it is saved with the adapter."
     )
+    adapter: str | None = Field(
+        None,
+        description="Run whose weights training starts from: NAME, NAME@best or NAME@step-12; empty starts a new adapter.",
+    )
 
 
 class DataSource(Section):
@@ -125,6 +129,7 @@ class OptimConfig(Section):
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="How often each row is seen.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; empty trains all epochs.")
+    ended_at: tuple[float, ...] = Field((), description="Epochs at which the run once ended, before it was given more.")
     batch_tokens: int = Field(
         4096, ge=1, le=16_777_216, description="Effective batch: tokens that one update averages over."
     )

@@ -116,6 +116,8 @@ def advance(state: Progress, event: ev.Event) -> Progress:
             return replace(state, samples=(*state.samples, event))
         case ev.CheckpointSaved():
             return replace(state, checkpoint=event)
+        case ev.Extended():
+            return replace(state, state="stopped", report=None)
         case ev.AdapterSaved():
             return replace(state, adapter_step=event.step)
         case ev.StepRetriedSmaller():

@@ -70,6 +70,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data.control_tokens", "Control tokens in the text", "rows"),
     Setting("model.template", "Chat template", "rows"),
     Setting("model.revision", "Revision", "rows"),
+    Setting("model.adapter", "Start from the adapter of", "adapter"),
     Setting("memory.card", "Card", "memory"),
     Setting("memory.keep_free_gib", "Leave free, GiB", "memory"),
     Setting("memory.micro_batch_tokens", "Micro-batch, tokens", "memory"),
@@ -90,6 +91,7 @@ ELSEWHERE: dict[str, str] = {
     "data.format": "taken from the import",
     "data.columns": "taken from the import",
     "data.accepted": "ticked beside the findings",
+    "optim.ended_at": "grows when a run is given more epochs",
 }
 """Fields that are not typed in but follow from what was done on the Data page."""
 

@@ -12,6 +12,7 @@ from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.checkpoints import newest_checkpoint
+from qlora_studio.engine.load import start_from
 from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
@@ -25,6 +26,7 @@ from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
 from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
+from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
 
 
@@ -43,11 +45,14 @@ def run(context: Context) -> ev.Event:
     planned = plan_run(context, config, base, rows.train)
     plan, config = planned.plan, settle_rate(context, config, planned.shape)
     identity = identify_base(context, base.folder)
+    start = find_start(context, config, identity)
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows, identity))
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
     loaded = load_for_training(base.folder, config, plan)
+    if start is not None:
+        start_from(loaded.model, start)
     for said in loaded.notes:
         context.emit(ev.Noted(text=said))
     setup = Setup(

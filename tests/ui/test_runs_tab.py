@@ -19,6 +19,7 @@ from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
+from qlora_studio.ui.tabs.run_controls import train_more
 from tests.runs.holders import held
 from tests.ui.fakes import Tab
 
@@ -155,3 +156,19 @@ def test_a_draft_that_cannot_start_is_not_queued_either(tab):
     with pytest.raises(StudioError):
         put_into_queue(tab.workspace, "lora.rank=8,16")
     assert tab.workspace.studio.queue.names() == []
+
+
+@pytest.mark.parametrize("epochs", ["", "0", "-1", "many", "nan"])
+def test_what_is_no_number_of_epochs_is_refused(tab, epochs):
+    with pytest.raises(StudioError, match="is no number of epochs"):
+        train_more(tab.workspace, "first", epochs, fresh=False)
+
+
+def test_a_run_that_has_ended_can_be_trained_more_and_one_at_work_cannot(tab):
+    assert shows(tab, "first").props["run-more-btn"]["interactive"]
+    folder = JobFolder(tab.workspace.studio.home.runs / "first")
+    with held(folder.lock_file):
+        journal = Journal(folder.events)
+        journal.append(ev.JobStarted(job="train"))
+        journal.close()
+        assert not tab.look().props["run-more-btn"]["interactive"]

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
 from qlora_studio.engine import checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
-
-
-@pytest.fixture(scope="module")
-def harness():
-    """The benchmark as a module: the same faults, fewer of them."""
-    spec = importlib.util.spec_from_file_location("kill_runs", ROOT / "benchmarks" / "kill_runs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kill_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("kills", "seconds"), [(60, 45.0), pytest.param(300, None, marks=pytest.mark.slow)])
@@ -50,15 +36,6 @@ def test_the_same_faults_catch_a_writer_that_is_not_whole_or_nothing(harness, tm
 
 POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.filled", "save.manifest", "save.synced",
           "save.placed", "save.trashed"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(harness, tmp_path_factory):
-    """A home, a config, and what the undisturbed run came to."""
-    home, config = harness.make_home(tmp_path_factory.mktemp("kills"))
-    folder = harness.new_run(home, config, 0)
-    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
-    return home, config, harness.read_record(folder)
 
 
 @pytest.mark.parametrize("action", ["kill", pytest.param("full", marks=pytest.mark.slow)])

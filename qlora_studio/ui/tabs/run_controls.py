@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.core.runs import RunView
+from qlora_studio.ui import fields
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
@@ -30,6 +32,9 @@ class RunControls:
     pause: gr.Button
     save: gr.Button
     wait: gr.Button
+    epochs: gr.Textbox
+    schedule: gr.Radio
+    more: gr.Button
     title: gr.Textbox
     tags: gr.Textbox
     pinned: gr.Checkbox
@@ -51,6 +56,17 @@ def build_doors() -> tuple[gr.Button, gr.Button, gr.Button]:
 
 
 def build(doors: tuple[gr.Button, gr.Button, gr.Button]) -> RunControls:
+    with gr.Accordion("Train more", open=False, elem_id="run-more"), gr.Row():
+        epochs = gr.Textbox(
+            "1", label="Epochs more", info="How often each row is seen again.", max_lines=1, elem_id="run-more-epochs",
+            interactive=True, min_width=140,
+        )  # fmt: skip
+        schedule = gr.Radio(
+            [("on the same curve", "longer"), ("as a new run", "fresh")], value="longer", label="Schedule",
+            info="A longer schedule for this run, or a fresh one from its adapter.", elem_id="run-more-schedule",
+            interactive=True, min_width=220,
+        )  # fmt: skip
+        more = gr.Button("Train more", size="sm", interactive=False, elem_id="run-more-btn", min_width=120)
     with gr.Accordion("Title, note, tags", open=False, elem_id="run-labels"):
         with gr.Row():
             title = gr.Textbox(
@@ -79,7 +95,9 @@ def build(doors: tuple[gr.Button, gr.Button, gr.Button]) -> RunControls:
                 "Delete it for good", size="sm", variant="stop", visible=False, elem_id="run-delete-now-btn"
             )
             keep = gr.Button("Keep it", size="sm", visible=False, elem_id="run-keep-btn")
-    return RunControls(*doors, title, tags, pinned, note, label, record, delete, holds, delete_now, keep)
+    return RunControls(
+        *doors, epochs, schedule, more, title, tags, pinned, note, label, record, delete, holds, delete_now, keep
+    )
 
 
 def slots(tab: RunControls, shown: Shown) -> list[Slot]:
@@ -101,6 +119,7 @@ def slots(tab: RunControls, shown: Shown) -> list[Slot]:
             labels_mark,
             confirmed=False,
         ),
+        slot(tab.more, lambda scene: gr.update(interactive=_can_go_on(run(scene))), mark),
         slot(tab.record, lambda scene: _record(scene, run(scene)), mark),
         Slot((tab.delete, tab.holds, tab.delete_now, tab.keep), lambda scene: _deletion(scene, tab, run(scene))),
     ]
@@ -128,6 +147,9 @@ def wire(page: Page, tab: RunControls, shown: Shown) -> None:
         workspace.studio.queue.add_again(name(view_))
         workspace.studio.queue.start_next()
 
+    def more(view_: View, epochs: str, schedule: str) -> None:
+        notify(train_more(workspace, name(view_), epochs, fresh=schedule == "fresh"))
+
     def label(view_: View, title: str, tags: str, pinned: bool, note: str) -> None:
         words = tuple(dict.fromkeys(word.strip().lstrip("#") for word in tags.split(",") if word.strip().lstrip("#")))
         runs.label(name(view_), title=title.strip(), tags=words, pinned=pinned, note=note.strip())
@@ -148,10 +170,32 @@ def wire(page: Page, tab: RunControls, shown: Shown) -> None:
     page.on(tab.pause.click, pause)
     page.on(tab.save.click, save)
     page.on(tab.wait.click, wait)
+    page.on(tab.more.click, more, [tab.epochs, tab.schedule])
     page.on(tab.label.click, label, [tab.title, tab.tags, tab.pinned, tab.note])
     page.on(tab.delete.click, ask)
     page.on(tab.keep.click, keep)
     page.on(tab.delete_now.click, delete)
+
+
+def train_more(workspace: Workspace, name: str, epochs: str, *, fresh: bool) -> str:
+    """Puts a run, or a new one from its adapter, into the queue for so many more epochs; what came of it, in words."""
+    number = fields.parse_number(epochs or "")
+    if not isinstance(number, float) or number <= 0:
+        raise StudioError(f"'{epochs}' is no number of epochs.", "Write one above 0, such as 1 or 0.5.")
+    studio = workspace.studio
+    workspace.chat.close()
+    if fresh:
+        changes: dict[str, Any] = {"optim.epochs": number, "optim.max_steps": None}
+        name = studio.queue.add(studio.runs.anew(name, **changes))
+    else:
+        studio.runs.extend(name, number)
+        studio.queue.add_again(name)
+        studio.queue.start_next()
+    return f"The run '{name}' waits in the queue." if name in studio.queue.names() else f"The run '{name}' has begun."
+
+
+def _can_go_on(run: RunView | None) -> bool:
+    return run is not None and run.has_adapter and not run.at_work and run.state != "queued"
 
 
 def _delete(workspace: Workspace, name: str) -> None:
