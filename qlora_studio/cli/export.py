@@ -15,7 +15,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import EXPORT_KINDS, find_export_kind
 from qlora_studio.core.jobs import MergeInto
 from qlora_studio.core.progress import Progress
-from qlora_studio.core.verdict import could_agree_better, find_verdict
+from qlora_studio.core.verdict import could_agree_better, describe_losses, find_verdict
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
@@ -65,12 +65,13 @@ def export(
 def show_export(console: Console, state: Progress) -> None:
     for done in state.checks:
         console.print(
-            f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of positions, "
+            f"Check ({done.what}): same next token as in the chat at {done.same_top1:.1%} of {done.positions} positions, "
             f"KL {done.kl:.4f} nats; {done.identical_answers} of {done.answers} answers the same to the last word."
+            f"{describe_losses(done)}"
         )
         verdict = find_verdict(done)
-        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/]")
+        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/] {verdict.hint}".rstrip())
         if could_agree_better(done):
-            console.print("Export again with --merge as-chatted: that merge answers as the chat did.")
+            console.print("The way there: --merge as-chatted.")
     for exported in state.exported:
         console.print(f"[green]Exported[/] {exported.what}, {gib(exported.bytes)}: {exported.path}")

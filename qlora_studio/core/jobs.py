@@ -74,6 +74,8 @@ class ExportRequest(_Request):
     """What chat and artefact are both asked; empty leaves the comparison out."""
     checkpoint: str = ""
     """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
+    held_out: bool = True
+    """Whether both are also measured on the rows that the run holds out."""
 
 
 class ChatJobRequest(_Request):

@@ -73,7 +73,7 @@ def load_base(
     or the memory does not suffice.
     """
     find_weight_files(folder)  # the very files that an export merges and an identity hashes, or a refusal
-    config = _read_config(folder)
+    config = read_text_config(folder)
     places: dict[str, Any] = {"": device.torch}
     if embeddings_on_host and device.type != "cpu":
         places = place_embeddings_on_host(config, device.torch)
@@ -161,7 +161,7 @@ def _groups_queries(config: Any) -> bool:
     return (getattr(text, "num_key_value_heads", None) or heads) != heads
 
 
-def _read_config(folder: Path) -> Any:
+def read_text_config(folder: Path) -> Any:
     """The transformers config of a folder, refused unless it is a text model that predicts the next token."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

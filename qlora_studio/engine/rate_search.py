@@ -26,7 +26,7 @@ from qlora_studio.engine.updates import Updates, make_optimizer
 
 MOST_ROWS = 64
 """Of the rows held out are enough to tell rates apart."""
-ALIKE = 0.005
+ALIKE = 0.01
 """Losses that differ by less than this share come out alike (measured: `docs/recipe.md`)."""
 Advanced = Callable[[int, int], None]
 """Hears steps done and total."""

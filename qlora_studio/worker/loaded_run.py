@@ -94,9 +94,11 @@ def chosen_adapter(context: Context, folder: JobFolder, checkpoint: str) -> Path
 
     Raises a StudioError as `find_weights` does, and for a checkpoint that is not as it was written.
     """
-    weights = find_weights(folder, checkpoint)
+    weights, made = find_weights(folder, checkpoint), context.folder.path / "adapter"
     if weights == folder.adapter:
         return weights
+    if made.is_dir() and not find_damage(made):
+        return made
     if damage := find_damage(weights):
         raise StudioError(damage, "Choose another checkpoint.")
     beside = [path for path in folder.adapter.glob("*") if path.name not in (*ADAPTER_FILES, MANIFEST)]
@@ -105,7 +107,6 @@ def chosen_adapter(context: Context, folder: JobFolder, checkpoint: str) -> Path
         for path in (*(weights / name for name in ADAPTER_FILES), *beside):
             shutil.copyfile(path, stage / path.name)
 
-    made = context.folder.path / "adapter"
     write_folder(made, fill)
     return made
 

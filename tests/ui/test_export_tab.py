@@ -97,8 +97,8 @@ def test_an_export_that_has_just_been_started_is_never_called_interrupted(export
 def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp_path):
     folder = tmp_path / "out"
     job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
-    compared = ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3)
+    compared = ev.Checked(what="merged model, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3)
     exported = ev.Exported(what="merged model", path=str(folder), bytes=1)
     write_events(job, ev.JobStarted(job="export"), exported, compared, ev.Finished())
     exporting.look()
-    assert "disagrees" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]
+    assert "differs" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]

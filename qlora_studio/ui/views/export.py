@@ -9,7 +9,7 @@ from typing import Literal
 from qlora_studio.core.events import Checked
 from qlora_studio.core.exports import list_choices
 from qlora_studio.core.progress import JobView, Progress
-from qlora_studio.core.verdict import Verdict, could_agree_better, find_verdict
+from qlora_studio.core.verdict import Verdict, describe_losses, find_verdict
 from qlora_studio.core.words import clock
 from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, empty, gib, gib_of, join, number, says_error, tag
 from qlora_studio.ui.views.side import state_chip
@@ -89,7 +89,7 @@ def export_card(job: JobView) -> Html:
     verdict = worst_verdict(progress)
     return card(
         "Export",
-        _verdict(verdict, any(map(could_agree_better, progress.checks))) if verdict else "",
+        tag("p", tag("b", verdict.says), f" {verdict.hint}", class_=f"qs-verdict {verdict.kind}") if verdict else "",
         bullets([*written, *map(_compared, progress.checks)]),
         aside=join(
             (number(clock(job.seconds)), " ", chip(verdict.word, verdict.kind) if verdict else state_chip(state))
@@ -98,13 +98,9 @@ def export_card(job: JobView) -> Html:
     )
 
 
-def _verdict(verdict: Verdict, can_be_better: bool) -> Html:
-    way_out = " Export again as chatted: that merge answers as the chat did." if can_be_better else ""
-    return tag("p", tag("b", verdict.says), way_out, class_=f"qs-verdict {verdict.kind}")
-
-
 def _compared(check: Checked) -> str:
     return (
         f"Compared ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, "
-        f"the same next token at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
+        f"the same next token at {check.same_top1:.1%} of {check.positions} places, KL divergence {check.kl:.4f} nats."
+        f"{describe_losses(check)}"
     )

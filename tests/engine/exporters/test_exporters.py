@@ -11,11 +11,19 @@ from transformers import AutoModelForCausalLM
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
 from qlora_studio.core.exports import EXPORT_KINDS
-from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.data.render.prompt import RenderOptions, stop_ids
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.exporters import comparison, merged
-from qlora_studio.engine.exporters.comparison import compare_with_chat, record_chat
+from qlora_studio.engine.exporters.comparison import (
+    Answer,
+    ChatRecord,
+    Speaker,
+    check_words,
+    compare_with_chat,
+    record_chat,
+)
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.load import load_adapter, load_base
@@ -81,8 +89,9 @@ def test_the_merged_model_is_as_large_as_said_and_computes_as_asked(
     source = dataclasses.replace(source, merge_into=merge_into)
     exporter.write(source, stage, events.append)
     exporter.check(source, stage, None, events.append)
-    assert [type(event) for event in events] == [ev.PhaseEntered, ev.Advanced]
-    assert exporter.size_bytes(source) == (stage / "model.safetensors").stat().st_size
+    assert type(events[0]) is ev.PhaseEntered and {type(event) for event in events[1:]} == {ev.Advanced}
+    assert events[-1].done == events[-1].total == exporter.size_bytes(source)
+    assert exporter.size_bytes(source) == pytest.approx((stage / "model.safetensors").stat().st_size, rel=0.05)
     ids = torch.arange(3, 43).unsqueeze(0)
     four_bit = merge_into == "as_chatted"
     live = load_adapter(load_base(tiny_folder, FP32, four_bit=four_bit), source.adapter).eval()
@@ -129,30 +138,48 @@ def short(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short):
+def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short, stage):
     tokenizer = load_tokenizer(smollm2)
-    model = load_base(smollm2, FP32).eval()
-    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS)
-    assert record.prompts == PROMPTS and [len(probe.answer) for probe in record.probes] == [8, 8]
+    chat = Speaker(load_base(smollm2, FP32).eval(), tokenizer, RenderOptions())
+    record = record_chat(chat, PROMPTS, make_rows(2))
+    assert tuple(answer.text for answer in record.answers) == PROMPTS
+    assert [len(answer.answer) for answer in record.answers] == [8, 8]
+    record.save(stage)
+    again = ChatRecord.load(stage)
+    assert torch.equal(again.log_probabilities, record.log_probabilities)
+    assert dataclasses.replace(again, log_probabilities=0) == dataclasses.replace(record, log_probabilities=0)
     events: list[ev.Event] = []
-    compare_with_chat(record, model, tokenizer, "itself", events.append)
+    compare_with_chat(again, chat, ev.Checked(what="itself"), events.append)
     assert [event.prompt for event in events[:-1]] == list(PROMPTS)
-    assert events[-1] == ev.Checked(what="itself", same_top1=1.0, kl=0.0, identical_answers=2, answers=2)
+    itself = events[-1]
+    assert (itself.same_top1, itself.identical_answers, itself.answers) == (1.0, 2, 2)
+    assert abs(itself.kl) < 1e-6 and itself.loss == pytest.approx(record.chat_loss) and itself.positions > 16
     with torch.no_grad():
-        model.model.norm.weight.mul_(torch.linspace(-1, 1, model.config.hidden_size))
-    compare_with_chat(record, model, tokenizer, "broken", events.append)
+        chat.model.model.norm.weight.mul_(torch.linspace(-1, 1, chat.model.config.hidden_size))
+    compare_with_chat(record, chat, ev.Checked(what="broken"), events.append)
     broken = events[-1]
-    assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0
+    assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0 and broken.loss > itself.loss
 
 
-def test_a_tokenizer_that_writes_a_prompt_in_other_ids_is_refused(smollm2, short):
+def make_rows(count: int) -> list[Example]:
+    return [Example(tuple(range(100 + row, 140 + row)), ((20, 40),)) for row in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "{{ other }}"}, "chat template is not that of training"),
+        ({"stops": (0,)}, "answers end with other tokens"),
+        ({"answers": (Answer(PROMPTS[0], (5, 6), (7,), True),)}, "writes a prompt in other tokens"),
+    ],
+)
+def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, said):
     tokenizer = load_tokenizer(smollm2)
-    model = load_base(smollm2, FP32).eval()
-    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS[:1])
-    (probe,) = record.probes
-    changed = dataclasses.replace(record, probes=(dataclasses.replace(probe, prompt=(5, *probe.prompt)),))
-    with pytest.raises(StudioError, match="writes this prompt differently from training"):
-        compare_with_chat(changed, model, tokenizer, "merged", lambda event: None)
+    stops = tuple(sorted(stop_ids(tokenizer)))
+    record = ChatRecord((), (), torch.empty(0, 0), None, RenderOptions(), tokenizer.template, stops)
+    check_words(record, tokenizer)
+    with pytest.raises(StudioError, match=said):
+        check_words(dataclasses.replace(record, **changes), tokenizer)
 
 
 def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage, monkeypatch):
