@@ -25,6 +25,7 @@ from qlora_studio.runs import queue, supervisor
 from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
 from qlora_studio.runs.extend import extend_run
 from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
+from qlora_studio.runs.leftovers import sweep_leftovers
 from qlora_studio.runs.records import read_record
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
@@ -53,6 +54,7 @@ class Runs:
 
     def create(self, config: TrainConfig) -> JobFolder:
         """Checks what can be checked here and makes the folder of a run that nobody has started yet."""
+        sweep_leftovers(self.home.runs, self.home.datasets)
         self.data.check(config)
         self.bases.find(config.model.base)
         stem = Path(config.model.base).name.lower()
