@@ -107,6 +107,20 @@ def stop(name: Name) -> None:
     print(f"{name} stops after this step.")
 
 
+@app.command("samples")
+def samples(name: Name) -> None:
+    """Show what a run answered to its sample prompts while it was trained, as a timeline."""
+    console, progress = Console(), Studio().runs.open(name).progress
+    if not progress.samples:
+        print(f"{name} has no sample answers: name prompts with --set evaluation.prompts='first|second'.")
+    for prompt in dict.fromkeys(sample.prompt for sample in progress.samples):
+        console.print(f"[bold]{escape(prompt)}[/]")
+        for sample in progress.samples:
+            if sample.prompt == prompt:
+                who = "base" if sample.side == "base" else f"step {sample.step}"
+                console.print(f"  [dim]{who:>10}[/]  {escape(sample.answer)}")
+
+
 @app.command("pause")
 def pause(name: Name) -> None:
     """Ask a run to leave the card after its current step; `runs resume` goes on with it."""

@@ -179,6 +179,17 @@ class EvaluationConfig(Section):
         ge=1,
         description="End the run after so many evaluations without a better one; empty trains to the last step.",
     )
+    prompts: str = Field(
+        "",
+        max_length=20_000,
+        description="Prompts to answer at each evaluation, with | between; the answers are a timeline.",
+    )
+    answer_tokens: int = Field(64, ge=1, le=4096, description="Longest of these answers in tokens.")
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """The prompts, one by one."""
+        return tuple(prompt.strip() for prompt in re.split(r"[|\n]", self.prompts) if prompt.strip())
 
 
 class SavingConfig(Section):

@@ -81,6 +81,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("evaluation.every_steps", "Evaluate every, steps", "evaluation"),
     Setting("evaluation.before", "Evaluate before the first step", "evaluation"),
     Setting("evaluation.patience", "Patience, evaluations", "evaluation"),
+    Setting("evaluation.prompts", "Prompts for sample answers", "evaluation"),
+    Setting("evaluation.answer_tokens", "Longest sample answer, tokens", "evaluation"),
     Setting("saving.name", "Run name", "saving"),
     Setting("saving.every_minutes", "Checkpoint every, minutes", "saving"),
     Setting("saving.keep", "Checkpoints to keep", "saving"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import ModelShape
-from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.checkpoints import newest_checkpoint
@@ -24,6 +28,7 @@ from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
+from qlora_studio.worker.loaded_run import LoadedRun
 from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.start import find_start
@@ -68,6 +73,9 @@ def run(context: Context) -> ev.Event:
         resume=find_checkpoint(context),
         objective=config.optim.objective,
         also=lambda stage: write_beside(config, tokenizer, stage),
+        answers=lambda: sample_answers(
+            config, LoadedRun(base, tokenizer, loaded.model, loaded.device, thinks(config, rows))
+        ),
         pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 
@@ -115,6 +123,18 @@ def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> 
     """Puts the tokenizer with its template beside an adapter whose base brings none."""
     if config.model.template:
         tokenizer.inner.save_pretrained(stage)
+
+
+def thinks(config: TrainConfig, rows: TokenisedRows) -> RenderOptions:
+    """How a prompt is put to this run: as its chat will put it."""
+    return replace(options_of(config.data), thinking=2 * rows.train.reasoning_rows > len(rows.train.examples))
+
+
+def sample_answers(config: TrainConfig, live: LoadedRun) -> Iterator[tuple[str, str]]:
+    """The sample prompts and what the model answers them now, greedily."""
+    sampling = Sampling(max_new_tokens=config.evaluation.answer_tokens)
+    for prompt in config.evaluation.sample_prompts:
+        yield prompt, live.whole_answer(prompt, "tuned", sampling)
 
 
 def find_checkpoint(context: Context) -> Path | None:

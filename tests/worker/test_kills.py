@@ -60,3 +60,13 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
     faults = ",".join(f"journal:full@{number}" for number in range(6, 40, 3))
     assert harness.end(harness.begin(folder, home, faults)) == 0
     assert harness.read_record(folder) == record
+
+
+def test_sample_answers_change_no_bit_of_a_run(harness, whole):
+    home, config, record = whole
+    asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
+    folder = harness.new_run(home, asked, 60)
+    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
+    assert harness.read_record(folder) == record
+    samples = [one for one in harness.events(folder) if one.get("event") == "sample"]
+    assert {one["prompt"] for one in samples} == {"Count 3", "Count 4"} and {one["step"] for one in samples} >= {0, 10}

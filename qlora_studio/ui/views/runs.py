@@ -174,6 +174,7 @@ def run_details(run: RunView) -> Html:
             ending(run),
             figures,
             proof_card(progress),
+            samples_card(progress),
             card("Notes", bullets(notes)) if notes else "",
             card("", more("Settings", _settings(run))),
         )
@@ -192,6 +193,24 @@ def _adapter_of(run: RunView) -> str:
         return "none"
     step = run.progress.adapter_step
     return "saved" if step is None else f"step {step}"
+
+
+def samples_card(progress: Progress) -> Html:
+    """The answers to the sample prompts while the run was trained, each prompt a timeline."""
+    if not progress.samples:
+        return Html("")
+    timelines = []
+    for prompt in dict.fromkeys(sample.prompt for sample in progress.samples):
+        rows = [
+            (
+                number("base" if sample.side == "base" else f"step {sample.step}"),
+                tag("div", sample.answer, class_="qs-answer"),
+            )
+            for sample in progress.samples
+            if sample.prompt == prompt
+        ]
+        timelines += [tag("p", tag("b", prompt)), table(("When", "Answer"), rows, f"Answers to “{prompt}”")]
+    return card("Sample answers", *timelines)
 
 
 def evaluation_card(job: JobView) -> Html:
