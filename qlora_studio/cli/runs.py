@@ -101,8 +101,17 @@ def resume(name: Name) -> None:
 
 
 @app.command("stop")
-def stop(name: Name) -> None:
+def stop(
+    name: Name,
+    now: Annotated[
+        bool, typer.Option("--now", help="End its worker at once; it can go on from its last checkpoint.")
+    ] = False,
+) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
+    if now:
+        Studio().runs.end_now(name)
+        print(f"{name} is ended. `qlora-studio runs resume {name}` goes on from its last checkpoint.")
+        return
     Studio().runs.stop(name)
     print(f"{name} stops after this step.")
 

@@ -31,6 +31,9 @@ from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.jobs import Jobs
 
+STOP_SECONDS = 30
+"""How long a worker may take to answer a stop before a person is offered to end it."""
+
 
 class Runs:
     """The trainings of a home."""
@@ -186,6 +189,19 @@ class Runs:
     def stop(self, name: str) -> None:
         """Asks a run to stop after its step; its adapter is saved."""
         supervisor.stop(find_job(self.home.runs, name, "run"))
+
+    def end_now(self, name: str) -> None:
+        """Ends a run's worker without waiting for its step; it can go on from its last checkpoint.
+
+        Raises a StudioError where no worker is to be found.
+        """
+        if not supervisor.end_now(find_job(self.home.runs, name, "run")):
+            raise StudioError(f"The run '{name}' has no worker that could be ended.", "Look at it again in a moment.")
+
+    def stop_waits(self, name: str) -> bool:
+        """Whether a stop or a pause has waited longer than a step should take."""
+        folder = find_job(self.home.runs, name, "run")
+        return max(map(folder.seconds_since_asked, ("stop", "pause"))) > STOP_SECONDS
 
     def pause(self, name: str) -> None:
         """Asks a run to leave the card after its step, with a checkpoint to go on from. Raises a StudioError if it is not at work."""

@@ -87,6 +87,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("saving.every_minutes", "Checkpoint every, minutes", "saving"),
     Setting("saving.keep", "Checkpoints to keep", "saving"),
     Setting("saving.adapter", "Adapter of", "saving", words={"best": "the best step", "last": "the last step"}),
+    Setting("saving.tracker", "Tracker", "saving"),
 )
 ELSEWHERE: dict[str, str] = {
     "data.sources": "chosen among the imported sets",

@@ -33,12 +33,14 @@ from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
+from qlora_studio.worker.tracker import open_tracker
 
 
 def run(context: Context) -> ev.Event:
     choose_accelerator().prepare()
     config = context.config()
     find_objective(config.optim.objective)
+    track = open_tracker(config, context.folder.path)
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
     context.phase("tokenising the rows")
@@ -83,6 +85,7 @@ def run(context: Context) -> ev.Event:
 
     def emit(event: ev.Event) -> None:
         context.emit(event)
+        track(event)
         if isinstance(event, ev.ProbeMeasured):
             learn_from_probe(context, planned, event)
         elif isinstance(event, ev.StepLogged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 
 import pytest
@@ -17,6 +18,7 @@ from qlora_studio.runs import queue
 from qlora_studio.runs.folder import JobFolder, create_job
 from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
+from qlora_studio.ui.app import stop_run
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
 from qlora_studio.ui.tabs.run_controls import train_more
@@ -172,3 +174,24 @@ def test_a_run_that_has_ended_can_be_trained_more_and_one_at_work_cannot(tab):
         journal.append(ev.JobStarted(job="train"))
         journal.close()
         assert not tab.look().props["run-more-btn"]["interactive"]
+
+
+def test_a_stop_that_is_not_answered_within_half_a_minute_offers_to_end_the_worker(tab, monkeypatch):
+    folder = make_run(tab.workspace.studio, "deaf")
+    journal = Journal(folder.events)
+    journal.append(ev.JobStarted(job="train"))
+    journal.close()
+    ended = []
+    monkeypatch.setattr("qlora_studio.runs.supervisor.end_now", lambda job: ended.append(job.name) or True)
+    with held(folder.lock_file):
+        tab.look()
+        assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("Stop the run", True)
+        stop_run(tab.workspace)
+        tab.look()
+        assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("Stopping after this step …", False)
+        asked = folder.control / "stop"
+        os.utime(asked, (asked.stat().st_mtime - 31, asked.stat().st_mtime - 31))
+        tab.look()
+        assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("End it now", True)
+        stop_run(tab.workspace)
+    assert ended == ["deaf"]
