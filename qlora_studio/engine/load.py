@@ -290,5 +290,36 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     return peft_model
 
 
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Puts the weights of a saved adapter into a fresh one of the same shape, which training goes on from.
+
+    Raises a StudioError for an adapter of another rank, scale or base.
+    """
+    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    fresh = model.peft_config[ADAPTER].to_dict()
+    for name, says in (("r", "lora.rank"), ("lora_alpha", "lora.alpha"), ("use_rslora", "lora.use_rslora")):
+        if values.get(name) != fresh[name]:
+            raise StudioError(
+                f"The adapter to start from has {says} {values.get(name)}, and the settings say {fresh[name]}.",
+                f"Set {says} to {values.get(name)}.",
+                where=str(folder),
+            )
+    state = load_file(folder / "adapter_model.safetensors")
+    there = dict(model.named_parameters())
+    for name, tensor in state.items():
+        parameter = there.pop(name.replace(".weight", f".{ADAPTER}.weight"), None)
+        if parameter is None or parameter.shape != tensor.shape:
+            raise StudioError(
+                f"The adapter to start from was made for another base: {name} does not fit.",
+                "Choose the base it was trained on.",
+                where=str(folder),
+            )
+        parameter.data.copy_(tensor)
+    if missing := [name for name in there if ".lora_" in name]:
+        raise StudioError(
+            f"The adapter to start from holds no {missing[0]}.", "Choose the base it was trained on.", where=str(folder)
+        )
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
