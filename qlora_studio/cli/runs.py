@@ -101,10 +101,33 @@ def resume(name: Name) -> None:
 
 
 @app.command("stop")
-def stop(name: Name) -> None:
+def stop(
+    name: Name,
+    now: Annotated[
+        bool, typer.Option("--now", help="End its worker at once; it can go on from its last checkpoint.")
+    ] = False,
+) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
+    if now:
+        Studio().runs.end_now(name)
+        print(f"{name} is ended. `qlora-studio runs resume {name}` goes on from its last checkpoint.")
+        return
     Studio().runs.stop(name)
     print(f"{name} stops after this step.")
+
+
+@app.command("samples")
+def samples(name: Name) -> None:
+    """Show what a run answered to its sample prompts while it was trained, as a timeline."""
+    console, progress = Console(), Studio().runs.open(name).progress
+    if not progress.samples:
+        print(f"{name} has no sample answers: name prompts with --set evaluation.prompts='first|second'.")
+    for prompt in dict.fromkeys(sample.prompt for sample in progress.samples):
+        console.print(f"[bold]{escape(prompt)}[/]")
+        for sample in progress.samples:
+            if sample.prompt == prompt:
+                who = "base" if sample.side == "base" else f"step {sample.step}"
+                console.print(f"  [dim]{who:>10}[/]  {escape(sample.answer)}")
 
 
 @app.command("pause")
@@ -141,6 +164,36 @@ def checkpoints(
         words = [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]
         table.add_row(one.name, f"{one.held_out:.4f}" if one.held_out is not None else "–", ", ".join(words))
     Console().print(table)
+
+
+@app.command("extend")
+def extend(
+    name: Name,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.01, help="How many epochs more.")],
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="A new run from its adapter whose schedule begins anew, instead of a longer schedule."
+        ),
+    ] = False,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="With --fresh, which weights to begin with: best, last or step-N.")
+    ] = "",
+    queue: Annotated[bool, typer.Option("--queue", help="Have it wait for the card, behind other runs.")] = False,
+) -> None:
+    """Train a run for more epochs: on the same curve under a longer schedule, or as a new run with a fresh one."""
+    studio, console = Studio(), Console()
+    if fresh:
+        name = studio.queue.add(studio.runs.anew(name, checkpoint, **{"optim.epochs": epochs, "optim.max_steps": None}))
+    else:
+        studio.runs.extend(name, epochs)
+        studio.queue.add_again(name)
+        studio.queue.start_next()
+    if queue or name in studio.queue.names():
+        print(f"{name} waits in the queue." if name in studio.queue.names() else f"{name} has begun.")
+        return
+    state = follow(console, lambda: studio.runs.watch(name), lambda: studio.runs.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}: {escape(name)}.")
 
 
 @app.command("rename")

@@ -32,6 +32,10 @@ def train(
     record: Annotated[
         str | None, typer.Option("--from", help="The record of a run to do again; flags change single settings of it.")
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="Start from the adapter of this run, NAME or NAME@best, with its settings."),
+    ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option("--weight", help="Weight of one set in a mixture, by name: --weight general=0.3. Others have 1."),
@@ -73,7 +77,8 @@ def train(
         "saving.name": name, "data.mix_by": mix_by,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
-    config = op.build_config(studio, rank, memory, changes, set, read_record(record).config if record else None)
+    begun = read_record(record).config if record else studio.runs.anew(*split_adapter(adapter)) if adapter else None
+    config = op.build_config(studio, rank, memory, changes, set, begun)
     if not files and not config.data.sources:
         raise StudioError("There is nothing to train on.", "Name a data file, or an imported data set.")
     studio.bases.find(config.model.base)
@@ -131,6 +136,12 @@ def show_rates(console: Console, report: RateReport) -> None:
         table.add_row(f"{point.rate:g}", loss, "taken" if point.rate == report.rate else "")
     console.print(table)
     console.print(escape(report.sentence))
+
+
+def split_adapter(text: str) -> tuple[str, str]:
+    """`NAME@best` as the name of a run and its checkpoint; without one, its adapter."""
+    name, _, checkpoint = text.strip().partition("@")
+    return name, checkpoint
 
 
 def read_record(file: str) -> RunRecord:

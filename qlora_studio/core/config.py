@@ -40,6 +40,10 @@ class ModelConfig(Section):
     template: str | None = Field(
         None, description="Chat template by name, for a base that brings none; it is saved with the adapter."
     )
+    adapter: str | None = Field(
+        None,
+        description="Run whose weights training starts from: NAME, NAME@best or NAME@step-12; empty starts a new adapter.",
+    )
 
 
 class DataSource(Section):
@@ -125,6 +129,7 @@ class OptimConfig(Section):
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="How often each row is seen.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; empty trains all epochs.")
+    ended_at: tuple[float, ...] = Field((), description="Epochs at which the run once ended, before it was given more.")
     batch_tokens: int = Field(
         4096, ge=1, le=16_777_216, description="Effective batch: tokens that one update averages over."
     )
@@ -174,6 +179,17 @@ class EvaluationConfig(Section):
         ge=1,
         description="End the run after so many evaluations without a better one; empty trains to the last step.",
     )
+    prompts: str = Field(
+        "",
+        max_length=20_000,
+        description="Prompts to answer at each evaluation, with | between; the answers are a timeline.",
+    )
+    answer_tokens: int = Field(64, ge=1, le=4096, description="Longest of these answers in tokens.")
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """The prompts, one by one."""
+        return tuple(prompt.strip() for prompt in re.split(r"[|\n]", self.prompts) if prompt.strip())
 
 
 class SavingConfig(Section):
@@ -186,6 +202,9 @@ class SavingConfig(Section):
     )
     adapter: Literal["best", "last"] = Field(
         "best", description="Which step becomes the adapter: that of the best held-out loss, or the last."
+    )
+    tracker: Literal["none", "tensorboard"] = Field(
+        "none", description="Tracker that hears the curves as well, in the run's folder; its library must be installed."
     )
 
 

@@ -127,6 +127,13 @@ class CheckpointSaved(Event):
     path: str
 
 
+class Extended(Event):
+    """A run that had ended was given more epochs, this many in all; it can go on."""
+
+    tag = "extended"
+    epochs: float
+
+
 class AdapterSaved(Event):
     """`adapter/` is there, or a newer one in its place; `step` is the step whose weights it holds."""
 

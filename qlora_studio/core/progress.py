@@ -98,6 +98,7 @@ def advance(state: Progress, event: ev.Event) -> Progress:
                 step=event.step,
                 losses=state.losses.up_to(event.step),
                 evaluations=state.evaluations.up_to(event.step),
+                samples=tuple(sample for sample in state.samples if sample.step <= event.step),
             )
         case ev.StepLogged():
             return replace(
@@ -113,9 +114,12 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.EvaluationLogged():
             return replace(state, evaluations=state.evaluations.add(event.step, event.loss))
         case ev.SampleWritten():
-            return replace(state, samples=(*state.samples, event))
+            fresh = (sample for sample in state.samples if not _is_same(sample, event))
+            return replace(state, samples=(*fresh, event))
         case ev.CheckpointSaved():
             return replace(state, checkpoint=event)
+        case ev.Extended():
+            return replace(state, state="stopped", report=None)
         case ev.AdapterSaved():
             return replace(state, adapter_step=event.step)
         case ev.StepRetriedSmaller():
@@ -134,6 +138,11 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def _is_same(sample: ev.SampleWritten, other: ev.SampleWritten) -> bool:
+    """Whether both are of one prompt at one moment: a run that goes on may answer anew."""
+    return (sample.step, sample.side, sample.prompt) == (other.step, other.side, other.prompt)
 
 
 def fold(events: Iterable[ev.Event], state: Progress | None = None) -> Progress:

@@ -29,7 +29,7 @@ from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
-from qlora_studio.engine.kernels.lora import replace_lora_forwards
+from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.weight_files import find_weight_files
 
@@ -250,7 +250,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtyp
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    replace_lora_forwards(peft_model)
+    replace_forwards(peft_model)
     return peft_model
 
 
@@ -286,8 +286,39 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     for name, parameter in peft_model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)
-    replace_lora_forwards(peft_model)
+    replace_forwards(peft_model)
     return peft_model
+
+
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Puts the weights of a saved adapter into a fresh one of the same shape, which training goes on from.
+
+    Raises a StudioError for an adapter of another rank, scale or base.
+    """
+    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    fresh = model.peft_config[ADAPTER].to_dict()
+    for name, says in (("r", "lora.rank"), ("lora_alpha", "lora.alpha"), ("use_rslora", "lora.use_rslora")):
+        if values.get(name) != fresh[name]:
+            raise StudioError(
+                f"The adapter to start from has {says} {values.get(name)}, and the settings say {fresh[name]}.",
+                f"Set {says} to {values.get(name)}.",
+                where=str(folder),
+            )
+    state = load_file(folder / "adapter_model.safetensors")
+    there = dict(model.named_parameters())
+    for name, tensor in state.items():
+        parameter = there.pop(name.replace(".weight", f".{ADAPTER}.weight"), None)
+        if parameter is None or parameter.shape != tensor.shape:
+            raise StudioError(
+                f"The adapter to start from was made for another base: {name} does not fit.",
+                "Choose the base it was trained on.",
+                where=str(folder),
+            )
+        parameter.data.copy_(tensor)
+    if missing := [name for name in there if ".lora_" in name]:
+        raise StudioError(
+            f"The adapter to start from holds no {missing[0]}.", "Choose the base it was trained on.", where=str(folder)
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.planned import comparable_bytes
+from qlora_studio.engine.samples import write_samples
 from qlora_studio.engine.saving import Saving
 from qlora_studio.engine.setup import Ending, Outcome, Setup
 from qlora_studio.engine.updates import Measured, Updates, make_optimizer
@@ -107,6 +108,8 @@ class TrainingLoop:
             self._resume(self.setup.resume)  # after the probe, which may draw random numbers
         if self.step == 0 and self.held_out.before is None and self._measures(self.setup.config.evaluation.before):
             self.held_out = replace(self.held_out, before=self._evaluate(adapter=False))
+        if self.step == 0:
+            write_samples(self.setup, self.emit, 0, "base")
         self._evaluate_if_due()  # one that an error cut off is made up for
         self.emit(ev.PhaseEntered(phase="training"))
         while self.step < len(self.steps) and not self._lost_patience:
@@ -117,6 +120,8 @@ class TrainingLoop:
                 self.saving.save_if_possible(self.step, self.held_out)
             self._take(self.steps[self.step])
             self._evaluate_if_due()
+            if self.step in self.evaluate_at:
+                write_samples(self.setup, self.emit, self.step, "tuned")
             if self.saving.pacing.is_due:
                 self.saving.save_if_possible(self.step, self.held_out)
         return self._leave("early" if self.step < len(self.steps) else "finished")

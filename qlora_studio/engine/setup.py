@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,8 @@ class Setup:
     """By its name in `objectives/registry.py`."""
     also: Callable[[Path], None] = lambda folder: None
     """Writes what stands beside the final adapter, such as a tokenizer with its template."""
+    answers: Callable[[], Iterable[tuple[str, str]]] = tuple
+    """Prompts and what the model in memory answers them now; it is in evaluation mode while they are read."""
     pinned: Callable[[], Collection[int]] = tuple
     """Steps whose checkpoints a person wants kept."""
 

@@ -98,8 +98,11 @@ class Updates:
         return {"schedule": {**schedule, "lr_lambdas": lambdas}, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Puts `state()` of another process back."""
+        """Puts `state()` of another process back; the rate is the schedule's own at that step, which may be longer now."""
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        step, bases = self.schedule.last_epoch, self.schedule.base_lrs
+        rates = [base * share(step) for base, share in zip(bases, self.schedule.lr_lambdas, strict=True)]
+        self.schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

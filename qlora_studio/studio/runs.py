@@ -23,12 +23,17 @@ from qlora_studio.home import Home, read_path
 from qlora_studio.planner.rates import steps_to_try
 from qlora_studio.runs import queue, supervisor
 from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
+from qlora_studio.runs.extend import extend_run
 from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
+from qlora_studio.runs.leftovers import sweep_leftovers
 from qlora_studio.runs.records import read_record
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.jobs import Jobs
 from qlora_studio.weight_files import find_plain_file, read_strict_json
+
+STOP_SECONDS = 30
+"""How long a worker may take to answer a stop before a person is offered to end it."""
 
 
 class Runs:
@@ -53,6 +58,7 @@ class Runs:
 
     def create(self, config: TrainConfig) -> JobFolder:
         """Checks what can be checked here and makes the folder of a run that nobody has started yet."""
+        sweep_leftovers(self.home.runs, self.home.datasets)
         self.data.check(config)
         self.bases.find(config.model.base)
         stem = Path(config.model.base).name.lower()
@@ -73,6 +79,47 @@ class Runs:
         job = JobFolder(view.folder)
         self.begin(job)
         queue.take_out(job)
+
+    def extend(self, name: str, epochs: float) -> None:
+        """Gives a run so many more epochs, on the same curve: its schedule is stretched, its optimizer goes on.
+
+        It can then be resumed, or put into the queue. Raises a StudioError for one at work or without a checkpoint.
+        """
+        view = self.open(name)
+        reached, kept = view.progress.last, self.checkpoints(name)
+        if view.at_work or view.state == "queued":
+            raise StudioError(f"The run '{name}' is {view.state}.", "Give it more epochs when it has ended.")
+        if reached is None or not kept:
+            raise StudioError(
+                f"The run '{name}' has kept no checkpoint to go on from.", "Start a new run from its adapter."
+            )
+        before = view.config.optim
+        ended = (
+            (*before.ended_at, before.epochs) if view.progress.step == view.progress.total_steps else before.ended_at
+        )
+        extend_run(
+            JobFolder(view.folder),
+            view.config.replace(
+                {
+                    "optim.epochs": round(reached.epoch + epochs, 6),
+                    "optim.max_steps": None,
+                    "optim.ended_at": ended,
+                    "evaluation.patience": None,
+                }
+            ),
+        )
+
+    def anew(self, name: str, checkpoint: str = "", **changes: Any) -> TrainConfig:
+        """The config of a new run that starts from the weights of this one, with its settings but for these changes.
+
+        The schedule begins anew and rows come in another order. Raises a StudioError for weights that are not there.
+        """
+        view = self.with_weights(name, checkpoint)
+        optim = view.config.optim
+        seed = (optim.seed + 1) % 2**32
+        fresh = {"optim.seed": seed, "optim.ended_at": (), "saving.name": f"{view.title} more"[:120]}
+        start = f"{name}@{checkpoint}" if checkpoint else name
+        return view.config.replace({**fresh, **changes, "model.adapter": start})
 
     def find_rate(self, config: TrainConfig, run_steps: int | None) -> JobRef:
         """Starts trying learning rates on the rows of a config, a few steps each; `run_steps` are those of the run.
@@ -178,6 +225,19 @@ class Runs:
     def stop(self, name: str) -> None:
         """Asks a run to stop after its step; its adapter is saved."""
         supervisor.stop(find_job(self.home.runs, name, "run"))
+
+    def end_now(self, name: str) -> None:
+        """Ends a run's worker without waiting for its step; it can go on from its last checkpoint.
+
+        Raises a StudioError where no worker is to be found.
+        """
+        if not supervisor.end_now(find_job(self.home.runs, name, "run")):
+            raise StudioError(f"The run '{name}' has no worker that could be ended.", "Look at it again in a moment.")
+
+    def stop_waits(self, name: str) -> bool:
+        """Whether a stop or a pause has waited longer than a step should take."""
+        folder = find_job(self.home.runs, name, "run")
+        return max(map(folder.seconds_since_asked, ("stop", "pause"))) > STOP_SECONDS
 
     def pause(self, name: str) -> None:
         """Asks a run to leave the card after its step, with a checkpoint to go on from. Raises a StudioError if it is not at work."""

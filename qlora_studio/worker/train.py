@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import ModelShape
-from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.checkpoints import newest_checkpoint
+from qlora_studio.engine.load import start_from
 from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
@@ -23,15 +28,19 @@ from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
+from qlora_studio.worker.loaded_run import LoadedRun
 from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
+from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
+from qlora_studio.worker.tracker import open_tracker
 
 
 def run(context: Context) -> ev.Event:
     choose_accelerator().prepare()
     config = context.config()
     find_objective(config.optim.objective)
+    track = open_tracker(config, context.folder.path)
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
     context.phase("tokenising the rows")
@@ -43,11 +52,14 @@ def run(context: Context) -> ev.Event:
     planned = plan_run(context, config, base, rows.train)
     plan, config = planned.plan, settle_rate(context, config, planned.shape)
     identity = identify_base(context, base.folder)
+    start = find_start(context, config, identity)
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows, identity))
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
     loaded = load_for_training(base.folder, config, plan)
+    if start is not None:
+        start_from(loaded.model, start)
     for said in loaded.notes:
         context.emit(ev.Noted(text=said))
     setup = Setup(
@@ -63,6 +75,9 @@ def run(context: Context) -> ev.Event:
         resume=find_checkpoint(context),
         objective=config.optim.objective,
         also=lambda stage: write_beside(config, tokenizer, stage),
+        answers=lambda: sample_answers(
+            config, LoadedRun(base, tokenizer, loaded.model, loaded.device, thinks(config, rows))
+        ),
         pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 
@@ -70,6 +85,7 @@ def run(context: Context) -> ev.Event:
 
     def emit(event: ev.Event) -> None:
         context.emit(event)
+        track(event)
         if isinstance(event, ev.ProbeMeasured):
             learn_from_probe(context, planned, event)
         elif isinstance(event, ev.StepLogged):
@@ -110,6 +126,18 @@ def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> 
     """Puts the tokenizer with its template beside an adapter whose base brings none."""
     if config.model.template:
         tokenizer.inner.save_pretrained(stage)
+
+
+def thinks(config: TrainConfig, rows: TokenisedRows) -> RenderOptions:
+    """How a prompt is put to this run: as its chat will put it."""
+    return replace(options_of(config.data), thinking=2 * rows.train.reasoning_rows > len(rows.train.examples))
+
+
+def sample_answers(config: TrainConfig, live: LoadedRun) -> Iterator[tuple[str, str]]:
+    """The sample prompts and what the model answers them now, greedily."""
+    sampling = Sampling(max_new_tokens=config.evaluation.answer_tokens)
+    for prompt in config.evaluation.sample_prompts:
+        yield prompt, live.whole_answer(prompt, "tuned", sampling)
 
 
 def find_checkpoint(context: Context) -> Path | None:

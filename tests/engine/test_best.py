@@ -14,7 +14,7 @@ from qlora_studio.engine.checkpoints import newest_checkpoint, read_position
 from qlora_studio.engine.load import attach_adapter, load_base
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.saving import Pacing
-from tests.engine.conftest import FP32, make_examples
+from tests.engine.conftest import FP32, make_examples, make_plan
 from tests.engine.test_loop import Recorder, setup
 
 HELD_OUT = [9.0, 3.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0]
@@ -233,3 +233,35 @@ def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
     assert [event.step for event in recorder.of(ev.UpdateSkipped)] == steps
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         assert all(bool(value.isfinite().all()) for value in load_file(folder / "adapter_model.safetensors").values())
+
+
+MATRIX = [
+    (optimizer, schedule, dropout, micro, cut)
+    for optimizer in ("adamw", "adamw_8bit")
+    for schedule in ("cosine", "linear", "constant")
+    for dropout in (0.0, 0.2)
+    for micro, cut in ((60, 1), (200, 3), (4096, 7))
+]
+"""36 ways to cut a run: optimizers, schedules, dropout, rows a micro-batch, and an epoch's edge among the steps."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "schedule", "dropout", "micro", "cut"), MATRIX)
+def test_every_kind_of_run_goes_on_to_the_last_bit(tiny_folder, tmp_path, optimizer, schedule, dropout, micro, cut):
+    changes = {"optim__schedule": schedule, "lora__dropout": dropout, "evaluation__every_steps": 2}
+
+    def train(folder, stop_after=None, resume=None):
+        model = attach_adapter(
+            load_base(tiny_folder, FP32), LoraSettings(rank=32, dropout=dropout), torch_fp32(), seed=1
+        )
+        recorder = Recorder(stop_after)
+        made = setup(model, folder, make_plan(micro, optimizer), held_out=make_examples(3, seed=9), **changes)
+        outcome = loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+        return recorder, outcome
+
+    whole, expected = train(tmp_path / "whole")
+    first, _ = train(tmp_path / "cut", cut)
+    checkpoint, _ = newest_checkpoint(tmp_path / "cut" / "checkpoints")
+    rest, outcome = train(tmp_path / "cut", resume=checkpoint)
+    assert first.losses + rest.losses == whole.losses and outcome.held_out == expected.held_out
+    assert weights(tmp_path / "cut" / "adapter") == weights(tmp_path / "whole" / "adapter")

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
 from qlora_studio.engine import checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
-
-
-@pytest.fixture(scope="module")
-def harness():
-    """The benchmark as a module: the same faults, fewer of them."""
-    spec = importlib.util.spec_from_file_location("kill_runs", ROOT / "benchmarks" / "kill_runs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kill_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("kills", "seconds"), [(60, 45.0), pytest.param(300, None, marks=pytest.mark.slow)])
@@ -52,15 +38,6 @@ POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.fi
           "save.placed", "save.trashed"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(harness, tmp_path_factory):
-    """A home, a config, and what the undisturbed run came to."""
-    home, config = harness.make_home(tmp_path_factory.mktemp("kills"))
-    folder = harness.new_run(home, config, 0)
-    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
-    return home, config, harness.read_record(folder)
-
-
 @pytest.mark.parametrize("action", ["kill", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_fault_at_each_point_of_a_save_costs_nothing(harness, whole, point, action):
@@ -83,3 +60,13 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
     faults = ",".join(f"journal:full@{number}" for number in range(6, 40, 3))
     assert harness.end(harness.begin(folder, home, faults)) == 0
     assert harness.read_record(folder) == record
+
+
+def test_sample_answers_change_no_bit_of_a_run(harness, whole):
+    home, config, record = whole
+    asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
+    folder = harness.new_run(home, asked, 60)
+    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
+    assert harness.read_record(folder) == record
+    samples = [one for one in harness.events(folder) if one.get("event") == "sample"]
+    assert {one["prompt"] for one in samples} == {"Count 3", "Count 4"} and {one["step"] for one in samples} >= {0, 10}

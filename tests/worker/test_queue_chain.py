@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from qlora_studio.studio import Studio
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def studio(tmp_path, monkeypatch):
+def studio(harness, tmp_path, monkeypatch):
     """A studio over a home with the tiny model of the kill benchmark, and the config of a run of ten steps."""
-    spec = importlib.util.spec_from_file_location("kill_runs", ROOT / "benchmarks" / "kill_runs.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["kill_runs"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setenv("QLORA_STUDIO_HOME", str(tmp_path))
-    home, config = module.make_home(tmp_path)
+    home, config = harness.make_home(tmp_path)
     return Studio(home), config
 
 

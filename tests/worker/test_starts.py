@@ -13,8 +13,11 @@ import psutil
 import pytest
 
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.events import JobStarted
 from qlora_studio.core.jobs import DoctorRequest, TrainRequest
+from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import create_job
+from qlora_studio.runs.journal import Follower, Journal
 from qlora_studio.runs.lock import is_held
 from qlora_studio.runs.supervisor import (
     BUSY,
@@ -185,3 +188,65 @@ def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path):
     guard.terminate()
     assert guard.wait(10) == 0
     assert [json.loads(line)["event"] for line in job.events.read_text().splitlines()] == ["started", "stopped"]
+
+
+DEAF = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[-1])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with (folder / "events.jsonl").open("a") as file:
+    file.write(json.dumps({"event": "started", "job": "train", "pid": os.getpid()}) + "\\n")
+time.sleep(600)
+"""
+"""A worker that hears no stop."""
+
+
+def test_a_worker_that_does_not_answer_is_ended_and_how_it_ended_is_said(tmp_path):
+    (folder,) = [create_job(tmp_path / "runs", "deaf", TrainRequest())]
+    guard = subprocess.Popen([sys.executable, "-c", GUARDED, str(folder.path), DEAF])
+    try:
+        until(lambda: folder.worker_lives() and folder.events.exists() and folder.events.stat().st_size)
+        folder.ask("stop")
+        assert guard.poll() is None and supervisor.end_now(folder)
+        assert guard.wait(20) == 1
+    finally:
+        guard.kill()
+    follower = Follower(folder.events)
+    follower.read()
+    assert follower.progress.message == "The worker exited unexpectedly (signal 9)."
+    assert not supervisor.end_now(folder), "there is none any more"
+
+
+def test_a_process_that_only_has_the_number_of_a_worker_is_left_alone(tmp_path):
+    (folder,) = [create_job(tmp_path / "runs", "one", TrainRequest())]
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    journal = Journal(folder.events)
+    journal.append(JobStarted(job="train", pid=other.pid))
+    journal.close()
+    try:
+        with held(folder.lock_file):
+            assert not supervisor.end_now(folder)
+        assert other.poll() is None
+    finally:
+        other.kill()
+
+
+GUARDED = """
+import sys
+from pathlib import Path
+from qlora_studio.runs.folder import JobFolder
+from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.worker.guard import guard
+folder = JobFolder(Path(sys.argv[1]))
+lock = ProcessLock(folder.lock_file)
+assert lock.acquire()
+sys.exit(guard(folder, [sys.executable, "-c", sys.argv[2], str(folder.path)]))
+"""
+"""The real guard around a worker of its own."""
+
+
+def until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert true()

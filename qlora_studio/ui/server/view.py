@@ -48,6 +48,10 @@ class View:
         self.opened: OpenedSource | None = None
         self.run: str | None = None
         """The run shown whole on the Runs page; the newest where none was picked."""
+        self.deleting: str | None = None
+        """The run whose deletion waits for a second word."""
+        self.tag: str | None = None
+        """Whose runs' results are shown; the first tag where none was chosen."""
         self.compared: tuple[str, ...] | None = None
         """Runs whose curves are compared; the newest where none were picked."""
         self.compared_loss = "train"

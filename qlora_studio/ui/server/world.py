@@ -62,20 +62,37 @@ class World:
         return [run.name for run in self.runs.values() if run.has_adapter and not run.unreadable]
 
     @cached_property
+    def queued(self) -> list[str]:
+        """Names of the runs that wait, the next to start first."""
+        return [name for name in self._studio.queue.names() if name in self.runs]
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """Every tag that several runs share, that of the newest run first."""
+        all_tags = [tag for run in self.runs.values() for tag in run.tags]
+        return [tag for tag in dict.fromkeys(all_tags) if all_tags.count(tag) > 1]
+
+    @cached_property
     def training(self) -> RunSummary | None:
         """The run that is at work."""
         return next((run for run in self.runs.values() if run.at_work), None)
 
     @cached_property
     def run(self) -> RunView | None:
-        """The run the sidebar shows: the one at work, else the newest that can be read."""
-        names = [run.name for run in (self.training, *self.runs.values()) if run and not run.unreadable]
+        """The run the sidebar shows: the one at work, else the newest that can be read and has begun."""
+        newest = sorted(self.runs.values(), key=lambda run: -run.created)
+        begun = [run for run in newest if run.state != "queued"]
+        names = [run.name for run in (self.training, *begun) if run and not run.unreadable]
         return self.view(names[0]) if names else None
 
     @cached_property
     def runs_mark(self) -> int:
         """Changes whenever a list of runs would; steps count by tens, or a list could not be read in peace."""
-        return hash(tuple((run.name, run.state, run.has_adapter, run.step // 10) for run in self.runs.values()))
+        marks = (
+            (run.name, run.title, run.state, run.has_adapter, run.step // 10, run.tags, run.pinned)
+            for run in self.runs.values()
+        )
+        return hash(tuple(marks))
 
     def view(self, name: str | None) -> RunView | None:
         """One run whole; None for one that is gone or cannot be read."""
