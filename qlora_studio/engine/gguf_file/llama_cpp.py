@@ -12,6 +12,8 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.exporters.comparison import GREEDY, Answer
 
 CONTEXT_TOKENS = 4096
+ENOUGH_ANSWERS = 3
+"""Short answers that must all run on before a missing end is a fault: one may differ in words, and so in length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,10 @@ def is_installed() -> bool:
 
 
 def ask_llama_cpp(path: Path, prompts: Sequence[str]) -> list[LlamaCppAnswer]:
-    """Its answers without chance. Raises a StudioError where it cannot load the file."""
+    """Its answers without chance. Raises a StudioError where it refuses a prompt.
+
+    A file that it cannot load ends this process, which is the one that asks exports and nothing else.
+    """
     import xllamacpp
 
     settings: Any = xllamacpp.CommonParams()
@@ -58,8 +63,10 @@ def compare_with_llama_cpp(path: Path, answers: Sequence[Answer]) -> str:
                 f"llama.cpp writes a prompt in {said.prompt_tokens} tokens where training wrote {len(answer.prompt)}.",
                 "Export the merged model instead, and report this.",
             )
-    ended = [said.stopped for answer, said in zip(answers, found, strict=True) if answer.stopped]
-    if ended and not any(ended):
+    both = [(answer, said.stopped) for answer, said in zip(answers, found, strict=True) if answer.stopped]
+    ended = [stopped for _, stopped in both]
+    short = [stopped for answer, stopped in both if 2 * len(answer.answer) <= GREEDY.max_new_tokens]
+    if len(short) >= ENOUGH_ANSWERS and not any(short):
         raise StudioError("llama.cpp does not come to an end where the chat did.", "Report this: it is a fault.")
     return (
         f"llama.cpp loads the file, writes the prompts in the tokens of training and ends {sum(ended)} of {len(ended)} "
