@@ -7,7 +7,7 @@ Asks the chat of a finished run (`qlora-studio demo` makes one named demo), then
 the same tokens: the answers to the demo's prompts and the rows that the run holds out. Prints a Markdown table. Figures
 of one machine: distances are worth comparing, times only beside each other, in seconds of processor time.
 
-`--memory` writes models as wide as a Llama 3.2 of 3 B, which decides the peak, with four layers and random weights, each
+`--memory` writes models as wide as a Llama 3.2 of 3 B, which decides the peak, with two layers and random weights, each
 in a process of its own.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -59,6 +58,7 @@ from qlora_studio.worker.rows import held_out
 from tests.engine.gguf_file.small_tokenizers import save
 
 ROOT = Path(__file__).resolve().parents[1]
+LAYERS = 2
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
@@ -145,8 +145,9 @@ def gguf_files(table: Table, source: ExportSource) -> None:
 
 
 def peak_bytes() -> int:
-    """Most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most memory this program has held since it was started; what its parent held does not count (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def measure_memory(kind: str, place: Path) -> None:
@@ -170,7 +171,7 @@ def measure_memory(kind: str, place: Path) -> None:
 
 def memory() -> None:
     """The peak of each way to write, above what the process held before."""
-    shape = REFERENCE_SHAPES["Llama-3.2-3B"].model_copy(update={"layers": 4})
+    shape = REFERENCE_SHAPES["Llama-3.2-3B"].model_copy(update={"layers": LAYERS})
     with scratch() as place:
         write_random_model(shape, place / "base")
         save("gpt-2", place / "base")

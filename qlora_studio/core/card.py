@@ -67,7 +67,7 @@ def _training(facts: CardFacts) -> str:
         ("Base", facts.base + (f" at {known['revision']}" if known.get("revision") else "")),
         ("Method", f"QLoRA: NF4 with double quantisation, rank {config.lora.rank}, alpha {config.lora.alpha}"),
         ("rsLoRA", "yes" if config.lora.use_rslora else "no"),
-        ("Learning rate", f"{config.optim.learning_rate}"),
+        ("Learning rate", f"{config.optim.learning_rate or 'chosen by the studio'}"),
         ("Batch", f"{config.optim.batch_tokens:,} tokens"),
         ("Epochs", f"{config.optim.epochs}"),
         ("Steps", f"{facts.record.losses[-1][0]}" if facts.record.losses else "unknown"),

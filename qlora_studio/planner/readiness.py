@@ -31,8 +31,8 @@ RUN_FILES_BYTES = 64 << 20
 """Journal, log, tokenizer and records of a run."""
 EXPORT_BANDWIDTH = 0.2e9
 """Bytes a second of reading, merging and writing weights; rough."""
-ENCODED_A_SECOND = 3e6
-"""Values a core brings into K-quants; measured 2026-11-21, benchmarks/export.py, see docs/export.md."""
+ENCODED_A_SECOND = 6e6
+"""Values a core brings into K-quants on a busy machine; 11 to 17 million on a quiet one, 2026-11-21, docs/export.md."""
 CHECK_SECONDS = 10
 """A model answering one prompt twice, with the loading shared; rough."""
 

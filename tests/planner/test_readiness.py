@@ -217,7 +217,7 @@ def test_an_export_that_reads_the_base_waits_for_it():
 
 
 def test_the_search_for_blocks_takes_its_time_on_the_cores_there_are():
-    facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, encoded_values=3_000_000 * 600, cores=1)
+    facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, encoded_values=6_000_000 * 600, cores=1)
     plain = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB)
     seconds = [
         assess_export(BASE, one, needs_base=True).time.seconds for one in (facts, replace(facts, cores=4), plain)
