@@ -22,7 +22,8 @@ Name = Annotated[str, typer.Argument(help="Name of the run.")]
 def list_waiting() -> None:
     """The run at work and those that wait, in their order."""
     studio = Studio()
-    at_work, names = studio.runs.at_work(), studio.queue.names()
+    at_work = studio.runs.at_work()
+    names = [name for name in studio.queue.names() if name != at_work]  # one that begins at this moment
     if at_work:
         print(f"At work: {at_work}")
     if not names:

@@ -44,6 +44,7 @@ def list_runs() -> None:
             when(run.created),
             escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
         )
+    table.columns[0].overflow = "fold"  # a name is there to be typed
     Console().print(table)
     for run in runs:
         if run.unreadable:
@@ -284,6 +285,7 @@ def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any 
         box=None,
         pad_edge=False,
     )
+    table.columns[0].overflow = "fold"
     for index in sorted(range(len(runs)), key=lambda index: best_first(runs[index])):
         run, best = runs[index], runs[index].progress.held_out.best
         table.add_row(

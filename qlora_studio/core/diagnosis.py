@@ -35,7 +35,7 @@ def diagnose(progress: Progress) -> list[Problem]:
         _zero(losses),
         _exploded(first, losses),
         _worse_than_base(held_out) if progress.ended or len(held_out.evaluations) > 1 else None,
-        _overfitted(held_out, progress.adapter_step if progress.ended else None),
+        _overfitted(held_out, progress) if progress.ended or held_out.since_best > 1 else None,
         _flat(first, losses, len(progress.losses)),
     ]
     return [problem for problem in found if problem is not None]
@@ -75,11 +75,12 @@ def _worse_than_base(held_out: HeldOut) -> Problem | None:
     )
 
 
-def _overfitted(held_out: HeldOut, adapter_step: int | None) -> Problem | None:
+def _overfitted(held_out: HeldOut, progress: Progress) -> Problem | None:
     best, newest = held_out.best, held_out.newest
     if best is None or newest is None or newest[1] - best[1] < OVERFIT_NATS:
         return None
-    kept = f" The adapter is that of step {adapter_step}." if adapter_step is not None else ""
+    step = progress.adapter_step if progress.ended else None
+    kept = f" The adapter is that of step {step}." if step is not None else ""
     return Problem(
         f"The run overfits: its held-out loss was {best[1]:.4f} at step {best[0]} and {newest[1]:.4f} at step "
         f"{newest[0]}.{kept}",

@@ -35,7 +35,7 @@ def position(step: int) -> Position:
 @pytest.fixture
 def optimizer(tiny_adapter_model):
     parameters = [parameter for parameter in tiny_adapter_model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, make_config(), "adamw")
+    optimizer = make_optimizer(parameters, make_config(optim__learning_rate=1e-3), "adamw")
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from qlora_studio.home import Home
 from qlora_studio.runs import queue
 from qlora_studio.studio import Studio
-from tests.ui.test_runs_tab import make_run
+from tests.runs.made import make_run
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=20_000)

@@ -10,12 +10,10 @@ import re
 import pytest
 
 from qlora_studio.core import events as ev
-from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import TrainReport, TrainRequest
 from qlora_studio.home import Home
 from qlora_studio.runs import queue
-from qlora_studio.runs.folder import JobFolder, create_job
+from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
 from qlora_studio.ui.app import stop_run
@@ -23,25 +21,8 @@ from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
 from qlora_studio.ui.tabs.run_controls import train_more
 from tests.runs.holders import held
+from tests.runs.made import make_run
 from tests.ui.fakes import Tab
-
-
-def make_run(studio: Studio, name: str, best: float | None = None, **changes) -> JobFolder:
-    """A finished run, or with `best` None one that only waits to be started."""
-    config = TrainConfig().replace({"saving.name": name, **{key.replace("__", "."): v for key, v in changes.items()}})
-    job = create_job(studio.home.runs, name, TrainRequest(), {"config.json": config.model_dump(mode="json")})
-    if best is not None:
-        journal = Journal(job.events)
-        journal.append(ev.JobStarted(job="train"))
-        for step, loss in ((0, 2.0), (5, best), (10, best + 0.3)):
-            journal.append(ev.EvaluationLogged(step=step, loss=loss, tokens=1, rows=1, adapter=step > 0))
-        journal.append(ev.AdapterSaved(step=5, held_out=best))
-        journal.append(ev.Finished(report=TrainReport(steps=10)))
-        journal.close()
-        for place in ("adapter", "checkpoints/step-000005", "checkpoints/step-000010"):
-            (job.path / place).mkdir(parents=True)
-            (job.path / place / "MANIFEST.json").write_text("{}")
-    return job
 
 
 @pytest.fixture

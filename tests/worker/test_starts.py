@@ -203,7 +203,7 @@ time.sleep(600)
 
 def test_a_worker_that_does_not_answer_is_ended_and_how_it_ended_is_said(tmp_path):
     (folder,) = [create_job(tmp_path / "runs", "deaf", TrainRequest())]
-    guard = subprocess.Popen([sys.executable, "-c", GUARDED, str(folder.path), DEAF])
+    guard = subprocess.Popen([sys.executable, "-c", AROUND, str(folder.path), DEAF])
     try:
         until(lambda: folder.worker_lives() and folder.events.exists() and folder.events.stat().st_size)
         folder.ask("stop")
@@ -231,7 +231,7 @@ def test_a_process_that_only_has_the_number_of_a_worker_is_left_alone(tmp_path):
         other.kill()
 
 
-GUARDED = """
+AROUND = """
 import sys
 from pathlib import Path
 from qlora_studio.runs.folder import JobFolder
