@@ -20,6 +20,8 @@ from qlora_studio.core.doctor import Check
 
 MergeInto = Literal["original", "as_chatted"]
 """Which weights take the adapter: the base's own, or their 4-bit round trip that the chat computed with."""
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+"""How the numbers of a GGUF file are kept, by llama.cpp's names."""
 
 
 class _Request(BaseModel):
@@ -62,7 +64,7 @@ class EvaluateRequest(_Request):
 
 
 class ExportRequest(_Request):
-    """Writes a run's adapter or merged model into a new or empty folder."""
+    """Writes a run's adapter, merged model, GGUF file or all of them into a new or empty folder."""
 
     job: Literal["export"] = "export"
     run: Path
@@ -70,6 +72,10 @@ class ExportRequest(_Request):
     kind: str = "merged"
     """Name of one of `core.exports.EXPORT_KINDS`."""
     merge_into: MergeInto = "original"
+    gguf: GgufType = "Q4_K_M"
+    """For a GGUF file, how its numbers are kept."""
+    parts: tuple[str, ...] = ()
+    """For a pack, the kinds it holds."""
     prompts: tuple[str, ...] = ()
     """What chat and artefact are both asked; empty leaves the comparison out."""
     checkpoint: str = ""

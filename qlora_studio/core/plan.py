@@ -187,6 +187,8 @@ class PlanSettings(_Value):
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: str = "adamw_8bit"
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    tiled_mlp: bool = False
+    """Whether the MLP keeps its input alone and is computed again in tiles."""
     repeats_kv: bool = False
     """Whether keys and values are repeated for every head: a card without flash attention has no grouped queries."""
     correction: float = 1.0

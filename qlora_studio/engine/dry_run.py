@@ -20,6 +20,8 @@ from qlora_studio.core.plan import MeasuredShape, Moment, StepCosts
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.architecture import adapted_layers, check_adapter, count_model, quantised_names
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers
+from qlora_studio.engine.kernels.norm import replace_norms
+from qlora_studio.engine.kernels.replace import replace_gated_mlps
 from qlora_studio.engine.stand_ins import (
     ATTENTION,
     RANK,
@@ -115,7 +117,7 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
     first = 2 * kept[high] + start[high] - (runs[2, False, high].kept - hidden * high)
     saved, around = _fit(kept), _fit(start)
     top = {
-        n: run.layer_peak - 2 * boundary * n - _value(around, n) - _value(saved, n)
+        n: run.layer_peak - boundary * n - _value(around, n) - _value(saved, n)
         for (layers, checkpointed, n), run in runs.items()
         if layers == 2 and checkpointed
     }
@@ -165,6 +167,8 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, checkpointed
     for name, module in adapted_layers(model).items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, AdaptedLinear(module, name in quantised))
+    replace_norms(model)
+    replace_gated_mlps(model)
     model.train()
     checkpoint_layers(model.get_decoder(), layers if checkpointed else 0)
     parameters = [*model.parameters()]

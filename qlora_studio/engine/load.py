@@ -29,7 +29,7 @@ from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
-from qlora_studio.engine.kernels.lora import replace_lora_forwards
+from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.weight_files import find_weight_files
 
@@ -250,7 +250,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtyp
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    replace_lora_forwards(peft_model)
+    replace_forwards(peft_model)
     return peft_model
 
 
@@ -286,7 +286,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     for name, parameter in peft_model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)
-    replace_lora_forwards(peft_model)
+    replace_forwards(peft_model)
     return peft_model
 
 

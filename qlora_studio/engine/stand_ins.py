@@ -104,42 +104,54 @@ class FourBitProduct(torch.autograd.Function):
     """x·Wᵀ with W dequantised for the moment, in both directions; nothing of x is saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: AdaptedLinear) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
         ctx.layer = layer
-        weight = x.new_empty(layer.out_features, layer.in_features)
-        return nn.functional.linear(x, weight)
+        return nn.functional.linear(x, layer.dense_weight(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        weight = grads[0].new_empty(ctx.layer.out_features, ctx.layer.in_features)
-        return grads[0] @ weight, None
+        return grads[0] @ ctx.layer.dense_weight(grads[0].dtype), None
+
+
+class FrozenLinear(nn.Module):
+    """Stands where a linear layer will, in four bits or not."""
+
+    bias = None
+
+    def __init__(self, inputs: int, outputs: int, four_bit: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.four_bit = inputs, outputs, four_bit
+        size = ((inputs * outputs + 1) // 2,) if four_bit else (outputs, inputs)
+        kept = torch.empty(size, dtype=torch.uint8) if four_bit else torch.empty(size)
+        self.weight = nn.Parameter(kept, requires_grad=False)
+
+    def dense_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight (out, in), as it is or made for the moment."""
+        if self.four_bit:
+            return torch.empty(self.out_features, self.in_features, dtype=dtype)
+        return self.weight.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.four_bit:
+            product: Callable[..., torch.Tensor] = FourBitProduct.apply
+            return product(x, self)
+        return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 class AdaptedLinear(nn.Module):
-    """Stands where a linear layer with an adapter will, in four bits or not; the forward is the engine's own."""
+    """Stands where a linear layer with an adapter will; the forward is the engine's own."""
 
     disable_adapters = False
     active_adapters = (ADAPTER,)
 
     def __init__(self, layer: nn.Module, four_bit: bool) -> None:
         super().__init__()
-        self.in_features, self.out_features = features_of(layer)
-        self.four_bit = four_bit
-        numbers = self.in_features * self.out_features
-        if four_bit:
-            self.packed = nn.Parameter(torch.empty((numbers + 1) // 2, dtype=torch.uint8), requires_grad=False)
-        else:
-            self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features), requires_grad=False)
-        self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(self.in_features, RANK, bias=False, dtype=torch.float32)})
-        self.lora_B = nn.ModuleDict({ADAPTER: nn.Linear(RANK, self.out_features, bias=False, dtype=torch.float32)})
+        inputs, outputs = features_of(layer)
+        self.base_layer = FrozenLinear(inputs, outputs, four_bit)
+        self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(inputs, RANK, bias=False, dtype=torch.float32)})
+        self.lora_B = nn.ModuleDict({ADAPTER: nn.Linear(RANK, outputs, bias=False, dtype=torch.float32)})
         self.lora_dropout = nn.ModuleDict({ADAPTER: nn.Identity()})
         self.scaling = {ADAPTER: 1.0}
-
-    def base_layer(self, x: torch.Tensor) -> torch.Tensor:
-        if self.four_bit:
-            product: Callable[..., torch.Tensor] = FourBitProduct.apply
-            return product(x, self)
-        return nn.functional.linear(x, self.weight.to(x.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return lora_forward(self, x)  # has what the forward asks of a LoRA layer

@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
-from qlora_studio.planner.families import family_of, list_linears, rotary_tables
+from qlora_studio.planner.families import family_of, is_in_mlp, list_linears, rotary_tables
 
 LOSS_CHUNK = 256
 """Positions whose logits exist at once: the constant of the engine's loss (a test compares them)."""
 INTEGER_BYTES = 16
 """Ids and labels of a token."""
-NORM_BACKWARD = 20
-"""Bytes per element: five fp32 tensors at the worst moment of an RMS norm's backward pass."""
+NORM_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 22}
+"""Numbers of which a norm holds three fp32 copies at once: the constant of the engine's kernel (a test compares them)."""
+MLP_ROWS = {"cpu": 256, "cuda": 1024}
+"""Tokens whose inner tensors the gated MLP makes again at once: the engine's constants (a test compares them)."""
+MLP_TILE = 1024
+"""Tokens of a tile, likewise."""
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
@@ -67,7 +71,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
             moments.append(_at(kept, moment, tokens, pairs))
         if checkpointed:
             first = costs.first_saved_less * tokens if checkpointed == 1 else 0
-            again = start + layer + (window if shape.sliding_layers else 0) - first
+            again = start + layer - costs.boundary * tokens + (window if shape.sliding_layers else 0) - first
             moments.append(_at(again, moment, tokens, pairs))
     worst = max(moments, key=lambda moment: moment.total)
     if shape.measured is None or not shape.measured.eager:
@@ -87,7 +91,7 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
         return _measured_costs(shape, shape.measured, settings)
     e = settings.compute_bytes
     rotary = 2 * e * (shape.rotary_dim or shape.head_dim) * rotary_tables(shape)
-    norm = 4 * shape.hidden + 4  # its input in fp32 and one scale
+    norm = e * shape.hidden + 4  # its input as it is and one scale
     return StepCosts(
         boundary=boundary_bytes(shape, settings),
         saved=_saved(shape, settings),
@@ -96,8 +100,15 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
         around=rotary + INTEGER_BYTES,
         ending=norm,
         layer=tuple(_layer_moments(shape, settings)),
-        end=Moment(per_token=NORM_BACKWARD * shape.hidden),
+        end=Moment(per_token=2 * e * shape.hidden, fixed=_norm_copies(shape, settings, shape.hidden)),
     )
+
+
+def _norm_copies(shape: ModelShape, settings: PlanSettings, width: int) -> int:
+    """The fp32 copies in a norm's backward pass; a card has one kernel for plain weights, and none for Gemma's."""
+    if settings.device == "cuda" and not family_of(shape).norm_in_fp32:
+        return 0
+    return 12 * min(NORM_NUMBERS[settings.device], settings.micro_batch_tokens * width)
 
 
 def boundary_bytes(shape: ModelShape, settings: PlanSettings) -> float:
@@ -125,9 +136,9 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     """Kept by a layer from forward to backward."""
     e, family = settings.compute_bytes, family_of(shape)
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = family.norms * (4 * shape.hidden + 4) + 2 * e * shape.hidden  # inputs in fp32; two outputs feed adapters
+    norms = family.norms * (e * shape.hidden + 4) + 2 * e * shape.hidden  # inputs; two outputs feed adapters
     if shape.qk_norm:
-        norms += 4 * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
+        norms += e * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
     attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
     attention += _repeated_bytes(shape, settings)
     if family.fused:
@@ -135,9 +146,12 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     if settings.dropout:
         norms -= 2 * e * shape.hidden  # what adapters keep instead is counted below
         attention -= e * queries if family.fused else 0
-    low_rank = e * settings.rank * sum(linear.count for linear in list_linears(shape)) / shape.layers
-    inner = (3 if settings.dropout else 4) * e * shape.intermediate  # gate, its activation, up, their product
-    return norms + attention + low_rank + inner + _dropout_bytes(shape, settings)
+    adapted = [linear for linear in list_linears(shape) if not (settings.tiled_mlp and is_in_mlp(linear))]
+    low_rank = e * settings.rank * sum(linear.count for linear in adapted) / shape.layers
+    kept = (
+        3 if settings.dropout else 0 if settings.tiled_mlp else 2
+    )  # with dropout its activation as well as gate and up
+    return norms + attention + low_rank + kept * e * shape.intermediate + _dropout_bytes(shape, settings)
 
 
 def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
@@ -161,24 +175,56 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     gradient: float = h
     moments = []
     if family_of(shape).norms == 4:
-        moments.append(Moment(per_token=h + NORM_BACKWARD * shape.hidden))
-        gradient = 2 * h - 4 * shape.hidden  # the norm behind the MLP is gone with what it kept
-    moments.append(Moment(per_token=gradient + 2 * inner))
-    moments.append(Moment(per_token=gradient + inner, fixed=matrix))
-    if family_of(shape).fused:
-        moments.append(Moment(per_token=gradient + 2 * h - 2 * inner, fixed=2 * matrix))
+        moments.append(Moment(per_token=2 * h, fixed=_norm_copies(shape, settings, shape.hidden)))
+        gradient = h - 4  # the norm behind the MLP is gone with what it kept
+    if settings.dropout:
+        moments.append(Moment(per_token=gradient + 2 * inner))
+        moments.append(Moment(per_token=gradient + inner, fixed=matrix))
+        return moments
+    first = matrix * (2 if family_of(shape).fused else 1)
+    rows = min(MLP_ROWS[settings.device], settings.micro_batch_tokens)
+    if settings.tiled_mlp:
+        tile = min(MLP_TILE, settings.micro_batch_tokens)
+        moments.append(Moment(per_token=gradient + h, fixed=2 * inner * (tile + min(tile, rows)) + matrix))
+        moments.append(Moment(per_token=gradient + h, fixed=2 * inner * tile + first))
+    else:
+        moments.append(Moment(per_token=gradient, fixed=2 * inner * rows + matrix))
+        moments.append(Moment(per_token=gradient + h, fixed=first))
+    return [*moments, *_attention_moments(shape, settings)]
+
+
+def _attention_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
+    """Backward through the norm in front of the MLP, when that is gone with what it kept, attention, and its norms.
+
+    A card's flash attention has the gradient of queries in fp32, and those of keys and values for every head.
+    """
+    e, queries, keys = settings.compute_bytes, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    gone = 0 if settings.tiled_mlp else 2 * e * shape.intermediate
+    held = (
+        e * shape.hidden - 2 * e * shape.hidden - gone
+    )  # the gradient, without what the norm in front of the MLP kept
+    scratch = (4 + 2 * e) * queries if settings.device == "cuda" else 0
+    moments = [
+        Moment(per_token=2 * e * shape.hidden - gone, fixed=_norm_copies(shape, settings, shape.hidden)),
+        Moment(per_token=held + e * (2 * queries + 2 * keys) + scratch),
+    ]
+    if shape.qk_norm:
+        queries_alone = e * (queries - 3 * keys + shape.hidden)  # values and keys went back before them
+        moments.append(Moment(per_token=held + queries_alone, fixed=_norm_copies(shape, settings, queries)))
     return moments
 
 
 def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
-    """Fixed: the adapter in the compute format, which a layer keeps where the adapter itself is in another."""
+    """Fixed: the adapter in the compute format, which a layer keeps where the adapter itself is in another.
+
+    The gated MLP makes its copies again in the backward pass.
+    """
     if settings.adapter_bytes == settings.compute_bytes:
         return 0
-    return (
-        settings.compute_bytes
-        * settings.rank
-        * sum((linear.inputs + linear.outputs) * linear.count for linear in list_linears(shape))
-    )
+    again = shape.measured is None and not settings.dropout
+    copied = [linear for linear in list_linears(shape) if not (again and is_in_mlp(linear))]
+    numbers = sum((linear.inputs + linear.outputs) * linear.count for linear in copied)
+    return settings.compute_bytes * settings.rank * numbers
 
 
 def _window_bytes(shape: ModelShape, settings: PlanSettings) -> int:

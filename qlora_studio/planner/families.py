@@ -72,6 +72,11 @@ def _linears_by_formula(shape: ModelShape) -> tuple[LinearShape, ...]:
     )
 
 
+def is_in_mlp(linear: LinearShape) -> bool:
+    """Whether this layer is part of a gated MLP."""
+    return linear.name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+
+
 def family_of(shape: ModelShape) -> Family:
     """The family's account; one that is not listed is measured by a dry run, whose figures stand in for it."""
     return FAMILIES.get(shape.family, Family())
@@ -92,6 +97,24 @@ def count_norm_weights(shape: ModelShape) -> int:
 def count_biases(shape: ModelShape) -> int:
     """Numbers in the biases of the quantised layers; they stay in the compute format."""
     return sum(linear.outputs * linear.count for linear in list_linears(shape) if linear.bias)
+
+
+def count_weights(shape: ModelShape) -> int:
+    """Numbers in the matrices that every token goes through, without embedding and head."""
+    stacked = shape.measured.stacked if shape.measured is not None else ()
+    experts = round(sum(one.numbers * one.count * one.active for one in stacked))
+    return sum(linear.weights * linear.count for linear in list_linears(shape)) + experts
+
+
+def count_recomputed(shape: ModelShape) -> int:
+    """Those of them that gradient checkpointing goes through once more: it stops in front of the MLP's last product.
+
+    Not where a norm stands behind it, as in Gemma, nor in families that no formula knows.
+    """
+    whole = count_weights(shape)
+    if shape.measured is not None or family_of(shape).norms != 2:
+        return whole
+    return whole - sum(linear.weights * linear.count for linear in list_linears(shape) if linear.name == "down_proj")
 
 
 def count_adapter_weights(shape: ModelShape, rank: int) -> int:

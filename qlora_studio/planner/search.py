@@ -9,6 +9,7 @@ from typing import Literal
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import ModelShape, PlanSettings
 from qlora_studio.planner.estimate import host_bytes, total_bytes
+from qlora_studio.planner.families import count_recomputed, count_weights
 
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
 """Largest micro-batch worth having: beyond it dequantising the weights no longer shows in the time."""
@@ -89,10 +90,10 @@ def takes(situation: Situation, settings: PlanSettings) -> int:
 def step_time(settings: PlanSettings, shape: ModelShape) -> float:
     """Time per token relative to no checkpointing and endless micro-batches.
 
-    A checkpointed layer costs half as much again (6 instead of 4 multiplications per weight); each micro-batch
-    dequantises the weights anew.
+    A checkpointed layer costs up to half as much again (6 instead of 4 multiplications per weight that is gone through
+    once more); each micro-batch dequantises the weights anew.
     """
-    share = settings.checkpointed_layers / shape.layers
+    share = settings.checkpointed_layers / shape.layers * count_recomputed(shape) / count_weights(shape)
     return (1 + share / 2) * (1 + DEQUANTISE_TOKENS / settings.micro_batch_tokens)
 
 

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_studio.bases import read_base_files
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import find_export_kind
@@ -118,12 +119,22 @@ def check(job: JobFolder, files: Path, record: Path, emit: Emit) -> None:
 
 
 def find_source(context: Context, request: ExportRequest) -> ExportSource:
-    """The run's files with the chosen weights, and its base fetched where this kind needs it."""
+    """The run's files with the chosen weights, its names, and its base fetched where this kind needs it."""
     folder = JobFolder(request.run)
     config = context.config(folder)
-    base = context.fetch_base(config).folder if find_export_kind(request.kind).needs_base else None
-    adapter = chosen_adapter(context, folder, request.checkpoint)
-    return ExportSource(adapter, base, choose_device(compute_of(folder, config)), request.merge_into)
+    base = context.fetch_base(config) if find_export_kind(request.kind).needs_base else None
+    return ExportSource(
+        adapter=chosen_adapter(context, folder, request.checkpoint),
+        base=base.folder if base else None,
+        device=choose_device(compute_of(folder, config)),
+        merge_into=request.merge_into,
+        gguf=request.gguf,
+        parts=request.parts,
+        name=folder.name,
+        base_name=base.label if base else "",
+        licence=read_base_files(base.folder).licence if base else "",
+        context_tokens=config.data.max_length,
+    )
 
 
 if __name__ == "__main__":

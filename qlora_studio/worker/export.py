@@ -7,23 +7,29 @@ The artefact is asked in a process of its own, which has its files and the recor
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.card import CardFacts, write_card
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import find_export_kind
+from qlora_studio.core.exports import ExportWish, find_export_kind
 from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.engine.companions import LICENCE_STEMS
 from qlora_studio.engine.exporters.comparison import Speaker, record_chat
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.weights import hash_cache, identify
+from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, read_json
+from qlora_studio.runs.records import read_record
+from qlora_studio.runs.store import RunStore
 from qlora_studio.worker.ask import ask_artefact, find_source
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
@@ -58,6 +64,8 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
         record = ask_the_chat(context, request) if kind.compares_with_chat and request.prompts else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage.files, emit)
+        if kind.compares_with_chat:
+            write_model_card(context.home, folder, source, request, stage.files)
         if record is None:
             exporter.check(source, stage.files, None, emit)
         else:
@@ -71,9 +79,16 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
 
 
 def listening(context: Context) -> Callable[[ev.Event], None]:
-    """The job's voice, which hears a stop whenever it says how far it is."""
+    """The job's voice, which says how long a phase still takes, and hears a stop whenever it says how far it is."""
+    began = time.monotonic()
 
     def emit(event: ev.Event) -> None:
+        nonlocal began
+        if isinstance(event, ev.PhaseEntered):
+            began = time.monotonic()
+        if isinstance(event, ev.Advanced) and event.done and event.seconds_left is None:
+            left = (time.monotonic() - began) * (event.total - event.done) / event.done
+            event = event.model_copy(update={"seconds_left": left})
         context.emit(event)
         if isinstance(event, ev.Advanced) and context.pending_request() == "stop":
             raise Stopped
@@ -126,6 +141,15 @@ def ask_the_chat(context: Context, request: ExportRequest) -> Path:
     place.mkdir()
     record.save(place)
     return place
+
+
+def write_model_card(home: Home, folder: JobFolder, source: ExportSource, request: ExportRequest, files: Path) -> None:
+    """A card of our own beside the weights: data, settings, evaluation, licence, and how each program opens them."""
+    wish = ExportWish(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
+    licences = tuple(path.name for path in sorted(files.iterdir()) if path.name.upper().startswith(LICENCE_STEMS))
+    run = RunStore(folder.path.parent, home.cache).open(folder.name)
+    facts = CardFacts(read_record(run), source.base_name, source.licence, licences)
+    (files / "README.md").write_text(write_card(facts, wish), encoding="utf-8")
 
 
 def judge(checks: Sequence[ev.Checked]) -> None:

@@ -10,10 +10,10 @@ from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.machine import Machine, Speed
 from qlora_studio.core.plan import GIB
 from qlora_studio.core.readiness import DataFacts, ExportFacts, LeftOut, TimeEstimate
+from qlora_studio.planner.families import count_weights
 from qlora_studio.planner.readiness import assess, assess_export
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.tables import imagine_machine
-from qlora_studio.planner.time import count_weights
 
 SMOL, EIGHT = REFERENCE_SHAPES["SmolLM2-135M"], REFERENCE_SHAPES["Llama-3.1-8B"]
 BASE = ResolvedBase(name="smol", shape=SMOL, weights="on_disk", weights_bytes=270_000_000)
@@ -55,7 +55,7 @@ def ready(config=CONFIG, base=BASE, tokens=None, machine=PROCESSOR, **data):
 
 def test_the_sentence_before_a_start():
     seen = ready(tokens=counted([140, 150, 160] * 45 + [149, 151], 200))
-    assert seen.sentence == "137 of 200 rows, 63 too long, 46 steps, about 2 min, 2.1 of 4.0 GiB"
+    assert seen.sentence == "137 of 200 rows, 63 too long, 46 steps, about 2 min, 1.8 of 4.0 GiB"
     assert (seen.ready, seen.blocks, seen.over_budget, seen.unusual) == (True, (), None, ())
     assert (seen.left_out, seen.held_out_rows) == ((LeftOut(63, "too long"),), 12)
 
@@ -66,13 +66,13 @@ def test_every_part_of_the_sentence():
     seen = ready(tokens=report, base=base, machine=PROCESSOR.model_copy(update={"speeds": ()}))
     assert seen.sentence == (
         "40 of 100 rows, 30 too long, 10 with nothing to train, 20 left out by the mixture, 5 truncated, 8 steps, "
-        "under a minute, 2.1 of 4.0 GiB, 257 MiB to download first"
+        "under a minute, 1.8 of 4.0 GiB, 257 MiB to download first"
     )
 
 
 def test_before_rows_are_tokenised_it_says_what_is_known():
     seen = ready()
-    assert seen.sentence == "200 rows, not tokenised yet, 2.1 of 4.0 GiB"
+    assert seen.sentence == "200 rows, not tokenised yet, 1.8 of 4.0 GiB"
     assert (seen.steps, seen.time, seen.trained_rows, seen.ready) == (None, None, None, True)
 
 

@@ -7,11 +7,11 @@ from qlora_studio.core.events import StepLogged
 from qlora_studio.core.machine import Machine, Speed
 from qlora_studio.core.plan import GIB, GpuInfo, PlanSettings
 from qlora_studio.core.steps import plan_steps
+from qlora_studio.planner.families import count_weights
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.time import (
     Work,
-    count_weights,
     estimate_time,
     flops_per_token,
     measured_speed,
@@ -38,15 +38,15 @@ def with_settings(shape, there, tokens, twice):
 @pytest.mark.parametrize(
     ("card", "shape", "tokens", "twice", "calculated"),
     [
-        ("4090", EIGHT, 2048, 0, 2788),
-        ("4090", EIGHT, 4096, 32, 2014),
-        ("3060", EIGHT, 2048, 32, 395),
-        ("4060", EIGHT, 2048, 31, 427),
-        ("4090", ONE, 4096, 0, 13927),
+        ("4090", EIGHT, 2048, 0, 2961),
+        ("4090", EIGHT, 4096, 32, 2258),
+        ("3060", EIGHT, 2048, 32, 437),
+        ("4060", EIGHT, 2048, 31, 475),
+        ("4090", ONE, 4096, 0, 15072),
     ],
 )
 def test_the_rough_formula_meets_the_kernel_count_within_a_fifth(card, shape, tokens, twice, calculated):
-    """Beside a model that counted every kernel of a layer on fake CUDA tensors (2026-11-21)."""
+    """Beside a model of every kernel of a layer, counted by hand; no card was measured (2026-11-21)."""
     there = machine(card)
     plan = with_settings(shape, there, tokens, twice)
     estimate = estimate_time(TrainConfig(), shape, plan, Work(10, 10_000, tokens), there)
@@ -81,7 +81,7 @@ def test_more_checkpointing_than_was_measured_takes_longer():
         estimate_time(TrainConfig(), EIGHT, with_settings(EIGHT, there, 2048, layers), Work(1, 1, 512), there)
         for layers in (0, 32)
     )
-    assert few.tokens_per_second / all_layers.tokens_per_second == pytest.approx(6 / 4, rel=0.05)
+    assert few.tokens_per_second / all_layers.tokens_per_second == pytest.approx(5.46 / 4, rel=0.05)
 
 
 def test_the_measurement_of_the_nearest_size_is_taken():

@@ -10,7 +10,7 @@ from qlora_studio.ui.views.html import Html, bar, card, chip, number, says_error
 
 
 def rates(progress: Progress | None, report: RateReport | None, problems: Sequence[str]) -> Html:
-    """The search as it goes, else what it found, else why it found nothing; empty before the first."""
+    """The search as it goes, else what it found, else why it found nothing; before the first what it is for."""
     if progress is not None:
         doing = (
             f"{progress.phase or 'starting'} … {f'{progress.done} of {progress.total} steps' if progress.total else ''}"
@@ -18,7 +18,10 @@ def rates(progress: Progress | None, report: RateReport | None, problems: Sequen
         return card("Learning rates", bar(progress.share, "Search"), tag("p", doing, class_="qs-small"))
     if problems:
         return says_error(problems, "No learning rate was found")
-    return _found(report) if report is not None else Html("")
+    if report is not None:
+        return _found(report)
+    says = "Not sure of the learning rate? A few steps at five rates on these rows show which one learns best."
+    return tag("p", says, class_="qs-small")
 
 
 def _found(report: RateReport) -> Html:

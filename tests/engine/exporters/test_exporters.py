@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core import events as ev
@@ -30,6 +32,8 @@ from qlora_studio.engine.load import load_adapter, load_base
 from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.conftest import FP32
+from tests.engine.gguf_file.small_models import small_adapter, small_base
+from tests.modelfile_reader import read_modelfile
 
 PROMPTS = ("What can you do?", "Explain what a bicycle is.")
 
@@ -202,3 +206,80 @@ def test_a_merged_model_that_does_not_fit_the_computers_memory_is_an_error(stage
     with pytest.raises(MemoryError):
         merged.load_merged(stage, FP32, lambda event: None)
     assert len(tries) == 1
+
+
+@pytest.fixture
+def written(tmp_path) -> ExportSource:
+    """A small base with tokenizer and licence, and an adapter as a run saves it."""
+    base = small_base("llama", tmp_path / "base")
+    (base / "LICENSE").write_text("the licence")
+
+    def fill(folder):
+        small_adapter(base, folder)
+        (folder / "README.md").unlink()
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/base"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    write_folder(tmp_path / "adapter", fill)
+    return ExportSource(
+        tmp_path / "adapter",
+        base,
+        FP32,
+        gguf="Q8_0",
+        parts=("adapter", "merged", "gguf"),
+        name="pip",
+        base_name="org/base",
+    )
+
+
+def record_of(source: ExportSource, tokenizer) -> ChatRecord:
+    chat = load_adapter(load_base(source.base_folder(), FP32, four_bit=False), source.adapter).eval()
+    return record_chat(Speaker(chat, tokenizer, RenderOptions()), PROMPTS[:1], make_rows(1))
+
+
+def test_a_gguf_file_comes_with_modelfile_and_licence_and_is_asked(written, stage, short):
+    exporter, events = find_exporter("gguf"), []
+    exporter.write(written, stage, events.append)
+    assert sorted(path.name for path in stage.iterdir()) == ["LICENSE", "Modelfile", "pip.Q8_0.gguf"]
+    assert exporter.size_bytes(written) == pytest.approx((stage / "pip.Q8_0.gguf").stat().st_size, rel=0.2)
+    assert events[-1].done == events[-1].total == exporter.size_bytes(written)
+    parsed = dict(read_modelfile((stage / "Modelfile").read_text()))
+    assert parsed["from"] == "./pip.Q8_0.gguf" and parsed["stop"] == "<|im_end|>"
+    exporter.check(written, stage, record_of(written, load_tokenizer(written.base_folder())), events.append)
+    (check,) = [event for event in events if isinstance(event, ev.Checked)]
+    assert (check.what, check.precision, check.as_chatted) == ("Q8_0, original", "Q8_0", False) and check.kl < 0.05
+    assert any(isinstance(event, ev.Noted) and "llama.cpp" in event.text for event in events)
+
+
+def test_a_pack_holds_its_parts_and_names_no_place_of_this_machine(written, stage, short, tmp_path):
+    exporter, events = find_exporter("pack"), []
+    exporter.write(written, stage, events.append)
+    assert sorted(path.name for path in stage.iterdir()) == [
+        "LICENSE",
+        "Modelfile",
+        "adapter",
+        "merged",
+        "pip.Q8_0.gguf",
+    ]
+    exporter.check(written, stage, record_of(written, load_tokenizer(written.base_folder())), events.append)
+    assert len([event for event in events if isinstance(event, ev.Checked)]) == 2, "the adapter is the chat's own"
+    for path in stage.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+
+
+def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
+    exporter, events = find_exporter("gguf"), []
+    record = record_of(written, load_tokenizer(written.base_folder()))
+    state = load_file(written.adapter / "adapter_model.safetensors")
+    save_file({name: value * 0 for name, value in state.items()}, written.adapter / "adapter_model.safetensors")
+    exporter.write(written, stage, events.append)
+    exporter.check(written, stage, record, events.append)
+    (check,) = [event for event in events if isinstance(event, ev.Checked)]
+    assert check.kl > 0.05
+
+
+def test_a_tokenizer_in_the_folder_of_the_adapter_wins(written):
+    assert written.tokenizer_folder() == written.base_folder()
+    (written.adapter / "tokenizer_config.json").write_text("{}")
+    assert written.tokenizer_folder() == written.adapter

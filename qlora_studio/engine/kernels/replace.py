@@ -1,0 +1,120 @@
+"""Puts the kernels into a loaded model: by what its modules compute, never by the family's name.
+
+A module whose mathematics is not recognised keeps the forward that transformers and PEFT gave it.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation, GatedParts, gated_mlp
+from qlora_studio.engine.kernels.linear import as_product
+from qlora_studio.engine.kernels.lora import replace_lora_forwards
+from qlora_studio.engine.kernels.norm import replace_norms
+
+SPLIT, FUSED = ("gate_proj", "up_proj"), ("gate_up_proj",)
+TOLERANCE = 1e-5
+
+
+def replace_forwards(model: nn.Module) -> None:
+    """The kernels of this folder in every module that they are for."""
+    replace_lora_forwards(model)
+    replace_norms(model)
+    replace_gated_mlps(model)
+
+
+def replace_gated_mlps(model: nn.Module) -> int:
+    """Gives every gated MLP the forward that keeps less; returns how many there are."""
+    count = 0
+    for module in model.modules():
+        names = _first_names(module)
+        activation = find_activation(module) if names is not None else None
+        if names is None or activation is None:
+            continue
+        replaced: Any = module
+        replaced.forward = types.MethodType(_forward_of(names, activation), module)
+        replaced.tiled = False
+        count += 1
+    return count
+
+
+def tile_mlps(model: nn.Module, tiled: bool) -> None:
+    """Whether every gated MLP keeps its input alone and computes the rest again in tiles."""
+    for module in model.modules():
+        if hasattr(module, "tiled") and _first_names(module) is not None:
+            module.tiled = tiled  # type: ignore[assignment]  # a plain attribute, no parameter
+
+
+def _forward_of(names: tuple[str, ...], activation: Activation) -> Any:
+    def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+        parts = _parts_of(module, names, activation) if torch.is_grad_enabled() else None
+        if parts is None:
+            plain: torch.Tensor = type(module).forward(module, x)
+            return plain
+        return gated_mlp(x, parts, tiled=module.tiled)
+
+    return forward
+
+
+def _parts_of(module: Any, names: tuple[str, ...], activation: Activation) -> GatedParts | None:
+    """The MLP as plain arithmetic; None while one of its layers is more than that, as with dropout."""
+    products = [as_product(getattr(module, name)) for name in (*names, "down_proj")]
+    found = [product for product in products if product is not None]
+    if len(found) != len(products):
+        return None
+    return GatedParts(tuple(found[:-1]), found[-1], activation)
+
+
+def _first_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The layers in front of the product, of a module that is laid out as a gated MLP."""
+    children = dict(module.named_children())
+    if "down_proj" not in children:
+        return None
+    return next((names for names in (SPLIT, FUSED) if all(name in children for name in names)), None)
+
+
+def find_activation(module: nn.Module) -> Activation | None:
+    """The activation of a gated MLP, if its forward computes `down(act(gate(x)) · up(x))`; None where it does not."""
+    act = getattr(module, "act_fn", getattr(module, "activation_fn", None))
+    names = _first_names(module)
+    return None if names is None or act is None else _compare(type(module), names, act)
+
+
+def _compare(kind: type[nn.Module], names: tuple[str, ...], act: Any) -> Activation | None:
+    """Asked of a copy of the class with small layers of real numbers, because a dry run's model has none."""
+    with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            layer = nn.Linear(inputs, outputs, bias=False, device="cpu", dtype=torch.float32)
+            layer.weight.normal_(generator=generator)
+            return layer
+
+        probe: Any = kind.__new__(kind)
+        nn.Module.__init__(probe)
+        for name in names:
+            setattr(probe, name, linear(4, 12 // len(names)))
+        probe.down_proj, probe.act_fn, probe.activation_fn = linear(6, 4), act, act
+        x = torch.randn(5, 4, generator=generator)
+        try:
+            wanted = kind.forward(probe, x)
+        except Exception:  # a class of any kind, given a body that it does not expect
+            return None
+        if not isinstance(wanted, torch.Tensor):
+            return None
+        for activation in ACTIVATIONS:
+            outs = [getattr(probe, name)(x) for name in names]
+            gate, up = outs if len(outs) == 2 else outs[0].chunk(2, dim=-1)
+            if _close(probe.down_proj(activation.of(gate) * up), wanted):
+                return activation
+    return None
+
+
+def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    pairs = zip(found.flatten().tolist(), wanted.flatten().tolist(), strict=True)
+    return all(abs(one - other) <= TOLERANCE * (1 + abs(other)) for one, other in pairs)
