@@ -7,7 +7,7 @@ saving and stepping code, resumed until it ends. After each fault every visible 
 no older than before; at the end every loss that was ever logged, the held-out losses, the best step and the adapter must
 be those of the undisturbed run: to the last bit, or to rounding where an out-of-memory made micro-batches smaller.
 The worker's process is forked from this one, which has imported torch already; all else is as `runs resume` starts it.
-Needs no card and no network.
+Needs no card and no network. Ctrl-C ends it with what was found so far.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,7 @@ ROUNDING = 1e-4
 """Nats between losses of the same step in larger and in smaller micro-batches."""
 RANDOM_POINTS = 90
 """A fault at a point comes at one of so many passages: about as many as a run of the tiny model has."""
+HUNG_SECONDS = 300
 ACTIONS = ("kill", "kill", "kill", "error", "full", "io", "oom")
 
 
@@ -96,10 +98,21 @@ def make_base(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
+def in_a_fork(work: Callable[[], object]) -> None:
+    """Does something in a process of its own."""
+    if not (process := os.fork()):
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(9)
+    assert end(process) == 0
+
+
 def make_home(root: Path) -> tuple[Home, TrainConfig]:
     """A home with the tiny base and some rows, and the config of a run over them: dropout, a best step in the middle."""
     home = Home(root)
-    make_base(home.models / "tiny")
+    in_a_fork(lambda: make_base(home.models / "tiny"))  # no thread may live here when workers are forked
     rng = random.Random(0)
     rows = root / "rows.jsonl"
     rows.write_text(
@@ -130,11 +143,13 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
     if process:
         return process
     try:
+        os.closerange(3, 1024)  # what this process holds, such as a lock of its caller, is not the worker's
         os.environ["QLORA_STUDIO_HOME"] = str(home.root)
         os.environ[VARIABLE] = fault
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout = sys.stderr = os.fdopen(1, "a", closefd=False)  # under a test they are files that are closed now
         saving.MOST_SHARE = float("inf")  # a checkpoint each step: as many files as can be written while a kill comes
         import torch
 
@@ -147,15 +162,20 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
 
 
 def end(process: int, after: float | None = None) -> int:
-    """Waits for a worker, and kills it after so many seconds; its exit code, or the signal as a negative number."""
-    if after is not None:
-        until = time.monotonic() + after
-        while time.monotonic() < until:
-            done, status = os.waitpid(process, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-        os.kill(process, signal.SIGKILL)
+    """Waits for a worker, and kills it after so many seconds; its exit code, or the signal as a negative number.
+
+    One that has not ended after minutes hangs, which is an error of its own.
+    """
+    until = time.monotonic() + (HUNG_SECONDS if after is None else after)
+    while time.monotonic() < until:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    if after is None:
+        os.waitpid(process, 0)
+        raise TimeoutError(f"worker {process} hung for {HUNG_SECONDS} seconds")
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -275,7 +295,10 @@ def run_faults(root: Path, kills: int, seed: int, seconds: float | None = None) 
     while tally.kills < kills and time.monotonic() < until:
         number += 1
         folder = new_run(home, config, number)
-        exact = disturb(folder, home, rng, alone, tally)
+        try:
+            exact = disturb(folder, home, rng, alone, tally)
+        except KeyboardInterrupt:  # says what was found so far
+            return tally
         if not tally.wrong:
             tally.wrong += compare(folder, whole, exact=exact)
         tally.runs += 1

@@ -236,7 +236,7 @@ class Runs:
 
     def stop_waits(self, name: str) -> bool:
         """Whether a stop or a pause has waited longer than a step should take."""
-        folder = find_job(self.home.runs, name, "run")
+        folder = JobFolder(self.home.runs / name)
         return max(map(folder.seconds_since_asked, ("stop", "pause"))) > STOP_SECONDS
 
     def pause(self, name: str) -> None:

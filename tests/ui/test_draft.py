@@ -120,4 +120,4 @@ def test_an_emptied_slider_waits_for_its_number(workspace):
 def test_what_a_tab_looks_at_is_its_own(workspace):
     first, second = Tab(workspace), Tab(workspace)
     first.view.run, first.view.export_what, first.view.formatted = "a", "adapter", True
-    assert (second.view.run, second.view.export_what, second.view.formatted) == (None, "merged-original", False)
+    assert (second.view.run, second.view.export_what, second.view.formatted) == (None, "merged", False)

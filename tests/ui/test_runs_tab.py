@@ -19,7 +19,7 @@ from qlora_studio.studio import Studio
 from qlora_studio.ui.app import stop_run
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
-from qlora_studio.ui.tabs.run_controls import train_more
+from qlora_studio.ui.tabs.run_controls import train_more, use_settings
 from tests.runs.holders import held
 from tests.runs.made import make_run
 from tests.ui.fakes import Tab
@@ -176,3 +176,20 @@ def test_a_stop_that_is_not_answered_within_half_a_minute_offers_to_end_the_work
         assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("End it now", True)
         stop_run(tab.workspace)
     assert ended == ["deaf"]
+
+
+def test_the_settings_of_a_run_become_the_draft_of_the_next(tab):
+    use_settings(tab.workspace, "first")
+    assert tab.workspace.draft["lora.rank"] == 8 and tab.workspace.draft["saving.name"] == ""
+    use_settings(tab.workspace, "second")
+    assert tab.look().value("lora-rank") == 16
+
+
+def test_a_checkpoint_that_is_pinned_says_so_wherever_it_is_chosen(tab):
+    tab.workspace.studio.runs.pin_checkpoint("first", 10, pinned=True)
+    shows(tab, "first")
+    assert tab.props["run-checkpoint"]["choices"][0] == ("step 10, evaluation loss 2.000, last, pinned", "step-10")
+    tab.workspace.studio.runs.pin_checkpoint("first", 10, pinned=False)
+    assert tab.look().props["run-checkpoint"]["choices"][0] == ("step 10, evaluation loss 2.000, last", "step-10")
+    with pytest.raises(StudioError, match="has kept no checkpoint 'step-7'"):
+        tab.workspace.studio.runs.pin_checkpoint("first", 7, pinned=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,7 @@ from qlora_studio.ui.views import runs as view
 from qlora_studio.ui.views.html import Html
 from qlora_studio.ui.views.run import run_mark
 
+Doors = tuple[gr.Button, gr.Button, gr.Button, gr.Button]
 Shown = Callable[[World, View], str | None]
 """The name of the run that is shown whole."""
 
@@ -32,6 +34,10 @@ class RunControls:
     pause: gr.Button
     save: gr.Button
     wait: gr.Button
+    clone: gr.Button
+    checkpoint: gr.Dropdown
+    pin: gr.Button
+    unpin: gr.Button
     epochs: gr.Textbox
     schedule: gr.Radio
     more: gr.Button
@@ -47,15 +53,23 @@ class RunControls:
     keep: gr.Button
 
 
-def build_doors() -> tuple[gr.Button, gr.Button, gr.Button]:
+def build_doors() -> Doors:
     """The buttons that stand in the row of doors."""
     pause = gr.Button("Pause", size="sm", visible=False, elem_id="run-pause-btn")
     save = gr.Button("Save a checkpoint now", size="sm", visible=False, elem_id="run-save-btn")
     wait = gr.Button("Go on later: queue it", size="sm", visible=False, elem_id="run-queue-btn")
-    return pause, save, wait
+    clone = gr.Button("Use its settings", size="sm", interactive=False, elem_id="run-clone-btn")
+    return pause, save, wait, clone
 
 
-def build(doors: tuple[gr.Button, gr.Button, gr.Button]) -> RunControls:
+def build(doors: Doors) -> RunControls:
+    with gr.Accordion("Checkpoints", open=False, elem_id="run-checkpoints"), gr.Row():
+        checkpoint = gr.Dropdown(
+            [], value=None, label="Checkpoint", info="A pinned one stays, however many newer ones there are.",
+            elem_id="run-checkpoint", interactive=True, scale=3, min_width=200,
+        )  # fmt: skip
+        pin = gr.Button("Pin", size="sm", elem_id="run-pin-btn", min_width=90)
+        unpin = gr.Button("Unpin", size="sm", elem_id="run-unpin-btn", min_width=90)
     with gr.Accordion("Train more", open=False, elem_id="run-more"), gr.Row():
         epochs = gr.Textbox(
             "1", label="Epochs more", info="How often each row is seen again.", max_lines=1, elem_id="run-more-epochs",
@@ -96,7 +110,23 @@ def build(doors: tuple[gr.Button, gr.Button, gr.Button]) -> RunControls:
             )
             keep = gr.Button("Keep it", size="sm", visible=False, elem_id="run-keep-btn")
     return RunControls(
-        *doors, epochs, schedule, more, title, tags, pinned, note, label, record, delete, holds, delete_now, keep
+        *doors,
+        checkpoint,
+        pin,
+        unpin,
+        epochs,
+        schedule,
+        more,
+        title,
+        tags,
+        pinned,
+        note,
+        label,
+        record,
+        delete,
+        holds,
+        delete_now,
+        keep,
     )
 
 
@@ -118,6 +148,12 @@ def slots(tab: RunControls, shown: Shown) -> list[Slot]:
             lambda scene: _labels(tab, run(scene)),
             labels_mark,
             confirmed=False,
+        ),
+        slot(tab.clone, lambda scene: gr.update(interactive=run(scene) is not None), mark),
+        slot(
+            tab.checkpoint,
+            lambda scene: gr.update(choices=_checkpoints(scene, shown)),
+            lambda scene: _checkpoints(scene, shown),
         ),
         slot(tab.more, lambda scene: gr.update(interactive=_can_go_on(run(scene))), mark),
         slot(tab.record, lambda scene: _record(scene, run(scene)), mark),
@@ -150,6 +186,13 @@ def wire(page: Page, tab: RunControls, shown: Shown) -> None:
     def more(view_: View, epochs: str, schedule: str) -> None:
         notify(train_more(workspace, name(view_), epochs, fresh=schedule == "fresh"))
 
+    def clone(view_: View) -> None:
+        use_settings(workspace, name(view_))
+
+    def pin(view_: View, checkpoint: str | None, *, pinned: bool) -> None:
+        if checkpoint:
+            runs.pin_checkpoint(name(view_), int(checkpoint.removeprefix("step-")), pinned=pinned)
+
     def label(view_: View, title: str, tags: str, pinned: bool, note: str) -> None:
         words = tuple(dict.fromkeys(word.strip().lstrip("#") for word in tags.split(",") if word.strip().lstrip("#")))
         runs.label(name(view_), title=title.strip(), tags=words, pinned=pinned, note=note.strip())
@@ -170,11 +213,26 @@ def wire(page: Page, tab: RunControls, shown: Shown) -> None:
     page.on(tab.pause.click, pause)
     page.on(tab.save.click, save)
     page.on(tab.wait.click, wait)
+    page.on(tab.clone.click, clone)
+    page.on(tab.pin.click, partial(pin, pinned=True), [tab.checkpoint])
+    page.on(tab.unpin.click, partial(pin, pinned=False), [tab.checkpoint])
     page.on(tab.more.click, more, [tab.epochs, tab.schedule])
     page.on(tab.label.click, label, [tab.title, tab.tags, tab.pinned, tab.note])
     page.on(tab.delete.click, ask)
     page.on(tab.keep.click, keep)
     page.on(tab.delete_now.click, delete)
+
+
+def use_settings(workspace: Workspace, name: str) -> None:
+    """Makes the draft of the next run a copy of this one's settings, for changing one of them."""
+    config = workspace.studio.runs.open(name).config.replace({"saving.name": "", "optim.ended_at": ()})
+    workspace.draft.change(fields.flatten(config))
+    notify(f"The Train page has the settings of '{name}'.")
+
+
+def _checkpoints(scene: Scene, shown: Shown) -> list[tuple[str, str]]:
+    """The checkpoints of the run that is shown, without its adapter."""
+    return [one for one in scene.world.weights(shown(scene.world, scene.view)) if one[1]]
 
 
 def train_more(workspace: Workspace, name: str, epochs: str, *, fresh: bool) -> str:
