@@ -12,6 +12,7 @@ from typing import Any
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.words import without_quotes
+from qlora_studio.weight_files import find_weight_files
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,7 +36,7 @@ class BaseFiles:
     """What the files of a base say besides its configuration."""
 
     weights_bytes: int | None
-    """Of its safetensors files; None where there are none."""
+    """Of the safetensors files that are loaded; None where that cannot be told."""
     commit: str | None
     """The hub's commit it was downloaded at, where it was."""
     licence: str
@@ -89,8 +90,12 @@ def check_folder(folder: Path) -> None:
 
 
 def find_weights_problem(folder: Path) -> Problem | None:
-    """Why the weights of a folder cannot be loaded; None where they can."""
+    """Why the weights of a folder cannot be loaded; None where they can, as far as names and places tell."""
     if any(folder.glob("*.safetensors")):
+        try:
+            find_weight_files(folder)
+        except StudioError as error:
+            return error.problems[0]
         return None
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         return Problem(
@@ -103,10 +108,10 @@ def find_weights_problem(folder: Path) -> Problem | None:
 
 def read_base_files(folder: Path) -> BaseFiles:
     """What a base's files say besides its configuration. What cannot be read stays empty."""
-    weights = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    weights = None if find_weights_problem(folder) else find_weight_files(folder).bytes
     tokenizer = _read_object(folder / "tokenizer_config.json")
     return BaseFiles(
-        weights_bytes=sum(weights) if weights else None,
+        weights_bytes=weights,
         commit=_text(_read_object(folder / "source.json").get("commit")) or None,
         licence=_read_licence(folder / "README.md"),
         has_template=(folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template")),
@@ -114,13 +119,15 @@ def read_base_files(folder: Path) -> BaseFiles:
 
 
 def read_tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors in a folder's safetensors files, by name, from their headers alone.
+    """Shapes of all tensors in the safetensors files that are loaded, by name, from their headers alone.
 
     The format: eight bytes with the length of a JSON header, then the header (huggingface/safetensors, README). A file
     that cannot be read says nothing.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    if find_weights_problem(folder) is not None:
+        return shapes
+    for path in find_weight_files(folder).paths:
         for name, entry in _read_header(path).items():
             shape = entry.get("shape") if isinstance(entry, dict) else None
             if name != "__metadata__" and isinstance(shape, list):

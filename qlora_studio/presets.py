@@ -43,7 +43,7 @@ class Preset:
     title: str
     says: str
     changes: dict[str, Any]
-    """Dotted TrainConfig fields and their values."""
+    """Dotted TrainConfig fields and their values, as the config reads them."""
     path: Path
 
 
@@ -73,12 +73,13 @@ def read_preset(path: Path, family: str) -> Preset:
                 )
             changes[dotted] = value
     try:
-        TrainConfig().replace(changes)
+        config = TrainConfig().replace(changes).model_dump(mode="json")
     except StudioError as error:
         raise StudioError(
             error.problems[0].message, error.hint, where=str(path), field=error.problems[0].field
         ) from None
-    return Preset(family, path.stem, str(title), str(says), changes, path)
+    parsed = {dotted: config[dotted.partition(".")[0]][dotted.partition(".")[2]] for dotted in changes}
+    return Preset(family, path.stem, str(title), str(says), parsed, path)
 
 
 def list_presets(family: str, home: Home) -> list[Preset]:

@@ -16,13 +16,15 @@ INSIDE_FUNCTIONS = {
     "huggingface_hub": {"hub"},
     "pyarrow": {"data/readers"},
 }
-FOUNDATION = {"home", "hub", "bases"}
+FOUNDATION = {"home", "hub", "bases", "weight_files", "faults"}
 """Files of floor 2 that every room above the ground may use."""
 FLOOR = {
     "core": 1,
     "home": 2,
     "hub": 2,
     "bases": 2,
+    "weight_files": 2,
+    "faults": 2,
     "presets": 2,
     "data": 2,
     "planner": 2,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qlora_studio import __version__
-from qlora_studio.cli import chat, data, demo, doctor, evaluate, export, plan, runs, train, ui
+from qlora_studio.cli import chat, data, demo, doctor, evaluate, export, plan, queue, runs, train, ui
 from qlora_studio.core.errors import StudioError, explain_unwritable
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.add_typer(runs.app, name="runs")
+app.add_typer(queue.app, name="queue")
 app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from qlora_studio.cli import options as op
 from qlora_studio.core.chat import ChatRequest, ChatTurn, Sampling, Side
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import Studio
@@ -28,6 +29,7 @@ def chat(
         int, typer.Option("--max-new-tokens", help=Sampling.model_fields["max_new_tokens"].description)
     ] = 256,
     seed: Annotated[int, typer.Option("--seed", help=Sampling.model_fields["seed"].description)] = 42,
+    checkpoint: op.Checkpoint = "",
 ) -> None:
     """Chat with the tuned model, the base, or both with the same seed."""
     sides: dict[str, tuple[Side, ...]] = {"tuned": ("tuned",), "base": ("base",), "both": ("base", "tuned")}
@@ -37,7 +39,7 @@ def chat(
     console = Console()
     first = (ChatTurn(role="system", content=system),) if system else ()
     histories = dict.fromkeys(sides[side], first)
-    with closing(Studio().chats.open(run)) as pipe:
+    with closing(Studio().chats.open(run, checkpoint)) as pipe:
         while True:
             text = message if message is not None else _read(console)
             if text is None:

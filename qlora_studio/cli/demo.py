@@ -14,6 +14,7 @@ from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import ExportWish, find_export_kind
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.readiness import DataFacts
 from qlora_studio.core.words import clock
@@ -40,7 +41,7 @@ def demo() -> None:
     run = studio.runs.start(config)
     state = follow(console, lambda: studio.runs.watch(run), lambda: studio.runs.stop(run))
     console.print(f"{state.step} steps, adapter in {studio.runs.open(run).folder / 'adapter'}")
-    if state.state == "stopped":
+    if state.state in ("stopped", "paused"):
         console.print("Stopped; the adapter is saved.")
         return
     console.rule("3  Before and after, same prompts, same seed")
@@ -48,7 +49,9 @@ def demo() -> None:
     measured = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_answers(console, measured, demo)
     console.rule("4  Merged weights")
-    job = studio.exports.start(run, "merged", str(studio.home.exports / run), "as_chatted", demo.prompts)
+    job = studio.exports.start(
+        run, ExportWish(find_export_kind("merged")), str(studio.home.exports / run), demo.prompts
+    )
     exported = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_export(console, exported)
     kept = count_kept(exported, demo, "merged")

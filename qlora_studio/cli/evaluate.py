@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
@@ -24,11 +25,12 @@ def evaluate(
         str | None, typer.Option("--prompts", help="A text file with one prompt a line, answered by both.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 128,
+    checkpoint: op.Checkpoint = "",
 ) -> None:
     """Held-out loss and answers of base and tuned model, on the same rows with the same seed."""
     studio, console = Studio(), Console()
     lines = read_prompts(prompts)
-    job = studio.runs.evaluate(run, lines, Sampling(max_new_tokens=max_new_tokens))
+    job = studio.runs.evaluate(run, lines, Sampling(max_new_tokens=max_new_tokens), checkpoint)
     state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     for sample in state.samples:
         console.print(f"[bold]{sample.side}[/] · {escape(sample.prompt)}\n{escape(sample.answer)}\n")

@@ -11,6 +11,11 @@ from qlora_studio.core import config as cf
 from qlora_studio.core.errors import StudioError
 from qlora_studio.studio import Studio
 
+Checkpoint = Annotated[
+    str,
+    typer.Option("--checkpoint", help="Which weights: best, last or step-N; without it, the run's adapter."),
+]
+
 
 def help_of(section: type[cf.Section], field: str) -> str:
     return section.model_fields[field].description or ""
@@ -45,7 +50,7 @@ def build_config(
     extra: dict[str, Any] = {}
     if rank is not None:
         if rank.isdigit():
-            extra |= {"lora.rank": int(rank), "lora.alpha": 2 * int(rank)}
+            extra["lora.rank"] = int(rank)
         else:
             names["rank"] = rank
     if memory is not None:

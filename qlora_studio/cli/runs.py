@@ -12,8 +12,9 @@ from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
+from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.runs import differing_settings
+from qlora_studio.core.runs import best_first, differing_settings
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
@@ -28,7 +29,7 @@ def list_runs() -> None:
     if not runs:
         print("There are no runs yet. `qlora-studio demo` makes one.")
         return
-    headings = ("Run", "Base", "Rank", "State", "Steps", "Loss", "Held-out", "Time", "Begun", "Said of it")
+    headings = ("Run", "Base", "Rank", "State", "Steps", "Loss", "Best held-out", "Time", "Begun", "Said of it")
     table = Table(*headings, box=None, pad_edge=False)
     for run in runs:
         table.add_row(
@@ -38,11 +39,12 @@ def list_runs() -> None:
             "unreadable" if run.unreadable else run.state,
             f"{run.step}/{run.total_steps}",
             f"{run.loss:.3f}" if run.loss is not None else "–",
-            f"{run.held_out:.3f}" if run.held_out is not None else "–",
+            f"{run.best_held_out:.3f}" if run.best_held_out is not None else "–",
             clock(run.seconds),
             when(run.created),
             escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
         )
+    table.columns[0].overflow = "fold"  # a name is there to be typed
     Console().print(table)
     for run in runs:
         if run.unreadable:
@@ -72,8 +74,16 @@ def show(name: Name) -> None:
         )
     if progress.base_loss is not None:
         console.print(f"Held-out loss of the base: {progress.base_loss:.4f}")
+    best = progress.held_out.best
     for step, loss in progress.evaluations:
-        console.print(f"Held-out loss at step {step}: {loss:.4f}")
+        marks = [
+            word
+            for word, it_is in (("best", best and best[0] == step), ("adapter", progress.adapter_step == step))
+            if it_is
+        ]
+        console.print(f"Held-out loss at step {step}: {loss:.4f}" + (f"  ({', '.join(marks)})" if marks else ""))
+    for problem in diagnose(progress):
+        console.print(f"[yellow]{escape(problem.message)}[/] {escape(problem.hint)}")
     for retry in progress.retries:
         console.print(f"Step {retry.step} ran out of memory and was computed again with {retry.change}.")
     if progress.message:
@@ -92,10 +102,99 @@ def resume(name: Name) -> None:
 
 
 @app.command("stop")
-def stop(name: Name) -> None:
+def stop(
+    name: Name,
+    now: Annotated[
+        bool, typer.Option("--now", help="End its worker at once; it can go on from its last checkpoint.")
+    ] = False,
+) -> None:
     """Ask a run to stop after its current step, with its adapter saved."""
+    if now:
+        Studio().runs.end_now(name)
+        print(f"{name} is ended. `qlora-studio runs resume {name}` goes on from its last checkpoint.")
+        return
     Studio().runs.stop(name)
     print(f"{name} stops after this step.")
+
+
+@app.command("samples")
+def samples(name: Name) -> None:
+    """Show what a run answered to its sample prompts while it was trained, as a timeline."""
+    console, progress = Console(), Studio().runs.open(name).progress
+    if not progress.samples:
+        print(f"{name} has no sample answers: name prompts with --set evaluation.prompts='first|second'.")
+    for prompt in dict.fromkeys(sample.prompt for sample in progress.samples):
+        console.print(f"[bold]{escape(prompt)}[/]")
+        for sample in progress.samples:
+            if sample.prompt == prompt:
+                who = "base" if sample.side == "base" else f"step {sample.step}"
+                console.print(f"  [dim]{who:>10}[/]  {escape(sample.answer)}")
+
+
+@app.command("pause")
+def pause(name: Name) -> None:
+    """Ask a run to leave the card after its current step; `runs resume` goes on with it."""
+    Studio().runs.pause(name)
+    print(f"{name} is paused after this step.")
+
+
+@app.command("save")
+def save(name: Name) -> None:
+    """Ask a run to write a checkpoint after its current step."""
+    Studio().runs.save_now(name)
+    print(f"{name} writes a checkpoint after this step.")
+
+
+@app.command("checkpoints")
+def checkpoints(
+    name: Name,
+    pin: Annotated[int | None, typer.Option("--pin", help="Keep the checkpoint of this step.")] = None,
+    unpin: Annotated[int | None, typer.Option("--unpin", help="Let the checkpoint of this step go again.")] = None,
+) -> None:
+    """The checkpoints that a run has kept; `--checkpoint` of chat, evaluate and export takes them by name."""
+    studio = Studio()
+    for step, pinned in ((pin, True), (unpin, False)):
+        if step is not None:
+            studio.runs.pin_checkpoint(name, step, pinned=pinned)
+    kept = studio.runs.checkpoints(name)
+    if not kept:
+        print(f"{name} has kept no checkpoint.")
+        return
+    table = Table("Checkpoint", "Held-out", "", box=None, pad_edge=False)
+    for one in kept:
+        words = [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]
+        table.add_row(one.name, f"{one.held_out:.4f}" if one.held_out is not None else "–", ", ".join(words))
+    Console().print(table)
+
+
+@app.command("extend")
+def extend(
+    name: Name,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.01, help="How many epochs more.")],
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="A new run from its adapter whose schedule begins anew, instead of a longer schedule."
+        ),
+    ] = False,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="With --fresh, which weights to begin with: best, last or step-N.")
+    ] = "",
+    queue: Annotated[bool, typer.Option("--queue", help="Have it wait for the card, behind other runs.")] = False,
+) -> None:
+    """Train a run for more epochs: on the same curve under a longer schedule, or as a new run with a fresh one."""
+    studio, console = Studio(), Console()
+    if fresh:
+        name = studio.queue.add(studio.runs.anew(name, checkpoint, **{"optim.epochs": epochs, "optim.max_steps": None}))
+    else:
+        studio.runs.extend(name, epochs)
+        studio.queue.add_again(name)
+        studio.queue.start_next()
+    if queue or name in studio.queue.names():
+        print(f"{name} waits in the queue." if name in studio.queue.names() else f"{name} has begun.")
+        return
+    state = follow(console, lambda: studio.runs.watch(name), lambda: studio.runs.stop(name))
+    console.print(f"[green]{state.state.capitalize()}[/] at step {state.step} of {state.total_steps}: {escape(name)}.")
 
 
 @app.command("rename")
@@ -164,6 +263,40 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     }
     for title, shown in results.items():
         table.add_row(title, *shown)
+    Console().print(table)
+
+
+@app.command("results")
+def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any other tag.")]) -> None:
+    """Show what came of all runs with a tag, the best held-out loss first: the table of a sweep."""
+    studio = Studio()
+    runs = [studio.runs.open(run.name) for run in studio.runs.all() if tag in run.tags and not run.unreadable]
+    if not runs:
+        raise StudioError(f"No run has the tag '{tag}'.", "`qlora-studio runs list` shows tags.")
+    differing = [(field, values) for field, values in differing_settings(runs) if field != "saving.name"]
+    table = Table(
+        "Run",
+        *(field for field, _ in differing),
+        "Held-out",
+        "at step",
+        "State",
+        "Time",
+        "Peak",
+        box=None,
+        pad_edge=False,
+    )
+    table.columns[0].overflow = "fold"
+    for index in sorted(range(len(runs)), key=lambda index: best_first(runs[index])):
+        run, best = runs[index], runs[index].progress.held_out.best
+        table.add_row(
+            escape(run.name),
+            *(escape(str(values[index])) for _, values in differing),
+            f"{best[1]:.4f}" if best else "–",
+            str(best[0]) if best else "–",
+            run.state,
+            clock(run.seconds),
+            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
+        )
     Console().print(table)
 
 

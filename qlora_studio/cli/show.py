@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress as State
 from qlora_studio.core.progress import advance
@@ -44,6 +46,7 @@ class Watcher:
         self.console = console
         self.state = State()
         self.said = 0
+        self.diagnosed: set[str] = set()
 
     def follow(self, events: Iterable[ev.Event]) -> State:
         """Shows events until the last; returns the state after it. What an earlier call said is not said again."""
@@ -81,12 +84,26 @@ class Watcher:
             case ev.EvaluationLogged():
                 who = "with the adapter" if event.adapter else "of the base"
                 say(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")
+                self._diagnose()
+            case ev.AdapterSaved():
+                loss = f", held-out loss {event.held_out:.4f}" if event.held_out is not None else ""
+                say(f"Adapter saved: step {event.step}{loss}.")
+            case ev.Finished() | ev.Stopped():
+                self._diagnose()
             case ev.StepRetriedSmaller():
                 say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.change}.[/]")
             case ev.UpdateSkipped():
                 say(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
             case ev.StepLogged() if not self.console.is_terminal:
                 say(f"step {event.step}/{event.total_steps}  {facts(self.state)}")
+
+    def _diagnose(self) -> None:
+        """Says what the curves say, each thing once: what changes in its numbers is not said again."""
+        for problem in diagnose(self.state):
+            kind = problem.message.split(":")[0]
+            if kind not in self.diagnosed or self.state.ended:
+                self.console.print(f"[yellow]{escape(problem.message)}[/] {escape(problem.hint)}")
+                self.diagnosed.add(kind)
 
 
 def facts(state: State) -> str:

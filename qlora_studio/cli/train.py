@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.bases import look_up
@@ -15,9 +16,10 @@ from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.core.jobs import RateReport, TokeniseReport
 from qlora_studio.core.readiness import DataFacts, Readiness
 from qlora_studio.core.record import RunRecord
+from qlora_studio.core.sweep import parse_sweep
 from qlora_studio.core.words import clock, without_quotes
 from qlora_studio.studio import Studio
 
@@ -29,6 +31,10 @@ def train(
     ] = None,
     record: Annotated[
         str | None, typer.Option("--from", help="The record of a run to do again; flags change single settings of it.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="Start from the adapter of this run, NAME or NAME@best, with its settings."),
     ] = None,
     weight: Annotated[
         list[str] | None,
@@ -51,6 +57,18 @@ def train(
         list[str] | None, typer.Option("--accept", help="A finding you accept by name, such as secret.")
     ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Start although the plan does not fit.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Have it wait for the card, behind other runs.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help="A setting and its values, as lora.rank=8,16; given several times, every combination is a run in the "
+            "queue. `runs results` shows what came of them.",
+        ),
+    ] = None,
+    find_rate: Annotated[
+        bool, typer.Option("--find-rate", help="First try a few learning rates on these rows, and take the best.")
+    ] = False,
 ) -> None:
     """Tune a model on your rows. Ctrl-C stops after the current step with the adapter saved."""
     studio, console = Studio(), Console()
@@ -59,7 +77,8 @@ def train(
         "saving.name": name, "data.mix_by": mix_by,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
     }  # fmt: skip
-    config = op.build_config(studio, rank, memory, changes, set, read_record(record).config if record else None)
+    begun = read_record(record).config if record else studio.runs.anew(*split_adapter(adapter)) if adapter else None
+    config = op.build_config(studio, rank, memory, changes, set, begun)
     if not files and not config.data.sources:
         raise StudioError("There is nothing to train on.", "Name a data file, or an imported data set.")
     studio.bases.find(config.model.base)
@@ -73,10 +92,56 @@ def train(
     show_readiness(console, readiness)
     if readiness.blocks:
         raise StudioError.of(readiness.blocks)
+    if queue or sweep:
+        wait_in_line(studio, console, config, parse_sweep(sweep or []))
+        return
     if readiness.over_budget is not None and not anyway:
         refused = readiness.over_budget
         raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
+    if find_rate:
+        config = search_rate(studio, console, config, readiness.steps)
     start(studio, console, config)
+
+
+def wait_in_line(studio: Studio, console: Console, config: TrainConfig, sweep: dict[str, list[Any]]) -> None:
+    """Puts the run, or every run of a sweep, into the queue; the first starts where nothing is at work."""
+    names = studio.queue.sweep(config, sweep) if sweep else [studio.queue.add(config)]
+    waiting = studio.queue.names()
+    for name in names:
+        place = f"waits, number {waiting.index(name) + 1} in the queue" if name in waiting else "has begun"
+        console.print(f"[bold]{escape(name)}[/] {place}.")
+    if sweep:
+        tag = studio.runs.open(names[0]).labels.tags[0]
+        console.print(f"What came of them: qlora-studio runs results {escape(tag)}")
+
+
+def search_rate(studio: Studio, console: Console, config: TrainConfig, steps: int | None) -> TrainConfig:
+    """The config with the rate that a search on its own rows finds; unchanged where none was better than the base."""
+    job = studio.runs.find_rate(config, steps)
+    state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
+    report = state.report
+    if not isinstance(report, RateReport):
+        raise typer.Exit(130)
+    show_rates(console, report)
+    return config if report.rate is None else config.replace({"optim.learning_rate": report.rate})
+
+
+def show_rates(console: Console, report: RateReport) -> None:
+    """The loss of every rate that was tried, and which one is taken."""
+    table = Table(
+        "Learning rate", "Held-out loss" if report.held_out else "Training loss", "", box=None, pad_edge=False
+    )
+    for point in report.points:
+        loss = f"{point.loss:.4f}" if point.loss is not None else "not finite"
+        table.add_row(f"{point.rate:g}", loss, "taken" if point.rate == report.rate else "")
+    console.print(table)
+    console.print(escape(report.sentence))
+
+
+def split_adapter(text: str) -> tuple[str, str]:
+    """`NAME@best` as the name of a run and its checkpoint; without one, its adapter."""
+    name, _, checkpoint = text.strip().partition("@")
+    return name, checkpoint
 
 
 def read_record(file: str) -> RunRecord:
@@ -128,6 +193,8 @@ def show_readiness(console: Console, readiness: Readiness) -> None:
     """The plan, what is unusual, and the run in one sentence."""
     if readiness.plan is not None:
         show_plan(console, readiness.plan)
+    for said in readiness.chosen.values():
+        console.print(escape(said))
     for limit in readiness.limits:
         console.print(f"[yellow]Note[/]: {escape(limit)}")
     for problem in readiness.unusual:

@@ -40,6 +40,10 @@ class ModelConfig(Section):
     template: str | None = Field(
         None, description="Chat template by name, for a base that brings none; it is saved with the adapter."
     )
+    adapter: str | None = Field(
+        None,
+        description="Run whose weights training starts from: NAME, NAME@best or NAME@step-12; empty starts a new adapter.",
+    )
 
 
 class DataSource(Section):
@@ -97,7 +101,7 @@ class LoraSettings(Section):
         16, ge=1, le=1024, description="Rank of the adapter: a higher one can learn more and needs more memory."
     )
     alpha: int = Field(
-        32, ge=1, le=4096, description="Scales the adapter by alpha / rank; twice the rank is a good start."
+        32, ge=1, le=4096, description="Scales the adapter by alpha / rank; 32 suits any rank, and so does one rate."
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of adapter inputs dropped at random, against overfitting."
@@ -114,8 +118,8 @@ class OptimConfig(Section):
     optimizer: Literal["adamw_8bit", "adamw"] = Field(
         "adamw_8bit", description="adamw_8bit keeps its states in one byte each; adamw in four."
     )
-    learning_rate: float = Field(
-        2e-4, gt=0, le=1, description="Size of an update; too high forgets, too low learns little."
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Size of an update; empty or auto takes what suits the model's width and alpha."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate warms up.")
@@ -125,10 +129,17 @@ class OptimConfig(Section):
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="How often each row is seen.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; empty trains all epochs.")
+    ended_at: tuple[float, ...] = Field((), description="Epochs at which the run once ended, before it was given more.")
     batch_tokens: int = Field(
         4096, ge=1, le=16_777_216, description="Effective batch: tokens that one update averages over."
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Same seed, same data, same settings: the same curve.")
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _leave_open(cls, value: object) -> object:
+        """`auto`, as presets and people write it, for a rate that is chosen once the model is known."""
+        return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
 class MemoryConfig(Section):
@@ -163,6 +174,22 @@ class EvaluationConfig(Section):
         None, ge=1, description="Measure the held-out loss every so many steps; empty: five times."
     )
     before: bool = Field(True, description="Measure the held-out loss before the first step as well.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="End the run after so many evaluations without a better one; empty trains to the last step.",
+    )
+    prompts: str = Field(
+        "",
+        max_length=20_000,
+        description="Prompts to answer at each evaluation, with | between; the answers are a timeline.",
+    )
+    answer_tokens: int = Field(64, ge=1, le=4096, description="Longest of these answers in tokens.")
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """The prompts, one by one."""
+        return tuple(prompt.strip() for prompt in re.split(r"[|\n]", self.prompts) if prompt.strip())
 
 
 class SavingConfig(Section):
@@ -170,7 +197,15 @@ class SavingConfig(Section):
 
     name: str = Field("", max_length=120, description="Name of the run; empty makes one from model, rank and time.")
     every_minutes: float = Field(10.0, gt=0, description="Write a checkpoint at least this often.")
-    keep: int = Field(2, ge=1, le=1000, description="Checkpoints to keep.")
+    keep: int = Field(
+        2, ge=1, le=1000, description="Checkpoints to keep: the newest so many, besides the best and the pinned."
+    )
+    adapter: Literal["best", "last"] = Field(
+        "best", description="Which step becomes the adapter: that of the best held-out loss, or the last."
+    )
+    tracker: Literal["none", "tensorboard"] = Field(
+        "none", description="Tracker that hears the curves as well, in the run's folder; its library must be installed."
+    )
 
 
 class TrainConfig(Section):

@@ -127,6 +127,22 @@ class CheckpointSaved(Event):
     path: str
 
 
+class Extended(Event):
+    """A run that had ended was given more epochs, this many in all; it can go on."""
+
+    tag = "extended"
+    epochs: float
+
+
+class AdapterSaved(Event):
+    """`adapter/` is there, or a newer one in its place; `step` is the step whose weights it holds."""
+
+    tag = "adapter"
+    step: int
+    held_out: float | None = None
+    """Its held-out loss, where that step was measured."""
+
+
 class StepRetriedSmaller(Event):
     """Memory ran out; the same step is computed again in smaller parts. Its result stays what it was."""
 
@@ -155,16 +171,31 @@ class Exported(Event):
 
 
 class Checked(Event):
-    """What was chatted with beside what was exported, on the same tokens."""
+    """What was chatted with beside what was exported, on the same tokens. Losses are means in nats over held-out rows."""
 
     tag = "checked"
     what: str
-    same_top1: float
+    same_top1: float = 0.0
     """Share of positions where both predict the same token."""
-    kl: float
+    kl: float = 0.0
     """Mean KL divergence in nats, chatted || exported."""
-    identical_answers: int
-    answers: int
+    identical_answers: int = 0
+    answers: int = 0
+    as_chatted: bool = False
+    """Whether it was merged into the weights that the chat computes with, so that it owes the same answers."""
+    precision: str = "16-bit"
+    """Of the weights: `16-bit`, or a GGUF type such as `Q4_K_M`."""
+    positions: int = 0
+    """Tokens at which the two were compared."""
+    stops: int = 0
+    """Answers that the chat came to the end of."""
+    stops_kept: int = 0
+    """Of these, those where the exported model's likeliest token is an end as well."""
+    base_loss: float | None = None
+    """Of the base without the adapter; None where the run holds nothing out."""
+    chat_loss: float | None = None
+    loss: float | None = None
+    """Of the exported model."""
 
 
 class Finished(Event):
@@ -179,6 +210,8 @@ class Stopped(Event):
     ends = True
     step: int = 0
     saved: str = ""
+    paused: bool = False
+    """Whether the job shall go on later, so that only what that takes was saved."""
 
 
 class Failed(Event):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import MergeInto
+from qlora_studio.core.events import Checked
+from qlora_studio.core.jobs import GgufType, MergeInto
+from qlora_studio.core.verdict import find_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class ExportKind:
     """Whether the base's weights are read for it."""
     compares_with_chat: bool
     """Whether it computes in its own way, so that it is asked what the chat was asked."""
-    as_large_as: Literal["adapter", "base"] = "adapter"
+    as_large_as: Literal["adapter", "base", "gguf", "parts"] = "adapter"
     """What its size goes by before it is written."""
     merges: bool = False
     """Whether a person chooses which weights take the adapter."""
@@ -31,32 +34,89 @@ class ExportKind:
 EXPORT_KINDS: tuple[ExportKind, ...] = (
     ExportKind("adapter", "adapter", "The small part on top of the base, in PEFT's format.", False, False),
     ExportKind("merged", "merged model", "A whole model in safetensors that runs alone.", True, True, "base", True),
+    ExportKind("gguf", "GGUF file", "One file for llama.cpp, Ollama and LM Studio.", True, True, "gguf", True),
+    ExportKind("pack", "pack", "One folder of these with a model card, to share.", True, True, "parts", True),
 )
 """In the order they are offered."""
+PACK_PARTS = ("adapter", "merged", "gguf")
+"""What a pack can hold."""
 
 
 @dataclass(frozen=True, slots=True)
-class ExportChoice:
-    """One way to export a run, as it is offered: a kind, and the weights that take the adapter where it merges."""
+class MergeChoice:
+    """One way to merge, as it is offered."""
 
     name: str
+    """On the command line."""
+    into: MergeInto
+    title: str
+    says: str
+
+
+MERGE_CHOICES: tuple[MergeChoice, ...] = (
+    MergeChoice(
+        "as-chatted", "as_chatted", "As chatted", "Into the 4-bit weights you chatted with: it answers as the chat did."
+    ),
+    MergeChoice(
+        "original", "original", "Original", "Into the base's own 16-bit weights: its answers differ, often a little better."
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GgufChoice:
+    """One precision of a GGUF file, as it is offered."""
+
+    name: GgufType
+    bits: float
+    """A weight takes on average, scales included; from llama.cpp's own tables."""
+    says: str
+
+
+GGUF_CHOICES: tuple[GgufChoice, ...] = (
+    GgufChoice("Q4_K_M", 4.9, "smallest, and the usual choice"),
+    GgufChoice("Q5_K_M", 5.7, "a little larger, a little nearer"),
+    GgufChoice("Q6_K", 6.6, "hard to tell from 8 bits"),
+    GgufChoice("Q8_0", 8.5, "hard to tell from 16 bits"),
+    GgufChoice("BF16", 16.0, "nothing lost"),
+    GgufChoice("F16", 16.0, "nothing lost, for older cards"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWish:
+    """What a person wants of a run."""
+
     kind: ExportKind
-    merge_into: MergeInto = "original"
-    title: str = ""
-    says: str = ""
+    merge_into: MergeInto = "as_chatted"
+    gguf: GgufType = "Q4_K_M"
+    parts: tuple[str, ...] = PACK_PARTS
+    """For a pack, what it holds."""
+    checkpoint: str = ""
+    """Which weights of the run: `step-000120`, `best` or `latest`; empty for its adapter."""
+
+    def check(self) -> None:
+        """Raises a StudioError where nothing, or something unknown, is to be packed."""
+        if self.kind.name != "pack":
+            return
+        if not self.parts or not set(self.parts) <= set(PACK_PARTS):
+            raise StudioError("A pack holds at least one part.", f"Choose from: {', '.join(PACK_PARTS)}.")
+
+    def result_bytes(self, adapter: int, base: int | None) -> int | None:
+        """About how large it becomes, from the sizes of the adapter and of the base's 16-bit weights."""
+        sizes: dict[str, int | None] = {"adapter": adapter, "merged": base, "gguf": None}
+        if base is not None:
+            bits = next((choice.bits for choice in GGUF_CHOICES if choice.name == self.gguf), 32.0)
+            sizes["gguf"] = round(base * bits / 16)
+        whole = [sizes[part] for part in self.parts]
+        sizes["pack"] = None if None in whole else sum(size for size in whole if size is not None)
+        by = {"adapter": "adapter", "base": "merged", "gguf": "gguf", "parts": "pack"}
+        return sizes[by[self.kind.as_large_as]]
 
 
-def list_choices() -> tuple[ExportChoice, ...]:
-    """Every kind, those that merge once for each way to merge."""
-    choices: list[ExportChoice] = []
-    for kind in EXPORT_KINDS:
-        if not kind.merges:
-            choices.append(ExportChoice(kind.name, kind, title=kind.title.capitalize(), says=kind.says))
-            continue
-        own, chatted = "into the base's own weights", "into the dequantised 4-bit weights"
-        choices.append(ExportChoice(f"{kind.name}-original", kind, "original", kind.title.capitalize(), own))
-        choices.append(ExportChoice(f"{kind.name}-as-chatted", kind, "as_chatted", "As chatted", chatted))
-    return tuple(choices)
+def list_choices() -> tuple[ExportKind, ...]:
+    """Every kind, in the order in which page and command line offer them."""
+    return EXPORT_KINDS
 
 
 def find_export_kind(name: str) -> ExportKind:
@@ -66,3 +126,77 @@ def find_export_kind(name: str) -> ExportKind:
             return kind
     names = ", ".join(kind.name for kind in EXPORT_KINDS)
     raise StudioError(f"'{name}' cannot be exported.", f"Choose one of: {names}.")
+
+
+def find_merge(name: str) -> MergeChoice:
+    """The way to merge of this name. Raises a StudioError that lists the names there are."""
+    for choice in MERGE_CHOICES:
+        if choice.name == name:
+            return choice
+    names = " or ".join(choice.name for choice in MERGE_CHOICES)
+    raise StudioError(f"There is no merge '{name}'.", f"Choose {names}.", field="--merge")
+
+
+def find_gguf(name: str) -> GgufType:
+    """The GGUF type of this name, in any case. Raises a StudioError that lists the names there are."""
+    for choice in GGUF_CHOICES:
+        if choice.name == name.upper():
+            return choice.name
+    names = ", ".join(choice.name for choice in GGUF_CHOICES)
+    raise StudioError(f"There is no GGUF type '{name}'.", f"Choose one of: {names}.", field="--gguf")
+
+
+def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:
+    """Which weights should take the adapter of a run, and why in a sentence, from what its exports were found to be.
+
+    The rule without a measurement is the merge that answers as the chat did: it is what was tried out.
+    """
+    measured = [check for check in checks if check.loss is not None and check.chat_loss is not None]
+    measured = [check for check in measured if check.precision == "16-bit"]  # else coarser weights blur the comparison
+    original = next((check for check in reversed(measured) if not check.as_chatted), None)
+    if original is None or original.loss is None or original.chat_loss is None:
+        return "as_chatted", "As chatted is chosen: it is the model you tried out."
+    losses = f"loss {original.loss:.3f} on this run's held-out rows beside the chat's {original.chat_loss:.3f}"
+    if original.loss < original.chat_loss and find_verdict(original).kind != "bad":
+        return "original", f"The original weights are chosen: an earlier export measured {losses}."
+    return "as_chatted", f"As chatted is chosen: with the original weights an earlier export measured {losses}."
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCommand:
+    """How one program opens an export."""
+
+    program: str
+    text: str
+    """To copy: a command, or a few lines of Python."""
+
+
+def load_commands(wish: ExportWish, folder: str, name: str, base: str) -> list[LoadCommand]:
+    """How the export in `folder` of the run `name` is opened, for every program that can."""
+    parts = wish.parts if wish.kind.name == "pack" else (wish.kind.name,)
+    below = {part: f"{folder}/{part}" if wish.kind.name == "pack" else folder for part in PACK_PARTS}
+    commands: list[LoadCommand] = []
+    if "gguf" in parts:
+        file = f"{folder}/{name}.{wish.gguf}.gguf"
+        commands += [
+            LoadCommand("llama.cpp", f'llama-cli -m "{file}" --jinja'),
+            LoadCommand("Ollama", f'ollama create {name} -f "{folder}/Modelfile"\nollama run {name}'),
+            LoadCommand("LM Studio", f'lms import "{file}" --user-repo me/{name} --copy -y'),
+        ]
+    if "merged" in parts:
+        commands += [
+            LoadCommand(
+                "transformers",
+                f'from transformers import pipeline\nask = pipeline("text-generation", model="{below["merged"]}")',
+            ),
+            LoadCommand("vLLM", f'vllm serve "{below["merged"]}"'),
+        ]
+    if "adapter" in parts:
+        commands.append(
+            LoadCommand(
+                "PEFT",
+                "from peft import AutoPeftModelForCausalLM\n"
+                f'model = AutoPeftModelForCausalLM.from_pretrained("{below["adapter"]}")  # on {base}',
+            )
+        )
+    return commands

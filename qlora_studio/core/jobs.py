@@ -20,6 +20,8 @@ from qlora_studio.core.doctor import Check
 
 MergeInto = Literal["original", "as_chatted"]
 """Which weights take the adapter: the base's own, or their 4-bit round trip that the chat computed with."""
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+"""How the numbers of a GGUF file are kept, by llama.cpp's names."""
 
 
 class _Request(BaseModel):
@@ -57,10 +59,12 @@ class EvaluateRequest(_Request):
     run: Path
     prompts: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
 
 
 class ExportRequest(_Request):
-    """Writes a run's adapter or merged model into a new or empty folder."""
+    """Writes a run's adapter, merged model, GGUF file or all of them into a new or empty folder."""
 
     job: Literal["export"] = "export"
     run: Path
@@ -68,8 +72,16 @@ class ExportRequest(_Request):
     kind: str = "merged"
     """Name of one of `core.exports.EXPORT_KINDS`."""
     merge_into: MergeInto = "original"
+    gguf: GgufType = "Q4_K_M"
+    """For a GGUF file, how its numbers are kept."""
+    parts: tuple[str, ...] = ()
+    """For a pack, the kinds it holds."""
     prompts: tuple[str, ...] = ()
     """What chat and artefact are both asked; empty leaves the comparison out."""
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
+    held_out: bool = True
+    """Whether both are also measured on the rows that the run holds out."""
 
 
 class ChatJobRequest(_Request):
@@ -77,6 +89,8 @@ class ChatJobRequest(_Request):
 
     job: Literal["chat"] = "chat"
     run: Path
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
 
 
 class DoctorRequest(_Request):
@@ -95,6 +109,50 @@ class ResolveRequest(_Request):
     """Forget what is kept of it first, a failure too."""
 
 
+class RateRequest(_Request):
+    """Trains a few steps at each of several learning rates, with the settings of the folder's `config.json`."""
+
+    job: Literal["rate"] = "rate"
+    steps: int = Field(ge=1)
+    """Of each rate."""
+
+
+class RatePoint(_Report):
+    """What a few steps at one learning rate came to."""
+
+    rate: float
+    loss: float | None = None
+    """In nats; None where the loss or a gradient was not finite."""
+
+
+class RateReport(_Report):
+    """Losses by learning rate after the same few steps from the same start."""
+
+    job: Literal["rate"] = "rate"
+    steps: int
+    points: tuple[RatePoint, ...]
+    """By rising rate."""
+    base_loss: float | None = None
+    """Of the same rows before any step."""
+    held_out: bool
+    """Whether these are rows held out; else the last rows trained."""
+    rate: float | None = None
+    """The one to take; None where none was better than the base."""
+
+    @property
+    def sentence(self) -> str:
+        """What was tried, and what to take."""
+        tried = f"{self.steps} steps each from the same start"
+        if self.rate is None:
+            return f"After {tried} no rate is better than the base. Look at the rows, or train more steps."
+        edge = ""
+        if self.rate == self.points[0].rate:
+            edge = " It is the lowest that was tried: a lower one may be better still."
+        elif self.rate == self.points[-1].rate:
+            edge = " It is the highest that was tried: a higher one may be better still."
+        return f"After {tried}, {self.rate:g} is the lowest rate that does as well as the best.{edge}"
+
+
 class TrainReport(_Report):
     """How a training ended. Losses are means over trained tokens in nats."""
 
@@ -104,6 +162,11 @@ class TrainReport(_Report):
     """Training loss of the last step."""
     held_out_before: float | None = None
     held_out_after: float | None = None
+    best_step: int | None = None
+    """The step of the lowest held-out loss."""
+    best_held_out: float | None = None
+    stopped_early: bool = False
+    """Ended by `evaluation.patience` before its last step."""
 
 
 class LengthBin(_Report):
@@ -198,11 +261,25 @@ class DoctorReport(_Report):
 
 
 Request = Annotated[
-    TrainRequest | TokeniseRequest | EvaluateRequest | ExportRequest | ChatJobRequest | DoctorRequest | ResolveRequest,
+    TrainRequest
+    | RateRequest
+    | TokeniseRequest
+    | EvaluateRequest
+    | ExportRequest
+    | ChatJobRequest
+    | DoctorRequest
+    | ResolveRequest,
     Field(discriminator="job"),
 ]
 Report = Annotated[
-    TrainReport | TokeniseReport | EvaluateReport | ExportReport | ChatReport | DoctorReport | ResolveReport,
+    TrainReport
+    | RateReport
+    | TokeniseReport
+    | EvaluateReport
+    | ExportReport
+    | ChatReport
+    | DoctorReport
+    | ResolveReport,
     Field(discriminator="job"),
 ]
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)

@@ -14,5 +14,7 @@ class Labels(BaseModel):
     """Shown instead of the title that the run began with; empty leaves that one."""
     note: str = Field("", max_length=20_000)
     tags: tuple[str, ...] = ()
+    pinned_steps: tuple[int, ...] = ()
+    """Checkpoints that are kept however many newer ones there are."""
     pinned: bool = False
     """Stands above the others, and cannot be deleted until it is unpinned."""

@@ -8,21 +8,24 @@ from functools import reduce
 from typing import Literal
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.jobs import Report
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.series import Series
 
-State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
-ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "paused", "failed", "interrupted"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "paused", "failed")
 """States that a job's own last event says."""
 AT_WORK: tuple[State, ...] = ("starting", "running", "stopping")
+RESUMABLE: tuple[State, ...] = ("stopped", "paused", "failed", "interrupted")
+"""States of a run that can go on from where it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a job stands."""
 
-    state: Literal["starting", "running", "finished", "stopped", "failed"] = "starting"
+    state: Literal["starting", "running", "finished", "stopped", "paused", "failed"] = "starting"
     """As far as the events tell; `find_state` adds what only locks and requests show."""
     job: str = ""
     phase: str = ""
@@ -48,9 +51,16 @@ class Progress:
     exported: tuple[ev.Exported, ...] = ()
     checks: tuple[ev.Checked, ...] = ()
     checkpoint: ev.CheckpointSaved | None = None
+    adapter_step: int | None = None
+    """The step whose weights the saved adapter holds."""
     message: str = ""
     hint: str = ""
     report: Report | None = None
+
+    @property
+    def held_out(self) -> HeldOut:
+        """The held-out losses so far."""
+        return HeldOut(self.base_loss, tuple(self.evaluations))
 
     @property
     def ended(self) -> bool:
@@ -88,6 +98,7 @@ def advance(state: Progress, event: ev.Event) -> Progress:
                 step=event.step,
                 losses=state.losses.up_to(event.step),
                 evaluations=state.evaluations.up_to(event.step),
+                samples=tuple(sample for sample in state.samples if sample.step <= event.step),
             )
         case ev.StepLogged():
             return replace(
@@ -103,9 +114,14 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.EvaluationLogged():
             return replace(state, evaluations=state.evaluations.add(event.step, event.loss))
         case ev.SampleWritten():
-            return replace(state, samples=(*state.samples, event))
+            fresh = (sample for sample in state.samples if not _is_same(sample, event))
+            return replace(state, samples=(*fresh, event))
         case ev.CheckpointSaved():
             return replace(state, checkpoint=event)
+        case ev.Extended():
+            return replace(state, state="stopped", report=None)
+        case ev.AdapterSaved():
+            return replace(state, adapter_step=event.step)
         case ev.StepRetriedSmaller():
             return replace(state, retries=(*state.retries, event))
         case ev.UpdateSkipped():
@@ -117,10 +133,16 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Finished():
             return replace(state, state="finished", report=event.report)
         case ev.Stopped():
-            return replace(state, state="stopped", step=max(state.step, event.step))
+            ended: Literal["stopped", "paused"] = "paused" if event.paused else "stopped"
+            return replace(state, state=ended, step=max(state.step, event.step))
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def _is_same(sample: ev.SampleWritten, other: ev.SampleWritten) -> bool:
+    """Whether both are of one prompt at one moment: a run that goes on may answer anew."""
+    return (sample.step, sample.side, sample.prompt) == (other.step, other.side, other.prompt)
 
 
 def fold(events: Iterable[ev.Event], state: Progress | None = None) -> Progress:
@@ -142,12 +164,15 @@ class JobView:
         return self.state in AT_WORK
 
 
-def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool) -> State:
+def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool, queued: bool = False) -> State:
     """The state of a job.
 
     `alive`: a process holds the folder's lock. `seen`: one has held it, or the job is too old for one still to come;
     so a job whose process has not appeared yet is starting, never interrupted. `stop_asked`: a stop waits in `control`.
+    `queued`: it waits for its turn, be it for the first time or to go on.
     """
+    if queued and not alive and progress.state != "finished":
+        return "queued"
     if progress.state != "starting" and progress.state != "running":
         return progress.state
     if alive:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from qlora_studio.core.bases import BaseFacts
 from qlora_studio.core.dataset import Finding
@@ -86,6 +87,8 @@ class Readiness:
     """That the plan does not fit. A person may start anyway."""
     unusual: tuple[Problem, ...]
     """What may be meant and rarely is."""
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """What was left open and is settled by now: a sentence by dotted field."""
     limits: tuple[str, ...] = ()
     """What of the base cannot be quantised, adapted or merged."""
 

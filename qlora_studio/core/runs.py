@@ -33,6 +33,7 @@ class RunSummary(BaseModel):
     loss: float | None = None
     held_out: float | None = None
     """The newest held-out loss with the adapter."""
+    best_held_out: float | None = None
     seconds: float | None = None
     peak_bytes: int = 0
     has_adapter: bool = False
@@ -44,6 +45,22 @@ class RunSummary(BaseModel):
     @property
     def at_work(self) -> bool:
         return self.state in AT_WORK
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointView:
+    """One checkpoint that a run has kept."""
+
+    step: int
+    held_out: float | None
+    """Its held-out loss, where it was measured."""
+    best: bool
+    newest: bool
+    pinned: bool
+
+    @property
+    def name(self) -> str:
+        return f"step-{self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +91,12 @@ class RunView:
     @property
     def at_work(self) -> bool:
         return self.job.at_work
+
+
+def best_first(run: RunView) -> tuple[float, str]:
+    """Sorts runs by their best held-out loss; those that measured none come last."""
+    best = run.progress.held_out.best
+    return (best[1] if best else float("inf"), run.name)
 
 
 def differing_settings(runs: Sequence[RunView]) -> list[tuple[str, tuple[Any, ...]]]:

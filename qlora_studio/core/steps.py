@@ -24,8 +24,10 @@ class Step:
 def plan_steps(lengths: Sequence[int], optim: OptimConfig) -> list[Step]:
     """All optimizer steps of a run: a seeded shuffle an epoch, cut where `batch_tokens` is full, across epoch ends.
 
-    They depend on lengths in tokens, seed and settings alone, never on memory.
+    They depend on lengths in tokens, seed and settings alone, never on memory. A run that once ended and was given more
+    epochs keeps its last step as it was, however few rows that held.
     """
+    ends = {max(1, round(len(lengths) * epochs)) for epochs in optim.ended_at}
     total_rows = max(1, round(len(lengths) * optim.epochs))
     steps: list[Step] = []
     rows: list[int] = []
@@ -45,6 +47,11 @@ def plan_steps(lengths: Sequence[int], optim: OptimConfig) -> list[Step]:
         rows.append(row)
         tokens += lengths[row]
         seen += 1
+        if seen in ends and seen < total_rows:
+            steps.append(Step(tuple(rows), seen / len(lengths)))
+            rows, tokens = [], 0
+            if optim.max_steps and len(steps) == optim.max_steps:
+                return steps
     steps.append(Step(tuple(rows), seen / len(lengths)))
     return steps
 

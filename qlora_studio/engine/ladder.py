@@ -17,6 +17,7 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.faults import fault
 
 CHECKPOINTING_RUNGS = 4
 """In how many rungs the ladder goes from gradient checkpointing on no layer to all."""
@@ -103,6 +104,7 @@ class MemoryLadder:
         states = self.accelerator.random_state()
         while True:
             try:
+                fault("ladder")
                 return work(self.limits)
             except Exception as error:
                 self.accelerator.set_random_state(states)

@@ -31,6 +31,7 @@ from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.weight_files import find_weight_files
 
 ADAPTER = "default"
 
@@ -71,7 +72,8 @@ def load_base(
     Raises a StudioError where a tensor is missing or of another shape, the architecture is not a causal language model,
     or the memory does not suffice.
     """
-    config = _read_config(folder)
+    find_weight_files(folder)  # the very files that an export merges and an identity hashes, or a refusal
+    config = read_text_config(folder)
     places: dict[str, Any] = {"": device.torch}
     if embeddings_on_host and device.type != "cpu":
         places = place_embeddings_on_host(config, device.torch)
@@ -159,7 +161,7 @@ def _groups_queries(config: Any) -> bool:
     return (getattr(text, "num_key_value_heads", None) or heads) != heads
 
 
-def _read_config(folder: Path) -> Any:
+def read_text_config(folder: Path) -> Any:
     """The transformers config of a folder, refused unless it is a text model that predicts the next token."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -286,6 +288,37 @@ def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
             parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)
     replace_forwards(peft_model)
     return peft_model
+
+
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Puts the weights of a saved adapter into a fresh one of the same shape, which training goes on from.
+
+    Raises a StudioError for an adapter of another rank, scale or base.
+    """
+    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    fresh = model.peft_config[ADAPTER].to_dict()
+    for name, says in (("r", "lora.rank"), ("lora_alpha", "lora.alpha"), ("use_rslora", "lora.use_rslora")):
+        if values.get(name) != fresh[name]:
+            raise StudioError(
+                f"The adapter to start from has {says} {values.get(name)}, and the settings say {fresh[name]}.",
+                f"Set {says} to {values.get(name)}.",
+                where=str(folder),
+            )
+    state = load_file(folder / "adapter_model.safetensors")
+    there = dict(model.named_parameters())
+    for name, tensor in state.items():
+        parameter = there.pop(name.replace(".weight", f".{ADAPTER}.weight"), None)
+        if parameter is None or parameter.shape != tensor.shape:
+            raise StudioError(
+                f"The adapter to start from was made for another base: {name} does not fit.",
+                "Choose the base it was trained on.",
+                where=str(folder),
+            )
+        parameter.data.copy_(tensor)
+    if missing := [name for name in there if ".lora_" in name]:
+        raise StudioError(
+            f"The adapter to start from holds no {missing[0]}.", "Choose the base it was trained on.", where=str(folder)
+        )
 
 
 def _first_line(error: BaseException) -> str:

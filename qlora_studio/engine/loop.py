@@ -7,9 +7,11 @@ the checkpoints', memory is the ladder's, and what is optimised is the objective
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +20,11 @@ import torch
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import token_lengths
+from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.steps import Step, evaluation_steps
-from qlora_studio.engine.accumulator import Accumulator, StepRows
+from qlora_studio.engine.accumulator import Accumulator, StepRows, StepSums
 from qlora_studio.engine.batches import plan_unit_steps
-from qlora_studio.engine.checkpoints import Position, RunCheckpoints, TunedModel, read_position
+from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
 from qlora_studio.engine.kernels.replace import tile_mlps
@@ -29,12 +32,16 @@ from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.planned import comparable_bytes
-from qlora_studio.engine.setup import Outcome, Setup
+from qlora_studio.engine.samples import write_samples
+from qlora_studio.engine.saving import Saving
+from qlora_studio.engine.setup import Ending, Outcome, Setup
 from qlora_studio.engine.updates import Measured, Updates, make_optimizer
+from qlora_studio.faults import fault
 
 Emit = Callable[[ev.Event], None]
-Request = Literal["", "stop", "save"]
-
+Request = Literal["", "stop", "pause", "save"]
+ENDINGS: dict[Request, Ending] = {"stop": "stopped", "pause": "paused"}
+"""What a run that is asked so ends as."""
 NON_FINITE_LIMIT = 3
 """Updates in a row that may be refused before the run stops with its weights as they are."""
 
@@ -75,59 +82,68 @@ class TrainingLoop:
         fp16 = self.loss_function.head.dtype == torch.float16
         scaler = torch.amp.GradScaler(setup.accelerator.device.type, enabled=fp16)
         self.updates = Updates(optimizer, config.optim, len(self.steps), scaler)
-        tuned = TunedModel(model, setup.base, setup.revision)
-        self.checkpoints = RunCheckpoints(setup.folder, tuned, setup.accelerator, config.saving.keep)
+        self.saving = Saving(setup, self.updates, self.ladder, emit)
         self.evaluate_at = evaluation_steps(len(self.steps), config.evaluation.every_steps)
-        self.started = self.saved_at = time.monotonic()
+        self.started = time.monotonic()
         self.step = self.first_step = 0
         self.refused_in_a_row = 0
         self.updating = False
         """Whether an update is under way, so that the weights may be those of no whole step."""
         self.loss: float | None = None
-        self.held_out_before: float | None = None
-        self.held_out_after: float | None = None
+        self.held_out = HeldOut()
 
     def run(self) -> Outcome:
         try:
             return self._run()
         except Exception:
-            self._keep_the_last_whole_step()
+            if self.step != self.first_step:
+                self.saving.keep_last_whole_step(self.step, self.held_out, updating=self.updating)
             raise
 
     def _run(self) -> Outcome:
         if self.setup.resume is not None and (limits := read_position(self.setup.resume).limits) is not None:
             self.ladder.set_limits(self.ladder.limits.smaller_of(limits))
-        if not self._probe():
-            return self._outcome(stopped=True)
+        self._probe()
+        if (request := self.asked()) in ENDINGS:
+            return self._outcome(ENDINGS[request])
         if self.setup.resume is not None:
             self._resume(self.setup.resume)  # after the probe, which may draw random numbers
-        if self.setup.held_out and self.setup.config.evaluation.before and self.step == 0:
-            self.held_out_before = self._evaluate(adapter=False)
+        if self.step == 0 and self.held_out.before is None and self._measures(self.setup.config.evaluation.before):
+            self.held_out = replace(self.held_out, before=self._evaluate(adapter=False))
+        if self.step == 0:
+            write_samples(self.setup, self.emit, 0, "base")
+        self._evaluate_if_due()  # one that an error cut off is made up for
         self.emit(ev.PhaseEntered(phase="training"))
-        for step in self.steps[self.step :]:
+        while self.step < len(self.steps) and not self._lost_patience:
             request = self.asked()
-            if request == "stop":
-                self._save_checkpoint()
-                self.checkpoints.save_adapter()
-                return self._outcome(stopped=True)
+            if request in ENDINGS:
+                return self._leave(ENDINGS[request])
             if request == "save":
-                self._save_checkpoint()
-            self._take(step)
-            if self.step in self.evaluate_at and self.setup.held_out:
-                self.held_out_after = self._evaluate(adapter=True)
-                self.emit(ev.PhaseEntered(phase="training"))
-            if time.monotonic() - self.saved_at > 60 * self.setup.config.saving.every_minutes:
-                self._save_checkpoint()
-        self.emit(ev.PhaseEntered(phase="saving the adapter"))
-        self.checkpoints.save_adapter()
-        return self._outcome(stopped=False)
+                self.saving.save_if_possible(self.step, self.held_out)
+            self._take(self.steps[self.step])
+            self._evaluate_if_due()
+            if self.step in self.evaluate_at:
+                write_samples(self.setup, self.emit, self.step, "tuned")
+            if self.saving.pacing.is_due:
+                self.saving.save_if_possible(self.step, self.held_out)
+        return self._leave("early" if self.step < len(self.steps) else "finished")
 
-    def _outcome(self, *, stopped: bool) -> Outcome:
-        total = len(self.steps)
-        return Outcome(stopped, self.step, total, self.loss, self.held_out_before, self.held_out_after)
+    def _leave(self, ending: Ending) -> Outcome:
+        """Saves what belongs to this end: a checkpoint to go on from, and the adapter but for a pause."""
+        leaves_steps = ending in ("stopped", "paused")
+        if self.saving.checkpoints.newest_step != self.step:
+            save = self.saving.save if leaves_steps else self.saving.save_if_possible
+            save(self.step, self.held_out)
+        if ending != "paused":
+            self.emit(ev.PhaseEntered(phase="saving the adapter"))
+            self.saving.save_adapter(self.step, self.held_out, going_on=leaves_steps)
+        return self._outcome(ending)
 
-    def _probe(self) -> bool:
-        """Runs the largest micro-batch forward and backward without an update. False where a stop was asked."""
+    def _outcome(self, ending: Ending) -> Outcome:
+        return Outcome(ending, self.step, len(self.steps), self.loss, self.held_out)
+
+    def _probe(self) -> None:
+        """Runs the largest micro-batch forward and backward without an update."""
         self.emit(ev.PhaseEntered(phase="trying the largest step"))
         accelerator, lengths = self.setup.accelerator, self.accumulator.lengths
         accelerator.reset_peak()
@@ -147,19 +163,19 @@ class TrainingLoop:
                 trained_tokens=self._trained_tokens(largest),
             )
         )
-        return self.asked() != "stop"
 
     def _resume(self, checkpoint: Path) -> None:
         """Weights, optimizer, schedule and random numbers as they were after the checkpoint's step."""
-        position = self.checkpoints.load(checkpoint, self.updates.optimizer)
+        position = self.saving.checkpoints.load(checkpoint, self.updates.optimizer)
         self.step = self.first_step = position.step
-        self.held_out_before = position.held_out_before
+        self.held_out = position.held_out
         self.updates.load_state(position.updates)
         self.emit(ev.Resumed(step=self.step))
 
     def _take(self, step: Step) -> None:
         """One optimizer step, and its event."""
         begun = time.monotonic()
+        fault("step.begin")
         measured = self._measure(step)
         rate = self.updates.learning_rate
         if measured.finite:
@@ -170,6 +186,7 @@ class TrainingLoop:
         self.updates.end_step()
         self.step += 1
         self.updating = False
+        fault("step.end")
         self.loss = measured.loss
         every = self.setup.accelerator.release_every_steps
         if every is not None and self.step % every == 0:
@@ -179,6 +196,7 @@ class TrainingLoop:
     def _apply(self) -> None:
         self.updating = True
         try:
+            fault("step.update")
             self.updates.apply()
         except Exception as error:
             if not is_out_of_memory(error):
@@ -192,7 +210,10 @@ class TrainingLoop:
         """The step's gradients, computed again at half the loss scale for as long as they overflow fp16."""
         while True:
             scale = self.updates.scaler.scale
-            measured = self.updates.measure(self.accumulator.add_gradients(StepRows(step.rows, self.step + 1), scale))
+            sums = self.accumulator.add_gradients(StepRows(step.rows, self.step + 1), scale)
+            if fault("step.loss"):
+                sums = StepSums(sums.loss * math.nan, sums.metrics)
+            measured = self.updates.measure(sums)
             if measured.finite or not self.updates.lower_scale(measured):
                 return measured
             halved = self.updates.scaler.get_scale()
@@ -206,7 +227,7 @@ class TrainingLoop:
         reason = f"Loss {measured.loss} and gradient {measured.grad_norm} are not finite; rows {rows}."
         self.emit(ev.UpdateSkipped(step=self.step + 1, reason=reason))
         if self.refused_in_a_row == NON_FINITE_LIMIT:
-            self.checkpoints.save_adapter()
+            self.saving.save_adapter(self.step, self.held_out)
             raise StudioError(
                 f"{NON_FINITE_LIMIT} updates in a row were not finite; the last rows were {rows}.",
                 "Lower the learning rate or look at these rows. The adapter from before them is saved.",
@@ -246,12 +267,35 @@ class TrainingLoop:
             )
         )
 
+    def _measures(self, wanted: bool) -> bool:
+        return wanted and bool(self.setup.held_out)
+
+    @property
+    def _lost_patience(self) -> bool:
+        return self.held_out.is_exhausted(self.setup.config.evaluation.patience)
+
+    def _evaluate_if_due(self) -> None:
+        """The evaluation that belongs to this step, once; where it is the best yet, its checkpoint is kept."""
+        newest = self.held_out.newest
+        if not self._measures(self.step in self.evaluate_at) or (newest and newest[0] == self.step):
+            return
+        self.held_out = self.held_out.add(self.step, self._evaluate(adapter=True))
+        if self.held_out.since_best == 0:
+            self.saving.save_if_possible(self.step, self.held_out)
+        if self._lost_patience and self.step < len(self.steps):
+            best = self.held_out.best
+            after = f" since step {best[0]}" if best else ""
+            text = f"The held-out loss has not become better{after}: the run ends here, as evaluation.patience says."
+            self.emit(ev.Noted(text=text))
+        self.emit(ev.PhaseEntered(phase="training"))
+
     def _evaluate(self, *, adapter: bool) -> float:
         """Evaluation loss with or without the adapter; dropout is off and comes back."""
         self.emit(ev.PhaseEntered(phase="measuring the held-out loss"))
         held_out = self.setup.held_out
         off = nullcontext() if adapter else self.setup.model.disable_adapter()
         with without_dropout(self.setup.model), off:
+            fault("evaluate")
             loss = evaluate(
                 self.objective,
                 self.loss_function,
@@ -262,23 +306,3 @@ class TrainingLoop:
         tokens = sum(example.trained_tokens for example in held_out)
         self.emit(ev.EvaluationLogged(step=self.step, loss=loss, tokens=tokens, rows=len(held_out), adapter=adapter))
         return loss
-
-    def _save_checkpoint(self) -> None:
-        position = Position(self.step, self.held_out_before, self.updates.state(), self.ladder.limits)
-        path = self.checkpoints.save(self.updates.optimizer, position)
-        self.saved_at = time.monotonic()
-        self.emit(ev.CheckpointSaved(step=self.step, path=path))
-
-    def _keep_the_last_whole_step(self) -> None:
-        """After an error: a checkpoint of the last whole step where there is none, else a word about the last one."""
-        if self.step == self.first_step or self.checkpoints.newest_step == self.step:
-            return
-        if self.updating:
-            text = f"The update of step {self.step + 1} did not finish. {self.checkpoints.says()}"
-            self.emit(ev.Noted(text=text))
-            return
-        try:
-            self._save_checkpoint()
-        except Exception as error:  # the error that brought us here is the one to raise
-            text = f"Step {self.step} could not be saved ({type(error).__name__}). {self.checkpoints.says()}"
-            self.emit(ev.Noted(text=text))

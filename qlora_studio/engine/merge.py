@@ -8,10 +8,9 @@ trained against, the 4-bit round trip of the originals, take it (`as_chatted`), 
 from __future__ import annotations
 
 import json
-import math
-import re
-import shutil
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -21,140 +20,205 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import MergeInto
-from qlora_studio.engine.safetensors_stream import DTYPES, Entry, SafetensorsFile, tensor_bytes, write_safetensors
+from qlora_studio.engine.adapter_file import AdapterFile, refuse_parameters
+from qlora_studio.engine.model_layout import find_layout
+from qlora_studio.engine.model_weights import ModelWeights, StoredTensor
+from qlora_studio.engine.safetensors_stream import DTYPES, Entry, round_fairly, tensor_bytes, write_safetensors
+from qlora_studio.weight_files import INDEX, WEIGHTS, find_plain_file, read_strict_json
 
-INDEX = "model.safetensors.index.json"
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "LICENSE", "NOTICE",
-)  # fmt: skip
-LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-UNKNOWN = (
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "use_dora",
-    "use_qalora",
-    "modules_to_save",
-    "lora_bias",
-)
+Advanced = Callable[[int, int], None]
+"""Hears bytes done and total; may raise to stop."""
 
 
-class AdapterFile:
-    """The plain LoRA adapter of a folder, addressed by the base weight each pair changes."""
+@dataclass(frozen=True, slots=True)
+class MergeRecipe:
+    """What is merged into what."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for key in UNKNOWN:
-            if self.config.get(key):
-                raise StudioError(
-                    f"This adapter uses {key}, which cannot be merged tensor by tensor.",
-                    "Merge it with peft.",
-                    where=str(folder),
-                )
-        self.file = SafetensorsFile(folder / "adapter_model.safetensors")
-        self.pairs: dict[str, dict[str, str]] = {}
-        for key in self.file.header:
-            match = LORA_KEY.fullmatch(key)
-            if match is None:
-                raise StudioError(
-                    f"This adapter holds {key}, which is not a LoRA pair.",
-                    "Merge it with peft.",
-                    where=str(self.file.path),
-                )
-            self.pairs.setdefault(match["module"] + ".weight", {})[match["side"]] = key
-        self.unused = set(self.pairs)
+    base: Path
+    adapter: Path
+    into: MergeInto
+    compute: torch.dtype
+    """The chat's: its 4-bit layers dequantise to it."""
 
-    def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA, with per-module patterns matched as PEFT matches them."""
-        rank = self._pattern("rank_pattern", module, self.config["r"])
-        alpha = self._pattern("alpha_pattern", module, self.config["lora_alpha"])
-        return float(alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank)
 
-    def _pattern(self, key: str, module: str, default: float) -> float:
-        for pattern, value in (self.config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(value)
-        return default
+@dataclass(frozen=True, slots=True)
+class MergedTensor:
+    """One tensor of the merged model."""
 
-    @torch.no_grad()
-    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """`W + scale·B·A` in fp32, for a base weight (out, in) of any dtype."""
-        pair = self.pairs[name]
-        self.unused.discard(name)
-        a, b = self.file.read(pair["A"]).float(), self.file.read(pair["B"]).float()
-        if weight.shape != (b.shape[0], a.shape[1]):
+    name: str
+    """As the base's files name it."""
+    parameter: str
+    """As the loaded model names it."""
+    dtype: str
+    shape: tuple[int, ...]
+    source: StoredTensor
+    changed: bool
+    """Whether it is computed; else its bytes are the base's."""
+
+
+class MergedWeights:
+    """The merged model as a list of tensors, each computed when it is asked for. Close it after use."""
+
+    def __init__(self, recipe: MergeRecipe) -> None:
+        """Raises a StudioError where an adapter cannot be merged into this base, before anything is computed."""
+        self.recipe = recipe
+        self.base = ModelWeights(recipe.base)
+        self.adapter = AdapterFile(recipe.adapter)
+        if self.base.quantised and recipe.into == "original":
             raise StudioError(
-                f"The adapter does not fit the base: {name} is {tuple(weight.shape)}.",
-                "Choose the base it was trained on.",
-                where=str(self.folder),
+                "This base exists only in 4 bits, so there are no original weights to merge into.",
+                "Export it as chatted.",
+                where=str(recipe.base),
             )
-        return weight.float().addmm_(b, a, alpha=self.scale(name.removesuffix(".weight")))
+        self.layout = find_layout(recipe.base, self.base.tensors)
+        self.tensors = [self._plan(stored) for stored in self.base.tensors.values()]
+        self._untie()
+        self._check_places()
+        self.config = self._make_config()
+
+    def close(self) -> None:
+        self.base.close()
+        self.adapter.close()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(self.entry(tensor).bytes for tensor in self.tensors)
+
+    def read(self, tensor: MergedTensor) -> torch.Tensor:
+        """A tensor of the merged model: fp32 where something was added, else as it is stored."""
+        weight, transposed = self.base.read(tensor.source.name), tensor.parameter in self.layout.transposed
+        if self._rounds(tensor):
+            # the loader turns GPT-2's layers round before it quantises them
+            weight = (
+                nf4_round_trip(weight.T, self.recipe.compute).T
+                if transposed
+                else nf4_round_trip(weight, self.recipe.compute)
+            )
+        return self.adapter.apply(tensor.parameter, weight, transposed=transposed)
+
+    def read_rows(self, tensor: MergedTensor, first: int, after: int) -> torch.Tensor:
+        """Rows of a tensor that is not changed, without reading the others."""
+        return self.base.read_rows(tensor.source.name, first, after)
+
+    def entry(self, tensor: MergedTensor) -> Entry:
+        """How it is written: copied, or computed when its turn comes."""
+        if not tensor.changed:
+            return Entry(tensor.name, tensor.dtype, tensor.shape, partial(self.base.copy, tensor.source.name))
+
+        def write(out: IO[bytes]) -> None:
+            seed = zlib.crc32(tensor.name.encode())
+            out.write(tensor_bytes(round_fairly(self.read(tensor), DTYPES[tensor.dtype], seed)))
+
+        return Entry(tensor.name, tensor.dtype, tensor.shape, write)
+
+    def check_used(self) -> None:
+        """Raises a StudioError where any tensor of the adapter was never read: a part of it would be missing."""
+        if self.adapter.unused:
+            raise _no_place(self.adapter.unused, self.recipe.adapter)
+
+    def _plan(self, stored: StoredTensor) -> MergedTensor:
+        parameter = self.layout.parameters[stored.name]
+        touched = self.adapter.touches(parameter) and stored.name not in self.layout.joined
+        rounded = self.recipe.into == "as_chatted" and parameter in self.layout.quantised
+        shape = self.adapter.shape(parameter, stored.shape) if touched else stored.shape
+        return MergedTensor(stored.name, parameter, stored.dtype, shape, stored, touched or rounded or stored.four_bit)
+
+    def _rounds(self, tensor: MergedTensor) -> bool:
+        """Whether the chat computed with this weight's 4-bit round trip; one stored in 4 bits has been through it."""
+        chatted = self.recipe.into == "as_chatted" and not tensor.source.four_bit
+        return chatted and tensor.parameter in self.layout.quantised
+
+    def _untie(self) -> None:
+        """Where only one of two tied weights is changed, or both otherwise, they are written apart."""
+        layout, adapter = self.layout, self.adapter
+        self.tied = layout.tied
+        if not layout.tied or (not adapter.touches(layout.head) and not adapter.touches(layout.embedding)):
+            return
+        if adapter.brings_the_same(layout.head, layout.embedding):
+            adapter.forget(layout.head)  # peft saves both of the pair
+            return
+        if layout.embedding in adapter.tokens and not adapter.touches(layout.head):
+            return  # peft gives single tokens to a tied head as well
+        self.tied = False
+        source = next(tensor for tensor in self.tensors if tensor.parameter == layout.embedding)
+        self.tensors = [tensor for tensor in self.tensors if tensor.parameter != layout.head]
+        shape = adapter.shape(layout.head, source.source.shape)
+        changed = adapter.touches(layout.head)
+        self.tensors.append(MergedTensor(layout.head, layout.head, source.dtype, shape, source.source, changed))
+
+    def _check_places(self) -> None:
+        """Raises a StudioError where the adapter changes a parameter that the files do not hold as one tensor."""
+        there = {tensor.parameter for tensor in self.tensors if tensor.name not in self.layout.joined}
+        adapter = self.adapter
+        wanted = {f"{module}.weight" for module in adapter.pairs} | set(adapter.whole) | set(adapter.tokens)
+        wanted |= {f"{module}.bias" for module, pair in adapter.pairs.items() if "B bias" in pair.names}
+        missing = sorted(wanted - there)
+        if any(".experts" in name and name not in self.layout.shapes for name in missing):
+            raise refuse_parameters(adapter.config, self.recipe.adapter)
+        if missing and missing[0].endswith(".bias") and missing[0] not in self.layout.shapes:
+            raise StudioError(
+                f"This adapter uses lora_bias, and the base has no {missing[0]} that could take it.",
+                "Merge it with peft, or export the adapter alone.",
+                where=str(self.recipe.adapter),
+            )
+        if missing:
+            raise _no_place(missing, self.recipe.adapter)
+
+    def _make_config(self) -> dict[str, Any]:
+        """The base's config.json as the merged model needs it."""
+        config = read_strict_json(find_plain_file(self.recipe.base, "config.json"))
+        config.pop("quantization_config", None)
+        config.pop("transformers_weights", None)
+        rows = next(tensor.shape[0] for tensor in self.tensors if tensor.parameter == self.layout.embedding)
+        places = [config, *(value for value in config.values() if isinstance(value, dict))]
+        for place in places:
+            if "vocab_size" in place and place["vocab_size"] != rows:
+                place["vocab_size"] = rows
+        if self.layout.tied and not self.tied:
+            config["tie_word_embeddings"] = False
+            for place in places:
+                if "tie_word_embeddings" in place:
+                    place["tie_word_embeddings"] = False
+        return config
+
+
+def _no_place(names: list[str], adapter: Path) -> StudioError:
+    return StudioError(
+        f"{len(names)} weights of the adapter have no place in this base, first {names[0]}.",
+        "Choose the base it was trained on; experts in files of their own cannot be merged.",
+        where=str(adapter),
+    )
 
 
 def nf4_round_trip(weight: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """What the 4-bit layer computes with: quantised to NF4 with double quantisation and back, in its compute dtype."""
+    """What a 4-bit layer (out, in) computes with: to NF4 with double quantisation and back, in its compute dtype."""
     packed, state = quantize_4bit(
         weight.to(compute).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
     return dequantize_4bit(packed, state)
 
 
-def merge(
-    base: Path,
-    adapter: Path,
-    out: Path,
-    kind: MergeInto,
-    compute: torch.dtype,
-    advanced: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Writes the merged model into the empty folder `out`, in the base's own shards and dtypes, with its tokenizer.
+def write_merged(merged: MergedWeights, out: Path, advanced: Advanced = lambda done, total: None) -> None:
+    """Writes the merged weights and their config.json into the folder `out`, in the base's shards and dtypes.
 
     `advanced` hears bytes done and total. Raises a StudioError where any tensor of the adapter found no weight.
     """
-    pairs = AdapterFile(adapter)
-    index = base / INDEX
-    names = (
-        sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if index.exists()
-        else ["model.safetensors"]
-    )
-    total, done = sum((base / name).stat().st_size for name in names), 0
-    for name in names:
-        shard = SafetensorsFile(base / name)
-        entries = [_entry(shard, tensor, pairs, kind, compute) for tensor in shard.header]
-        write_safetensors(out / name, entries, shard.metadata)
-        shard.close()
-        done += (base / name).stat().st_size
-        advanced(done, total)
-    if pairs.unused:
-        raise StudioError(
-            f"{len(pairs.unused)} weights of the adapter have no place in this base, first {min(pairs.unused)}.",
-            "Choose the base it was trained on.",
-            where=str(adapter),
-        )
-    pairs.file.close()
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config", None)
-    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    if index.exists():
-        shutil.copyfile(index, out / INDEX)
-    for folder in (base, adapter):  # the adapter's own copy wins
-        for name in COMPANIONS:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, out / name)
+    files = merged.base.files.names
+    total, done, places = merged.bytes, 0, {}
+    for number, file in enumerate(files, 1):
+        name = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        entries = [merged.entry(tensor) for tensor in merged.tensors if tensor.source.file == file]
+        for entry in entries:
+            places[entry.name] = name
 
+        def step(bytes: int, before: int = done) -> None:
+            advanced(before + bytes, total)
 
-def _entry(shard: SafetensorsFile, name: str, pairs: AdapterFile, kind: MergeInto, compute: torch.dtype) -> Entry:
-    """How one tensor of the merged model is written: copied, or computed when its turn comes."""
-    if name not in pairs.pairs:
-        return Entry(name, shard.dtype(name), shard.shape(name), partial(shard.copy, name))
-
-    def write(out: IO[bytes]) -> None:
-        weight = shard.read(name)
-        if kind == "as_chatted":
-            weight = nf4_round_trip(weight, compute)
-        out.write(tensor_bytes(pairs.merged(name, weight).to(DTYPES[shard.dtype(name)])))
-
-    return Entry(name, shard.dtype(name), shard.shape(name), write)
+        write_safetensors(out / name, entries, merged.base.metadata, step)
+        done += sum(entry.bytes for entry in entries)
+    merged.check_used()
+    (out / "config.json").write_text(json.dumps(merged.config, indent=2), encoding="utf-8")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")

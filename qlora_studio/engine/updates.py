@@ -32,11 +32,15 @@ class Measured:
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig, name: str) -> torch.optim.Optimizer:
-    """AdamW with states in fp32 (`adamw`) or 8-bit blocks (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861)."""
-    optim = config.optim
+    """AdamW with states in fp32 (`adamw`) or 8-bit blocks (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861).
+
+    The config's learning rate is a number here: one that was left open has been chosen by then.
+    """
+    optim, rate = config.optim, config.optim.learning_rate
+    assert rate is not None, "the learning rate is chosen before the optimizer is made"
     if name == "adamw_8bit":
-        return AdamW8bit(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+        return AdamW8bit(parameters, lr=rate, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=optim.weight_decay, fused=True)
 
 
 class Updates:
@@ -94,8 +98,11 @@ class Updates:
         return {"schedule": {**schedule, "lr_lambdas": lambdas}, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Puts `state()` of another process back."""
+        """Puts `state()` of another process back; the rate is the schedule's own at that step, which may be longer now."""
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        step, bases = self.schedule.last_epoch, self.schedule.base_lrs
+        rates = [base * share(step) for base, share in zip(bases, self.schedule.lr_lambdas, strict=True)]
+        self.schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

@@ -45,19 +45,22 @@ def describe_limits(shape: ModelShape, files: Shapes | None = None) -> tuple[str
 
 
 def find_unmergeable(linears: Sequence[LinearShape], files: Shapes | None = None) -> list[str]:
-    """Names of adapted layers whose weight in the files is not the (outputs, inputs) matrix that a merge adds to."""
-    if files is None:
-        return _names([linear for linear in linears if linear.transposed])
-    return _names([linear for linear in linears if linear.transposed or not _is_there(linear, files)])
+    """Names of adapted layers whose weight in the files is not the matrix that a merge adds to; none without files."""
+    return [] if files is None else _names([linear for linear in linears if not _is_there(linear, files)])
 
 
 def _is_there(linear: LinearShape, files: Shapes) -> bool:
-    """Whether the files have this layer's weight as often as the model has the layer, each in its shape."""
+    """Whether the files have this layer's weight as often as the model has the layer, each in its shape.
+
+    The prefix that transformers adds to the names of a bare model may be missing.
+    """
     if not linear.path:
         return True
-    pattern = re.compile(re.escape(linear.path).replace(r"\*", r"\d+") + r"\.weight")
+    prefix, _, rest = re.escape(linear.path).replace(r"\*", r"\d+").partition(r"\.")
+    pattern = re.compile(rf"({prefix}\.)?{rest}\.weight")
     found = [shape for name, shape in files.items() if pattern.fullmatch(name)]
-    fitting = [shape for shape in found if shape == (linear.outputs, linear.inputs)]
+    size = (linear.inputs, linear.outputs) if linear.transposed else (linear.outputs, linear.inputs)
+    fitting = [shape for shape in found if shape == size]
     return len(fitting) >= linear.count and len(fitting) == len(found)
 
 

@@ -23,6 +23,7 @@ from qlora_studio.core.readiness import (
 from qlora_studio.core.steps import plan_steps
 from qlora_studio.core.words import gib
 from qlora_studio.planner.fit import make_plan
+from qlora_studio.planner.rates import suited_rate
 from qlora_studio.planner.time import Work, estimate_time, work_of
 from qlora_studio.planner.unusual import find_unusual
 
@@ -60,6 +61,7 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
         blocks=tuple(blocks),
         over_budget=_over_budget(plan),
         unusual=tuple(find_unusual(config, base, report, work.steps if work else None)),
+        chosen=_chosen(config, base),
         limits=base.limits if isinstance(base, ResolvedBase) else (),
     )
 
@@ -184,6 +186,16 @@ def _time(
     return estimate_time(config, base.shape, plan, work, machine)
 
 
+def _chosen(config: TrainConfig, base: BaseFacts) -> dict[str, str]:
+    """What the config leaves open and the base settles."""
+    if config.optim.learning_rate is not None or not isinstance(base, ResolvedBase):
+        return {}
+    rate = suited_rate(base.shape.hidden, base.shape.family, config.lora)
+    return {
+        "optim.learning_rate": f"A learning rate of {rate:g} suits this model, {base.shape.hidden:,} wide, at this alpha."
+    }
+
+
 def _download_bytes(base: BaseFacts) -> int:
     if isinstance(base, ResolvedBase) and base.weights == "to_download":
         return base.weights_bytes or 0
@@ -191,12 +203,12 @@ def _download_bytes(base: BaseFacts) -> int:
 
 
 def _disk(config: TrainConfig, base: BaseFacts, plan: MemoryPlan | None, machine: Machine) -> DiskNeed | None:
-    """A download, the adapter, and checkpoints: those that are kept and the one that is being written."""
+    """A download, the adapter, and checkpoints: the newest, the best, and the one that is being written."""
     if plan is None:
         return None
     adapter = plan.estimate.part_bytes("adapter")
     checkpoint = adapter + plan.estimate.part_bytes("optimizer")
-    needed = _download_bytes(base) + adapter + (config.saving.keep + 1) * checkpoint + RUN_FILES_BYTES
+    needed = _download_bytes(base) + adapter + (config.saving.keep + 2) * checkpoint + RUN_FILES_BYTES
     return DiskNeed(needed, machine.disk_free_bytes)
 
 

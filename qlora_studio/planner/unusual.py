@@ -8,22 +8,15 @@ from qlora_studio.core.bases import BaseFacts, ResolvedBase
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem
 from qlora_studio.core.jobs import TokeniseReport
+from qlora_studio.planner.rates import ALPHA, WIDTH, effective_alpha, suited_rate
 
-RATE_AT_2000, RATE_POWER, RATE_POWER_QWEN = 5e-4, 0.775, 0.0775
-"""A good LoRA rate by width, 5e-4 x (2000 / width) ** power (Thinking Machines, "LoRA Without Regret", 2025)."""
 FAR_ABOVE, FAR_BELOW = 10, 100
-"""How far from that a rate is still believed."""
+"""How far from the rate that suits the model another is still believed."""
 _RATE = "optim.learning_rate"
 FEW_STEPS = 8
 MANY_EPOCHS = 10
-LARGE_SCALE = 8
-"""alpha / rank beyond which updates are scaled out of proportion; 2 is usual."""
-
-
-def good_rate(hidden: int, family: str) -> float:
-    """The learning rate that suits a LoRA run of a model of this width."""
-    power = RATE_POWER_QWEN if family.startswith("qwen") else RATE_POWER
-    return float(RATE_AT_2000 * float(2000 / hidden) ** power)
+FAR_ALPHA = 16
+"""How many times the usual alpha, or which part of it, scales the adapter out of proportion."""
 
 
 def find_unusual(
@@ -39,8 +32,10 @@ def find_unusual(
 
 def _unusual_rate(config: TrainConfig, base: BaseFacts) -> Iterator[Problem]:
     rate = config.optim.learning_rate
-    hidden, family = (base.shape.hidden, base.shape.family) if isinstance(base, ResolvedBase) else (2000, "")
-    good = good_rate(hidden, family)
+    if rate is None:
+        return
+    width, family = (base.shape.hidden, base.shape.family) if isinstance(base, ResolvedBase) else (WIDTH, "")
+    good = suited_rate(width, family, config.lora)
     if rate > FAR_ABOVE * good:
         said = f"A learning rate of {rate:g} is {rate / good:,.0f} times what suits a model of this width."
         yield Problem(said, f"About {good:.0e} is usual; so high a rate mostly destroys the model.", field=_RATE)
@@ -50,16 +45,21 @@ def _unusual_rate(config: TrainConfig, base: BaseFacts) -> Iterator[Problem]:
 
 
 def _unusual_rank(config: TrainConfig, base: BaseFacts, report: TokeniseReport | None) -> Iterator[Problem]:
-    rank, scale = config.lora.rank, config.lora.alpha / config.lora.rank
+    rank, alpha = config.lora.rank, effective_alpha(config.lora)
     if isinstance(base, ResolvedBase) and rank >= base.shape.hidden:
         said = f"A rank of {rank} is no less than the model's width of {base.shape.hidden}: the adapter saves nothing."
         yield Problem(said, "8 to 64 are usual.", field="lora.rank")
     elif report is not None and report.examples and rank > report.examples:
         said = f"A rank of {rank} is more than there are examples ({report.examples:,})."
         yield Problem(said, "A lower rank learns as much from so few rows, in less memory.", field="lora.rank")
-    if not config.lora.use_rslora and not 1 / LARGE_SCALE <= scale <= LARGE_SCALE:
-        said = f"alpha / rank is {scale:g}, which scales the adapter out of proportion."
-        yield Problem(said, f"Twice the rank is usual: {2 * rank}.", field="lora.alpha")
+    if not 1 / FAR_ALPHA <= alpha / ALPHA <= FAR_ALPHA:
+        said = f"An alpha of {config.lora.alpha:,} scales the adapter out of proportion."
+        usual = max(1, round(ALPHA * config.lora.alpha / alpha))
+        yield Problem(
+            said,
+            f"{usual} is usual, whatever the rank." if usual == ALPHA else f"{usual} is usual at this rank.",
+            field="lora.alpha",
+        )
 
 
 def _unusual_course(config: TrainConfig, steps: int | None) -> Iterator[Problem]:

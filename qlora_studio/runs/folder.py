@@ -74,6 +74,11 @@ class JobFolder:
         return self.path / "labels.json"
 
     @property
+    def queue_file(self) -> Path:
+        """There while the run waits for the card."""
+        return self.path / "queued.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -120,8 +125,15 @@ class JobFolder:
         """Whether this request waits for the worker."""
         return (self.control / request).exists()
 
+    def seconds_since_asked(self, request: str) -> float:
+        """How long this request has waited; 0 where it does not wait, or where the clock was set back."""
+        try:
+            return max(0.0, time.time() - (self.control / request).stat().st_mtime)
+        except OSError:
+            return 0.0
+
     def ask(self, request: str) -> None:
-        """Leaves a request for the worker: `stop` or `save`."""
+        """Leaves a request for the worker: `stop`, `pause` or `save`."""
         self.control.mkdir(exist_ok=True)
         (self.control / request).touch()
 

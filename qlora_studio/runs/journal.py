@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_studio.core.events import Event, parse_event
 from qlora_studio.core.progress import Progress, advance
+from qlora_studio.faults import fault
 
 
 class Journal:
@@ -16,16 +17,20 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-        self.file = path.open("a", encoding="utf-8")
-        if torn:  # an earlier worker died inside a line: start on a new one
-            self.file.write("\n")
+        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self.file = path.open("ab", buffering=0)
+        self.waiting = b"\n" if torn else b""  # an earlier worker died inside a line: start on a new one
+        """What is not on the disk yet."""
 
     def append(self, event: Event) -> None:
-        """Writes one event. A disk that is full costs the line, never the run."""
+        """Writes one event. While the disk is full it waits in memory, and costs the run nothing."""
+        line = json.dumps({"time": time.time(), **event.to_json()}, ensure_ascii=False) + "\n"
+        self.waiting += line.encode(errors="replace")
         try:
-            self.file.write(json.dumps({"time": time.time(), **event.to_json()}, ensure_ascii=False) + "\n")
-            self.file.flush()
+            while self.waiting:
+                fault("journal")
+                written = self.file.write(self.waiting)
+                self.waiting = self.waiting[written:]
         except OSError:
             return
 

@@ -18,7 +18,7 @@ from qlora_studio.runs.folder import JobFolder, find_job, read_json, write_json
 from qlora_studio.runs.journal import Follower
 
 CACHE = "run-summaries.json"
-CACHE_VERSION = 2
+CACHE_VERSION = 4
 """Raised whenever summaries of before mean something else."""
 Mark = list[int]
 """Time and size of the files that a summary was made from."""
@@ -89,7 +89,11 @@ class RunStore:
             if follower.started_at is not None and follower.last_at is not None:
                 seconds = max(0.0, follower.last_at - follower.started_at)  # a clock may be set back in between
         state = find_state(
-            progress, alive=alive, seen=bool(progress.job) or folder.was_seen(), stop_asked=folder.is_asked("stop")
+            progress,
+            alive=alive,
+            queued=folder.queue_file.exists(),
+            seen=bool(progress.job) or folder.was_seen(),
+            stop_asked=folder.is_asked("stop") or folder.is_asked("pause"),
         )
         return JobView(state, progress, seconds)
 
@@ -160,6 +164,7 @@ def _figures(progress: Progress) -> dict[str, Any]:
         "total_steps": progress.total_steps,
         "loss": progress.last.loss if progress.last else None,
         "held_out": progress.evaluations[-1][1] if progress.evaluations else None,
+        "best_held_out": progress.held_out.best[1] if progress.held_out.best else None,
         "peak_bytes": progress.peak_bytes,
         "has_curve": bool(progress.losses),
     }
@@ -173,6 +178,7 @@ def _mark(folder: JobFolder) -> Mark:
         folder.config_file,
         folder.labels_file,
         folder.events,
+        folder.queue_file,
         folder.adapter / "MANIFEST.json",
     ):
         try:

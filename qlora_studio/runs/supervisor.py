@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.events import Event, Failed
+from qlora_studio.core.events import Event, Failed, JobStarted
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Follower
 from qlora_studio.runs.lock import is_held, read_words
@@ -143,6 +145,27 @@ def explain_death(folder: JobFolder) -> tuple[str, str]:
 def stop(folder: JobFolder) -> None:
     """Asks a job to stop after the step it is in, with its adapter saved."""
     folder.ask("stop")
+
+
+def end_now(folder: JobFolder) -> bool:
+    """Ends the process that works on a folder, whatever it is doing; its guard writes down how it ended.
+
+    False where none is at work. The process must be the one that the journal names and must have been started for this
+    folder: a number alone may be somebody else's by now.
+    """
+    if not folder.worker_lives():
+        return False
+    started = [event for event in Follower(folder.events).read() if isinstance(event, JobStarted)]
+    if not started:
+        return False
+    try:
+        process = psutil.Process(started[-1].pid)
+        if str(folder.path) not in process.cmdline():
+            return False
+        process.kill()
+    except psutil.Error:
+        return False
+    return True
 
 
 def find_training(runs: Path) -> str | None:

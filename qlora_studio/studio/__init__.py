@@ -13,6 +13,7 @@ from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.machine import Machine
 from qlora_studio.studio.plans import Plans
 from qlora_studio.studio.presets import Presets
+from qlora_studio.studio.queue import Queue
 from qlora_studio.studio.runs import Runs
 
 
@@ -28,6 +29,7 @@ class Studio:
         self.machine = Machine(self.home, self.jobs, self.plans)
         self.data = Data(self.home, self.jobs, self.bases)
         self.runs = Runs(self.home, self.jobs, self.bases, self.data)
+        self.queue = Queue(self.home, self.runs, self.plans)
         self.exports = Exports(self.home, self.jobs, self.bases, self.runs)
         self.chats = Chats(self.home, self.jobs, self.runs)
 

@@ -17,8 +17,8 @@ class Chats:
     def __init__(self, home: Home, jobs: Jobs, runs: Runs) -> None:
         self.home, self.jobs, self.runs = home, jobs, runs
 
-    def open(self, name: str) -> Chat:
-        """A worker that answers as this run and as its base; the caller closes it."""
-        run = self.runs.with_adapter(name)
-        job = create_job(self.home.chats, name, ChatJobRequest(run=run.folder))
+    def open(self, name: str, checkpoint: str = "") -> Chat:
+        """A worker that answers as this run, or as a checkpoint of it, and as its base; the caller closes it."""
+        run = self.runs.with_weights(name, checkpoint)
+        job = create_job(self.home.chats, name, ChatJobRequest(run=run.folder, checkpoint=checkpoint))
         return ChatPipe(job, card=self.jobs.card_of(run.config.memory.card))

@@ -28,7 +28,6 @@ DEMO_SETTINGS: dict[str, Any] = {
     "data.eval_share": 0.1,
     "optim.epochs": 2,
     "optim.batch_tokens": 768,
-    "optim.learning_rate": 1e-3,
     "evaluation.every_steps": 12,
     "optim.optimizer": "adamw",
 }

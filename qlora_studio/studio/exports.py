@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_studio.bases import read_base_files
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import find_export_kind
+from qlora_studio.core.exports import ExportWish, LoadCommand, find_export_kind, load_commands, suggest_merge
 from qlora_studio.core.jobs import ExportRequest, JobRef, MergeInto
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.core.words import without_quotes
@@ -36,17 +37,10 @@ class Exports:
     def __init__(self, home: Home, jobs: Jobs, bases: Bases, runs: Runs) -> None:
         self.home, self.jobs, self.bases, self.runs = home, jobs, bases, runs
 
-    def start(
-        self,
-        name: str,
-        kind: str,
-        to: str,
-        merge_into: MergeInto = "original",
-        prompts: Sequence[str] = (),
-    ) -> JobRef:
-        """Starts writing the adapter or the merged model into a new or empty folder; the check asks the prompts."""
-        find_export_kind(kind)
-        view = self.runs.with_adapter(name)
+    def start(self, name: str, wish: ExportWish, to: str, prompts: Sequence[str] = ()) -> JobRef:
+        """Starts writing a run into a new or empty folder; the check asks the prompts, and the rows held out."""
+        wish.check()
+        view = self.runs.with_weights(name, wish.checkpoint)
         run = view.folder
         target = find_target(to)
         if target.is_dir() and any(target.iterdir()):
@@ -57,26 +51,53 @@ class Exports:
             )
         if target.exists() and not target.is_dir():
             raise StudioError("This is a file.", "Name a new folder.", where=str(target))
-        request = ExportRequest(run=run, to=target, kind=kind, merge_into=merge_into, prompts=tuple(prompts))
+        request = ExportRequest(
+            run=run,
+            to=target,
+            kind=wish.kind.name,
+            merge_into=wish.merge_into,
+            gguf=wish.gguf,
+            parts=wish.parts if wish.kind.name == "pack" else (),
+            prompts=tuple(prompts),
+            checkpoint=wish.checkpoint,
+        )
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
-    def readiness(self, name: str, kind: str, to: str, checks: int = 0) -> ExportReadiness:
+    def readiness(self, name: str, wish: ExportWish, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
-        view, chosen = self.runs.with_adapter(name), find_export_kind(kind)
+        view = self.runs.with_adapter(name)
         adapter, merged = self.sizes(name)
         facts = ExportFacts(
-            kind=chosen.title,
-            result_bytes=merged if chosen.as_large_as == "base" else adapter,
-            read_bytes=adapter + ((merged or 0) if chosen.needs_base else 0),
+            kind=wish.kind.title,
+            result_bytes=wish.result_bytes(adapter, merged),
+            read_bytes=adapter + ((merged or 0) if wish.kind.needs_base else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
-        return assess_export(base, facts, needs_base=chosen.needs_base)
+        return assess_export(base, facts, needs_base=wish.kind.needs_base)
 
     def sizes(self, name: str) -> tuple[int, int | None]:
         """Bytes of a run's adapter, and about those of its merged model; None while its base is not on this machine."""
         view = self.runs.open(name)
         base = self.bases.find(view.config.model.base).folder
         adapter = sum(path.stat().st_size for path in (view.folder / "adapter").glob("*") if path.is_file())
-        return adapter, sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else None
+        return adapter, read_base_files(base).weights_bytes if base else None
+
+    def suggest_merge(self, name: str) -> tuple[MergeInto, str]:
+        """Which weights should take this run's adapter, and why, from what its earlier exports were found to be."""
+        jobs = reversed(self.runs.jobs_of(name, "exports"))  # the oldest first
+        return suggest_merge([check for job in jobs for check in self.jobs.look(job).progress.checks])
+
+    def load_commands(self, name: str, wish: ExportWish, to: str) -> list[LoadCommand]:
+        """How the export in this folder is opened, for every program that can."""
+        base = self.bases.find(self.runs.open(name).config.model.base).name
+        return load_commands(wish, str(find_target(to)), name, base)
+
+    def wish_of(self, job: JobRef) -> ExportWish:
+        """What an export was asked for."""
+        request = self.jobs.request(job)
+        assert isinstance(request, ExportRequest)
+        return ExportWish(
+            find_export_kind(request.kind), request.merge_into, request.gguf, request.parts, request.checkpoint
+        )

@@ -40,6 +40,10 @@ class Jobs:
         """Where a job stands."""
         return self.store.look(JobFolder(job.folder))
 
+    def request(self, job: JobRef) -> Request:
+        """What a job was asked to do. Raises a StudioError where another version wrote it down."""
+        return JobFolder(job.folder).read_job().request
+
     def watch(self, job: JobRef) -> Iterator[Event]:
         """All events of a job, past and coming, until it is over."""
         return supervisor.watch(JobFolder(job.folder))

@@ -14,17 +14,25 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Event
-from qlora_studio.core.jobs import EvaluateRequest, JobRef, TrainRequest
+from qlora_studio.core.jobs import EvaluateRequest, JobRef, RateRequest, TrainRequest
 from qlora_studio.core.labels import Labels
+from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.runs import RunSummary, RunView
+from qlora_studio.core.runs import CheckpointView, RunSummary, RunView
 from qlora_studio.home import Home
-from qlora_studio.runs import supervisor
+from qlora_studio.planner.rates import steps_to_try
+from qlora_studio.runs import queue, supervisor
+from qlora_studio.runs.checkpoints import find_weights, list_checkpoints
+from qlora_studio.runs.extend import extend_run
 from qlora_studio.runs.folder import JobFolder, create_job, delete_job, find_job
+from qlora_studio.runs.leftovers import sweep_leftovers
 from qlora_studio.runs.records import read_record
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.jobs import Jobs
+
+STOP_SECONDS = 30
+"""How long a worker may take to answer a stop before a person is offered to end it."""
 
 
 class Runs:
@@ -38,33 +46,102 @@ class Runs:
 
         Raises a StudioError where another training is at work; then nothing is left behind.
         """
-        self.data.check(config)
-        self.bases.find(config.model.base)
         self.refuse_second()
-        stem = Path(config.model.base).name.lower()
-        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
-        job = create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
+        job = self.create(config)
         try:
-            supervisor.start(job, card=self.jobs.card_of(config.memory.card))
+            self.begin(job)
         except supervisor.TrainingBusy:
             shutil.rmtree(job.path, ignore_errors=True)
             raise
         return job.name
 
+    def create(self, config: TrainConfig) -> JobFolder:
+        """Checks what can be checked here and makes the folder of a run that nobody has started yet."""
+        sweep_leftovers(self.home.runs, self.home.datasets)
+        self.data.check(config)
+        self.bases.find(config.model.base)
+        stem = Path(config.model.base).name.lower()
+        title = config.saving.name.strip() or f"{stem}-r{config.lora.rank}-{time.strftime('%m%d-%H%M%S')}"
+        return create_job(self.home.runs, title, TrainRequest(), {"config.json": config.model_dump(mode="json")})
+
+    def begin(self, job: JobFolder) -> None:
+        """Starts a run's worker, for the first time or to go on. Raises TrainingBusy where another is at work."""
+        supervisor.clear_requests(job)
+        supervisor.start(job, card=self.jobs.card_of(self.open(job.name).config.memory.card))
+
     def resume(self, name: str) -> None:
         """Starts a run's worker again: it resumes from the newest whole checkpoint, or from the start without one."""
         view = self.open(name)
-        if view.state not in ("interrupted", "stopped", "failed"):
+        if view.state not in (*RESUMABLE, "queued"):
             raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that did not finish can be resumed.")
         self.refuse_second()
         job = JobFolder(view.folder)
-        supervisor.clear_requests(job)
-        supervisor.start(job, card=self.jobs.card_of(view.config.memory.card))
+        self.begin(job)
+        queue.take_out(job)
+
+    def extend(self, name: str, epochs: float) -> None:
+        """Gives a run so many more epochs, on the same curve: its schedule is stretched, its optimizer goes on.
+
+        It can then be resumed, or put into the queue. Raises a StudioError for one at work or without a checkpoint.
+        """
+        view = self.open(name)
+        reached, kept = view.progress.last, self.checkpoints(name)
+        if view.at_work or view.state == "queued":
+            raise StudioError(f"The run '{name}' is {view.state}.", "Give it more epochs when it has ended.")
+        if reached is None or not kept:
+            raise StudioError(
+                f"The run '{name}' has kept no checkpoint to go on from.", "Start a new run from its adapter."
+            )
+        before = view.config.optim
+        ended = (
+            (*before.ended_at, before.epochs) if view.progress.step == view.progress.total_steps else before.ended_at
+        )
+        extend_run(
+            JobFolder(view.folder),
+            view.config.replace(
+                {
+                    "optim.epochs": round(reached.epoch + epochs, 6),
+                    "optim.max_steps": None,
+                    "optim.ended_at": ended,
+                    "evaluation.patience": None,
+                }
+            ),
+        )
+
+    def anew(self, name: str, checkpoint: str = "", **changes: Any) -> TrainConfig:
+        """The config of a new run that starts from the weights of this one, with its settings but for these changes.
+
+        The schedule begins anew and rows come in another order. Raises a StudioError for weights that are not there.
+        """
+        view = self.with_weights(name, checkpoint)
+        optim = view.config.optim
+        seed = (optim.seed + 1) % 2**32
+        fresh = {"optim.seed": seed, "optim.ended_at": (), "saving.name": f"{view.title} more"[:120]}
+        start = f"{name}@{checkpoint}" if checkpoint else name
+        return view.config.replace({**fresh, **changes, "model.adapter": start})
+
+    def find_rate(self, config: TrainConfig, run_steps: int | None) -> JobRef:
+        """Starts trying learning rates on the rows of a config, a few steps each; `run_steps` are those of the run.
+
+        Raises a StudioError as `start` does; the search needs the card for itself.
+        """
+        self.data.check(config)
+        self.bases.find(config.model.base)
+        self.refuse_second()
+        request = RateRequest(steps=steps_to_try(run_steps))
+        files = {"config.json": config.model_dump(mode="json")}
+        return self.jobs.start(self.home.cache / "rates", request, files, card=config.memory.card)
+
+    def at_work(self) -> str | None:
+        """The run that is training; None where the card is free."""
+        return supervisor.find_training(self.home.runs)
 
     def refuse_second(self) -> None:
         """One training at a time: two would not fit the plan of either."""
-        if (name := supervisor.find_training(self.home.runs)) is not None:
-            raise StudioError(f"The run '{name}' is still at work.", "Wait for it, or stop it first.")
+        if (name := self.at_work()) is not None:
+            raise StudioError(
+                f"The run '{name}' is still at work.", "Wait for it, stop it first, or have this one wait in the queue."
+            )
 
     def all(self) -> list[RunSummary]:
         """A line for every run, newest first."""
@@ -113,20 +190,66 @@ class Runs:
         """Asks a run to stop after its step; its adapter is saved."""
         supervisor.stop(find_job(self.home.runs, name, "run"))
 
+    def end_now(self, name: str) -> None:
+        """Ends a run's worker without waiting for its step; it can go on from its last checkpoint.
+
+        Raises a StudioError where no worker is to be found.
+        """
+        if not supervisor.end_now(find_job(self.home.runs, name, "run")):
+            raise StudioError(f"The run '{name}' has no worker that could be ended.", "Look at it again in a moment.")
+
+    def stop_waits(self, name: str) -> bool:
+        """Whether a stop or a pause has waited longer than a step should take."""
+        folder = find_job(self.home.runs, name, "run")
+        return max(map(folder.seconds_since_asked, ("stop", "pause"))) > STOP_SECONDS
+
+    def pause(self, name: str) -> None:
+        """Asks a run to leave the card after its step, with a checkpoint to go on from. Raises a StudioError if it is not at work."""
+        self._at_work(name).ask("pause")
+
+    def save_now(self, name: str) -> None:
+        """Asks a run to write a checkpoint after its step. Raises a StudioError if it is not at work."""
+        self._at_work(name).ask("save")
+
+    def _at_work(self, name: str) -> JobFolder:
+        view = self.open(name)
+        if not view.at_work:
+            raise StudioError(f"The run '{name}' is {view.state}.", "Only a run that is at work can be asked this.")
+        return JobFolder(view.folder)
+
     def watch(self, name: str) -> Iterator[Event]:
         """All events of a run, past and coming, until it is over."""
         return supervisor.watch(find_job(self.home.runs, name, "run"))
 
-    def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling) -> JobRef:
-        """Starts evaluating a run: held-out loss and answers of base and adapter."""
-        run = self.with_adapter(name)
-        request = EvaluateRequest(run=run.folder, prompts=tuple(prompts), sampling=sampling)
+    def evaluate(self, name: str, prompts: Sequence[str], sampling: Sampling, checkpoint: str = "") -> JobRef:
+        """Starts evaluating a run, or a checkpoint of it: held-out loss and answers of base and adapter."""
+        run = self.with_weights(name, checkpoint)
+        request = EvaluateRequest(run=run.folder, prompts=tuple(prompts), sampling=sampling, checkpoint=checkpoint)
         return self.jobs.start(run.folder / "evaluations", request, card=run.config.memory.card)
 
     def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
         """What was started for a run, the newest first."""
         files = (find_job(self.home.runs, name, "run").path / kind).glob("[!.]*/job.json")
         return [JobRef(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+    def checkpoints(self, name: str) -> list[CheckpointView]:
+        """The checkpoints that a run has kept, rising by step."""
+        run = self.open(name)
+        return list_checkpoints(JobFolder(run.folder), run.progress)
+
+    def pin_checkpoint(self, name: str, step: int, *, pinned: bool) -> None:
+        """Keeps a checkpoint however many newer ones there are, or lets it go again with the next that is saved."""
+        if pinned and step not in {one.step for one in self.checkpoints(name)}:
+            find_weights(find_job(self.home.runs, name, "run"), f"step-{step}")
+        before = find_job(self.home.runs, name, "run").read_labels().pinned_steps
+        self.label(name, pinned_steps=sorted({*before, step} if pinned else {*before} - {step}))
+
+    def with_weights(self, name: str, checkpoint: str) -> RunView:
+        """A run that has saved an adapter, or kept this checkpoint: `best`, `last` or `step-N`."""
+        if not checkpoint:
+            return self.with_adapter(name)
+        find_weights(find_job(self.home.runs, name, "run"), checkpoint)
+        return self.open(name)
 
     def with_adapter(self, name: str) -> RunView:
         """A run that has saved an adapter. Raises a StudioError for one that has not."""

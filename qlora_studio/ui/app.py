@@ -65,7 +65,7 @@ def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
             slot(clock, lambda scene: gr.update(value=_seconds(scene)), _seconds),
         ]
         page = Page(workspace, view, slots, live)
-        page.on(stop.click, lambda view_: _stop(workspace))
+        page.on(stop.click, lambda view_: stop_run(workspace))
         data_tab.wire(page, data)
         train_tab.wire(page, train)
         runs_tab.wire(page, runs)
@@ -101,13 +101,18 @@ def _sidebar() -> tuple[list[Slot], gr.Button]:
 def _stop_button(scene: Scene) -> Any:
     training = scene.world.training
     stopping = training is not None and training.state == "stopping"
-    label = "Stopping after this step …" if stopping else "Stop the run"
-    return gr.update(interactive=training is not None and not stopping, value=label)
+    waits = stopping and training is not None and scene.workspace.studio.runs.stop_waits(training.name)
+    label = "End it now" if waits else "Stopping after this step …" if stopping else "Stop the run"
+    return gr.update(interactive=training is not None and (waits or not stopping), value=label)
 
 
-def _stop(workspace: Workspace) -> None:
+def stop_run(workspace: Workspace) -> None:
+    """Stops the run at work after its step; one that has not answered for long is ended."""
     if (run := workspace.world().training) is not None:
-        workspace.studio.runs.stop(run.name)
+        if run.state == "stopping" and workspace.studio.runs.stop_waits(run.name):
+            workspace.studio.runs.end_now(run.name)
+        else:
+            workspace.studio.runs.stop(run.name)
 
 
 def _seconds(scene: Scene) -> float:

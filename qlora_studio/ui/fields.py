@@ -70,6 +70,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data.control_tokens", "Control tokens in the text", "rows"),
     Setting("model.template", "Chat template", "rows"),
     Setting("model.revision", "Revision", "rows"),
+    Setting("model.adapter", "Start from the adapter of", "adapter"),
     Setting("memory.card", "Card", "memory"),
     Setting("memory.keep_free_gib", "Leave free, GiB", "memory"),
     Setting("memory.micro_batch_tokens", "Micro-batch, tokens", "memory"),
@@ -79,15 +80,21 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.compute_dtype", "Compute dtype", "memory"),
     Setting("evaluation.every_steps", "Evaluate every, steps", "evaluation"),
     Setting("evaluation.before", "Evaluate before the first step", "evaluation"),
+    Setting("evaluation.patience", "Patience, evaluations", "evaluation"),
+    Setting("evaluation.prompts", "Prompts for sample answers", "evaluation"),
+    Setting("evaluation.answer_tokens", "Longest sample answer, tokens", "evaluation"),
     Setting("saving.name", "Run name", "saving"),
     Setting("saving.every_minutes", "Checkpoint every, minutes", "saving"),
     Setting("saving.keep", "Checkpoints to keep", "saving"),
+    Setting("saving.adapter", "Adapter of", "saving", words={"best": "the best step", "last": "the last step"}),
+    Setting("saving.tracker", "Tracker", "saving"),
 )
 ELSEWHERE: dict[str, str] = {
     "data.sources": "chosen among the imported sets",
     "data.format": "taken from the import",
     "data.columns": "taken from the import",
     "data.accepted": "ticked beside the findings",
+    "optim.ended_at": "grows when a run is given more epochs",
 }
 """Fields that are not typed in but follow from what was done on the Data page."""
 

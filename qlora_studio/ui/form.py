@@ -48,9 +48,12 @@ def show(setting: Setting, value: Any) -> Any:
     return gr.update(value=as_text(value) if is_text else value)
 
 
-def show_problem(setting: Setting, problem: Problem | None, unusual: Problem | None = None) -> Any:
-    """The update that puts what is wrong with a field under its label, else what is unusual, else its help."""
+def show_below(setting: Setting, problem: Problem | None, unusual: Problem | None = None, chosen: str = "") -> Any:
+    """The update that puts what is wrong with a field under its label, else what is unusual, else its help.
+
+    The help is followed by what is taken for a field that was left open.
+    """
     if (said := problem or unusual) is None:
-        return gr.update(info=help_of(setting), elem_classes=[])
+        return gr.update(info=" ".join(part for part in (help_of(setting), chosen) if part), elem_classes=[])
     info = MARKDOWN.sub(r"\\\1", sentence(said, with_field=False))
     return gr.update(info=info, elem_classes=["qs-wrong" if problem else "qs-unusual"])

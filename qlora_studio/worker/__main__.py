@@ -14,8 +14,9 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError, explain_unwritable
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.runs.folder import JobFolder
-from qlora_studio.runs.journal import Journal
+from qlora_studio.runs.journal import Follower, Journal
 from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.runs.queue import waiting
 from qlora_studio.runs.supervisor import BUSY, training_lock
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.guard import guard, inner_command
@@ -45,10 +46,30 @@ def main(arguments: list[str]) -> int:
     training = ProcessLock(training_lock(folder), folder.name)
     if trains and not training.acquire(LEAVE_LOCK_SECONDS):
         return BUSY
-    if not ProcessLock(folder.lock_file).acquire(LOCK_SECONDS):
+    own = ProcessLock(folder.lock_file)
+    if not own.acquire(LOCK_SECONDS):
         print(f"Another worker holds {folder.lock_file}.", file=sys.stderr)  # noqa: T201 (the log, not a screen)
         return 2
-    return guard(folder, inner_command(folder, os.getpid()))
+    code = guard(folder, inner_command(folder, os.getpid()))
+    if trains:
+        for lock in (own, training):
+            lock.release()
+        start_next(folder)
+    return code
+
+
+def start_next(folder: JobFolder) -> None:
+    """Starts the run that waits behind this training. One that was paused keeps the card free: somebody wants it."""
+    follower = Follower(folder.events)
+    follower.read()
+    if follower.progress.state == "paused" or not waiting(folder.path.parent):
+        return
+    from qlora_studio.studio import Studio
+
+    try:
+        Studio().queue.start_next()
+    except Exception:  # a queue that cannot go on must not make an ended run look failed
+        traceback.print_exc()
 
 
 def work_alone(folder: JobFolder, guard_process: int) -> int:

@@ -55,10 +55,12 @@ class Context:
         file = (folder or self.folder).config_file
         return TrainConfig.parse(read_json(file), str(file))
 
-    def pending_request(self) -> Literal["", "stop", "save"]:
-        """The request that waits, if any. A `save` is answered once, a `stop` stands; so does the end of the guard."""
+    def pending_request(self) -> Literal["", "stop", "pause", "save"]:
+        """The request that waits, if any. A `save` is answered once, the others stand; the end of the guard is a stop."""
         if os.getppid() != self.guard or self.stopped or self.folder.is_asked("stop"):
             return "stop"
+        if self.folder.is_asked("pause"):
+            return "pause"
         save = self.folder.control / "save"
         if save.exists():
             save.unlink(missing_ok=True)

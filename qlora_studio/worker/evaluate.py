@@ -27,7 +27,7 @@ def run(context: Context) -> ev.Event:
     request = context.request(EvaluateRequest)
     folder, prompts = JobFolder(request.run), request.prompts
     config = context.config(folder)
-    live = open_run(context, folder)
+    live = open_run(context, folder, request.checkpoint)
     try:
         held_out = find_held_out(context, config, live.tokenizer)
     except Stopped:

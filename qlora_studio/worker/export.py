@@ -1,59 +1,118 @@
-"""The job `export`: a run into a new folder, by the exporter of its kind, checked before it is called done."""
+"""The job `export`: a run into a new folder, by the exporter of its kind, asked what the chat was asked before it is
+called done.
+
+The artefact is asked in a process of its own, which has its files and the record of the chat, and nothing else.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.card import CardFacts, write_card
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import ExportKind, find_export_kind
+from qlora_studio.core.exports import ExportWish, find_export_kind
+from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
-from qlora_studio.engine.exporters.comparison import ChatRecord, record_chat
+from qlora_studio.core.verdict import find_verdict
+from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.engine.companions import LICENCE_STEMS
+from qlora_studio.engine.exporters.comparison import Speaker, record_chat
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
-from qlora_studio.engine.load import choose_device
 from qlora_studio.engine.manifest import find_damage
-from qlora_studio.runs.folder import JobFolder
+from qlora_studio.engine.weights import hash_cache, identify
+from qlora_studio.home import Home
+from qlora_studio.runs.folder import JobFolder, read_json
+from qlora_studio.runs.records import read_record
+from qlora_studio.runs.store import RunStore
+from qlora_studio.worker.ask import ask_artefact, find_source
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import compute_of, open_run
+from qlora_studio.worker.loaded_run import open_run
+from qlora_studio.worker.rows import held_out
+from qlora_studio.worker.staging import staged
+
+RECORD = "chat-record"
+"""The folder of the job in which the chat's side lies until the artefact was asked."""
 
 
 def run(context: Context) -> ev.Event:
     request = context.request(ExportRequest)
+    try:
+        return export(context, request)
+    except Stopped:
+        return ev.Stopped()
+    finally:
+        shutil.rmtree(context.folder.path / RECORD, ignore_errors=True)
+
+
+def export(context: Context, request: ExportRequest) -> ev.Event:
+    """Writes, checks and publishes. Raises prepare.Stopped where it is asked to stop before the target is there."""
     folder, target = JobFolder(request.run), request.to
     kind, exporter = find_export_kind(request.kind), find_exporter(request.kind)
-    if damage := find_damage(folder.adapter):
+    source = find_source(context, request)
+    if damage := find_damage(source.adapter):
         raise StudioError(damage, "Train again, or choose another run.")
-    source = find_source(context, folder, kind, request)
-    stage = target.with_name(f".{target.name}.part")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        check_room(stage, exporter.size_bytes(source))
-        record = ask_the_chat(context, folder, request.prompts) if kind.compares_with_chat else None
+    check_identity(context, folder, source)
+    emit = listening(context)
+    with staged(target, context.folder.name) as stage:
+        check_room(stage.files, exporter.size_bytes(source))
+        record = ask_the_chat(context, request) if kind.compares_with_chat and request.prompts else None
         source.device.accelerator.release()  # what the chat held
-        exporter.write(source, stage, context.emit)
-        exporter.check(source, stage, record, context.emit)
+        exporter.write(source, stage.files, emit)
+        if kind.compares_with_chat:
+            write_model_card(context.home, folder, source, request, stage.files)
+        if record is None:
+            exporter.check(source, stage.files, None, emit)
+        else:
+            judge(ask_artefact(context, stage.files, record))
         if context.pending_request() == "stop":
             return ev.Stopped()
-        if target.exists():  # empty: the studio refuses any other before the job starts
-            target.rmdir()
-        stage.rename(target)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        stage.publish()
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     context.emit(ev.Exported(what=request.kind, path=str(target), bytes=size))
     return ev.Finished(report=ExportReport(path=target, bytes=size))
 
 
-def find_source(context: Context, folder: JobFolder, kind: ExportKind, request: ExportRequest) -> ExportSource:
-    """The run's files, with its base fetched where this kind needs it."""
-    config = context.config(folder)
-    base = context.fetch_base(config).folder if kind.needs_base else None
-    return ExportSource(folder.adapter, base, choose_device(compute_of(folder, config)), request.merge_into)
+def listening(context: Context) -> Callable[[ev.Event], None]:
+    """The job's voice, which says how long a phase still takes, and hears a stop whenever it says how far it is."""
+    began = time.monotonic()
+
+    def emit(event: ev.Event) -> None:
+        nonlocal began
+        if isinstance(event, ev.PhaseEntered):
+            began = time.monotonic()
+        if isinstance(event, ev.Advanced) and event.done and event.seconds_left is None:
+            left = (time.monotonic() - began) * (event.total - event.done) / event.done
+            event = event.model_copy(update={"seconds_left": left})
+        context.emit(event)
+        if isinstance(event, ev.Advanced) and context.pending_request() == "stop":
+            raise Stopped
+
+    return emit
+
+
+def check_identity(context: Context, folder: JobFolder, source: ExportSource) -> None:
+    """Raises a StudioError where the base is not the one the run was trained on, as far as the run wrote that down."""
+    file = folder.path / "fingerprint.json"
+    kept = read_json(file).get("identity") if file.exists() else None
+    if not isinstance(kept, dict) or source.base is None:
+        return
+    context.phase("comparing the base with that of the training")
+    now = identify(
+        source.base,
+        None,
+        None,
+        hash_cache(context.home.cache),
+        lambda done, total: context.emit(ev.Advanced(done=done, total=total, unit="bytes")),
+    )
+    before = Identity.model_validate(kept)
+    if said := Identity(base=before.base).differences(now):
+        raise StudioError(said[0], "Put the base back as it was, or train again on this one.", where=str(source.base))
 
 
 def check_room(stage: Path, need: int) -> None:
@@ -63,14 +122,39 @@ def check_room(stage: Path, need: int) -> None:
         raise StudioError(
             f"The export needs {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free.",
             "Choose another disk.",
-            where=str(stage.parent),
+            where=str(stage.parent.parent),
         )
 
 
-def ask_the_chat(context: Context, folder: JobFolder, prompts: Sequence[str]) -> ChatRecord | None:
-    """What base and adapter answer as in the chat; None without prompts. The model is gone afterwards."""
-    if not prompts:
-        return None
-    live = open_run(context, folder)
+def ask_the_chat(context: Context, request: ExportRequest) -> Path:
+    """Keeps what base and adapter answer as in the chat, and what they give the held-out rows; where it is kept.
+
+    The model is gone afterwards.
+    """
+    folder = JobFolder(request.run)
+    live, config = open_run(context, folder, request.checkpoint), context.config(folder)
+    rows = held_out(context, config, live.tokenizer).examples if request.held_out else ()
     context.phase("answering with the adapter")
-    return record_chat(live.model, live.tokenizer, live.options, prompts)
+    record = record_chat(Speaker(live.model, live.tokenizer, live.options), request.prompts, rows)
+    place = context.folder.path / RECORD
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    record.save(place)
+    return place
+
+
+def write_model_card(home: Home, folder: JobFolder, source: ExportSource, request: ExportRequest, files: Path) -> None:
+    """A card of our own beside the weights: data, settings, evaluation, licence, and how each program opens them."""
+    wish = ExportWish(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
+    licences = tuple(path.name for path in sorted(files.iterdir()) if path.name.upper().startswith(LICENCE_STEMS))
+    run = RunStore(folder.path.parent, home.cache).open(folder.name)
+    facts = CardFacts(read_record(run), source.base_name, source.licence, licences)
+    (files / "README.md").write_text(write_card(facts, wish), encoding="utf-8")
+
+
+def judge(checks: Sequence[ev.Checked]) -> None:
+    """Raises a StudioError where a comparison says that the export has failed."""
+    for check in checks:
+        verdict = find_verdict(check)
+        if verdict.kind == "bad":
+            raise StudioError(verdict.says, verdict.hint)

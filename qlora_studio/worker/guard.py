@@ -15,11 +15,13 @@ from types import FrameType
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.jobs import TrainRequest
+from qlora_studio.core.plan import GIB
 from qlora_studio.runs.folder import JobFolder, read_json, write_json
 from qlora_studio.runs.journal import Follower, Journal
 
 VMSTAT = Path("/proc/vmstat")
-MOST_RESTARTS = 4
+MOST_STALLED = 8
+"""Restarts in a row that brought no step: more than the ladder has rungs for the usual plan."""
 KILLED = -9
 LIMITS = "limits.json"
 
@@ -30,7 +32,7 @@ def guard(folder: JobFolder, command: list[str], kills: Callable[[], int] | None
     `kills` counts the processes that the kernel has ended for want of memory since it started.
     """
     count = kills or count_memory_kills
-    restarts = 0
+    stalled, furthest = 0, -1
     while True:
         before = count()
         code = run_child(command)
@@ -39,12 +41,13 @@ def guard(folder: JobFolder, command: list[str], kills: Callable[[], int] | None
         if follower.progress.ended or code == 2:
             return code
         ran_out = code == KILLED and count() > before
-        can_shrink = ran_out and restarts < MOST_RESTARTS and isinstance(folder.read_job().request, TrainRequest)
+        step = follower.progress.step
+        stalled, furthest = (0, step) if step > furthest else (stalled + 1, furthest)
+        can_shrink = ran_out and stalled < MOST_STALLED and isinstance(folder.read_job().request, TrainRequest)
         if not can_shrink:
-            append(folder, explain(folder, code, ran_out))
+            append(folder, explain(folder, code, ran_out, follower.progress.peak_bytes))
             return 1
-        restarts += 1
-        shrink(folder, follower.progress.step + 1)
+        shrink(folder, step + 1)
 
 
 def run_child(command: list[str]) -> int:
@@ -89,11 +92,12 @@ def shrink(folder: JobFolder, step: int) -> None:
     )
 
 
-def explain(folder: JobFolder, code: int, ran_out: bool) -> ev.Failed:
-    """The last event of a child that wrote none."""
+def explain(folder: JobFolder, code: int, ran_out: bool, peak_bytes: int = 0) -> ev.Failed:
+    """The last event of a child that wrote none; `peak_bytes` is the most it was measured to hold."""
     if ran_out:
+        measured = f" It held {peak_bytes / GIB:.1f} GiB at most." if peak_bytes else ""
         return ev.Failed(
-            message="The system ended the worker because the computer's memory ran out.",
+            message=f"The system ended the worker because the computer's memory ran out.{measured}",
             hint="Close other programs, or choose a smaller model, rank or row length.",
         )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"

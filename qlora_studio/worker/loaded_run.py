@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qlora_studio.core.chat import Sampling, Side
@@ -15,10 +17,14 @@ from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.data.sets.prepare import options_of
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.checkpoints import ADAPTER_FILES
 from qlora_studio.engine.generate import choose_side, generate
+from qlora_studio.engine.manifest import MANIFEST, find_damage, write_folder
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
+from qlora_studio.runs.checkpoints import find_weights
 from qlora_studio.runs.folder import JobFolder, read_json
 from qlora_studio.worker.context import Context, FetchedBase
+from qlora_studio.worker.fingerprint import check_same_weights
 
 
 @dataclass
@@ -59,24 +65,50 @@ class LoadedRun:
         return last
 
 
-def open_run(context: Context, folder: JobFolder, *, with_adapter: bool = True) -> LoadedRun:
-    """Loads the run's base in 4 bits with its adapter. Raises a StudioError for a run that has saved none."""
+def open_run(context: Context, folder: JobFolder, checkpoint: str = "") -> LoadedRun:
+    """Loads the run's base in 4 bits with its adapter, or with the weights of a checkpoint it has kept.
+
+    Raises a StudioError for weights that are not there or not as they were written.
+    """
     choose_accelerator().prepare()
     config = context.config(folder)
     base = context.fetch_base(config)
-    if with_adapter and not (folder.adapter / "MANIFEST.json").is_file():
-        raise StudioError(f"The run '{folder.name}' has saved no adapter yet.", "Wait for it, or choose another run.")
+    weights = find_weights(folder, checkpoint)
+    if damage := find_damage(weights):
+        raise StudioError(damage, "Choose a checkpoint with --checkpoint, or train again.")
     template_folder = folder.adapter if (folder.adapter / "tokenizer_config.json").exists() else base.folder
+    tokenizer = load_tokenizer(template_folder)
+    check_same_weights(context, folder, base, tokenizer)
     context.phase("loading the model in 4 bits")
     device = load.choose_device(compute_of(folder, config))
-    model: Any = load.load_base(base.folder, device)
-    if with_adapter:
-        model = load.load_adapter(model, folder.adapter)
+    model: Any = load.load_adapter(load.load_base(base.folder, device), weights)
     model.eval()
     record = folder.path / "fingerprint.json"
     thinks = bool(read_json(record).get("thinks")) if record.exists() else False
     options = replace(options_of(config.data), thinking=thinks)
-    return LoadedRun(base, load_tokenizer(template_folder), model, device, options)
+    return LoadedRun(base, tokenizer, model, device, options)
+
+
+def chosen_adapter(context: Context, folder: JobFolder, checkpoint: str) -> Path:
+    """A folder that holds the chosen weights as an adapter and nothing else: the run's own, or one made of a checkpoint.
+
+    Raises a StudioError as `find_weights` does, and for a checkpoint that is not as it was written.
+    """
+    weights, made = find_weights(folder, checkpoint), context.folder.path / "adapter"
+    if weights == folder.adapter:
+        return weights
+    if made.is_dir() and not find_damage(made):
+        return made
+    if damage := find_damage(weights):
+        raise StudioError(damage, "Choose another checkpoint.")
+    beside = [path for path in folder.adapter.glob("*") if path.name not in (*ADAPTER_FILES, MANIFEST)]
+
+    def fill(stage: Path) -> None:
+        for path in (*(weights / name for name in ADAPTER_FILES), *beside):
+            shutil.copyfile(path, stage / path.name)
+
+    write_folder(made, fill)
+    return made
 
 
 def compute_of(folder: JobFolder, config: TrainConfig) -> str:

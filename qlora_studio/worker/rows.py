@@ -45,7 +45,7 @@ def watch(context: Context) -> Watch:
         left = seconds * (total - done) / done if done and total else None
         context.emit(ev.Advanced(done=done, total=total, unit="rows", seconds_left=left))
 
-    return Watch(say, lambda: context.pending_request() == "stop")
+    return Watch(say, lambda: context.pending_request() in ("stop", "pause"))
 
 
 @contextmanager

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_studio.core import events as ev
+from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainReport
-from qlora_studio.data.sets.prepare import Stopped
+from qlora_studio.core.plan import ModelShape
+from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
-from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.choose import choose_accelerator
-from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.checkpoints import newest_checkpoint
-from qlora_studio.engine.loaded_bytes import check_loaded
+from qlora_studio.engine.load import start_from
+from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
+from qlora_studio.engine.manifest import sweep
 from qlora_studio.engine.objectives.registry import find_objective
-from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
+from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.fingerprint import fingerprint, keep_fingerprint
+from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
+from qlora_studio.worker.loaded_run import LoadedRun
 from qlora_studio.worker.plans import learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
+from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
+from qlora_studio.worker.tracker import open_tracker
 
 
 def run(context: Context) -> ev.Event:
     choose_accelerator().prepare()
     config = context.config()
     find_objective(config.optim.objective)
+    track = open_tracker(config, context.folder.path)
     base = context.fetch_base(config)
     vet_once(context, base.folder, config.model.template)
     context.phase("tokenising the rows")
@@ -39,24 +48,25 @@ def run(context: Context) -> ev.Event:
     try:
         rows = prepare_rows(context, config, tokenizer)
     except Stopped:
-        return ev.Stopped()
+        return ev.Stopped(paused=context.pending_request() == "pause")
     planned = plan_run(context, config, base, rows.train)
-    plan = planned.plan
-    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows))
-    if context.pending_request() == "stop":
-        return ev.Stopped()
+    plan, config = planned.plan, settle_rate(context, config, planned.shape)
+    identity = identify_base(context, base.folder)
+    start = find_start(context, config, identity)
+    keep_fingerprint(context, fingerprint(config, base, tokenizer, rows, identity))
+    if (request := context.pending_request()) in ("stop", "pause"):
+        return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
-    device = load.choose_device(plan.settings.compute if plan.settings else config.model.compute_dtype)
-    device.accelerator.cap(tensor_budget_bytes(plan))
-    model = load.load_base(base.folder, device, embeddings_on_host=plan.offload in ("embeddings", "both"))
-    adapter = load.attach_adapter(model, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
-    for said in check_loaded(adapter, plan):
+    loaded = load_for_training(base.folder, config, plan)
+    if start is not None:
+        start_from(loaded.model, start)
+    for said in loaded.notes:
         context.emit(ev.Noted(text=said))
     setup = Setup(
         config=config,
         plan=plan,
-        accelerator=device.accelerator,
-        model=adapter,
+        accelerator=loaded.device.accelerator,
+        model=loaded.model,
         train=rows.train.examples,
         held_out=rows.held_out.examples,
         folder=context.folder.path,
@@ -64,12 +74,18 @@ def run(context: Context) -> ev.Event:
         revision=base.revision,
         resume=find_checkpoint(context),
         objective=config.optim.objective,
+        also=lambda stage: write_beside(config, tokenizer, stage),
+        answers=lambda: sample_answers(
+            config, LoadedRun(base, tokenizer, loaded.model, loaded.device, thinks(config, rows))
+        ),
+        pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 
     steps: list[ev.StepLogged] = []
 
     def emit(event: ev.Event) -> None:
         context.emit(event)
+        track(event)
         if isinstance(event, ev.ProbeMeasured):
             learn_from_probe(context, planned, event)
         elif isinstance(event, ev.StepLogged):
@@ -78,22 +94,56 @@ def run(context: Context) -> ev.Event:
     outcome = train(setup, emit, context.pending_request)
     if (speed := measured_speed(planned.shape, plan, steps)) is not None:
         learn_speed(context.home.cache, planned.gpu, speed)
-    if config.model.template:
-        tokenizer.inner.save_pretrained(context.folder.adapter)
     if outcome.stopped:
-        return ev.Stopped(step=outcome.step, saved="adapter")
+        paused = outcome.ending == "paused"
+        return ev.Stopped(step=outcome.step, saved="checkpoint" if paused else "adapter", paused=paused)
+    best = outcome.held_out.best
     return ev.Finished(
         report=TrainReport(
             steps=outcome.step,
             loss=outcome.loss,
-            held_out_before=outcome.held_out_before,
+            held_out_before=outcome.held_out.before,
             held_out_after=outcome.held_out_after,
+            best_step=best[0] if best else None,
+            best_held_out=best[1] if best else None,
+            stopped_early=outcome.ending == "early",
         )
     )
 
 
+def settle_rate(context: Context, config: TrainConfig, shape: ModelShape) -> TrainConfig:
+    """The config with a learning rate; one that was left open is chosen here and said."""
+    settled = choose_rate(config, shape)
+    if config.optim.learning_rate is None:
+        rate = settled.optim.learning_rate
+        context.emit(
+            ev.Noted(text=f"Learning rate {rate:g}: it suits a model of width {shape.hidden:,} at this alpha.")
+        )
+    return settled
+
+
+def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> None:
+    """Puts the tokenizer with its template beside an adapter whose base brings none."""
+    if config.model.template:
+        tokenizer.inner.save_pretrained(stage)
+
+
+def thinks(config: TrainConfig, rows: TokenisedRows) -> RenderOptions:
+    """How a prompt is put to this run: as its chat will put it."""
+    return replace(options_of(config.data), thinking=2 * rows.train.reasoning_rows > len(rows.train.examples))
+
+
+def sample_answers(config: TrainConfig, live: LoadedRun) -> Iterator[tuple[str, str]]:
+    """The sample prompts and what the model answers them now, greedily."""
+    sampling = Sampling(max_new_tokens=config.evaluation.answer_tokens)
+    for prompt in config.evaluation.sample_prompts:
+        yield prompt, live.whole_answer(prompt, "tuned", sampling)
+
+
 def find_checkpoint(context: Context) -> Path | None:
     """The newest whole checkpoint of this run, where it was interrupted; damaged ones are named and passed over."""
+    for parent in (context.folder.path, context.folder.path / "checkpoints"):
+        sweep(parent)
     checkpoint, damages = newest_checkpoint(context.folder.path / "checkpoints")
     for damage in damages:
         instead = "An older checkpoint is used." if checkpoint else "There is no older one, so the run begins again."

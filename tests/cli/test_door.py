@@ -289,3 +289,34 @@ def test_an_export_to_no_folder_is_refused(home, tmp_path, to, said):
 
 def test_an_export_target_is_read_without_the_quotes_of_copy_as_path(tmp_path):
     assert find_target(f'"{tmp_path}/new one"') == tmp_path / "new one" == find_target(f" '{tmp_path}/new one' ")
+
+
+def test_the_queue_and_a_sweep_are_seen_from_the_command_line(cli, home):
+    """Runs that wait in their order, moved, removed; the results of a tag, best first."""
+    from qlora_studio.home import Home
+    from qlora_studio.runs import queue
+    from qlora_studio.studio import Studio
+    from tests.runs.made import make_run
+
+    studio = Studio(Home.find())
+    for name in ("later", "latest"):
+        queue.put(make_run(studio, name))
+    for name, best, rank in (("small", 1.7, 8), ("large", 1.6, 16)):
+        make_run(studio, name, best, lora__rank=rank)
+        studio.runs.label(name, tags=("ranks",))
+
+    def said(*arguments: str) -> str:
+        code, out, errors = cli(*arguments)
+        assert code == 0, errors
+        return out
+
+    assert said("queue", "move", "latest", "1") == "latest is number 1 in the queue.\n"
+    listed = said("queue", "list")
+    assert listed.index("latest") < listed.index("later ") and "`qlora-studio queue start` starts the first." in listed
+    assert said("queue", "remove", "later") == "later waits no longer.\n" and studio.queue.names() == ["latest"]
+    results = said("runs", "results", "ranks")
+    assert results.index("large") < results.index("small") and "lora.rank" in results and "1.6000" in results
+    kept = said("runs", "checkpoints", "small", "--pin", "5")
+    assert "step-5" in kept and "best, pinned" in kept and "last" in kept
+    assert "pinned" not in said("runs", "checkpoints", "small", "--unpin", "5")
+    assert "The run overfits" in " ".join(said("runs", "show", "small").split())

@@ -60,3 +60,14 @@ def test_every_event_survives_its_journal_line():
     for event in STORY:
         assert parse_event(event.to_json()) == event
     assert len({kind.tag for kind in KINDS.values()}) == len(KINDS) == len(ev.Event.__subclasses__())
+
+
+def test_a_run_that_goes_on_answers_its_sample_prompts_anew_from_there():
+    from qlora_studio.core import events as ev
+    from qlora_studio.core.progress import fold
+
+    def said(step: int, answer: str) -> ev.SampleWritten:
+        return ev.SampleWritten(step=step, prompt="p", answer=answer, side="tuned")
+
+    events = [said(2, "a"), said(4, "b"), said(6, "c"), ev.Resumed(step=4), said(4, "again"), said(6, "new")]
+    assert [(one.step, one.answer) for one in fold(events).samples] == [(2, "a"), (4, "again"), (6, "new")]

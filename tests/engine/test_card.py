@@ -69,7 +69,7 @@ def short(family: str) -> PreTrainedConfig:
 def train(case: Case, folder: Any) -> Watched:
     """Three steps of two micro-batches on the fake card, all but the saving of the adapter, which wants numbers."""
     with fake_card(case.capability) as accelerator, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunCheckpoints, "save_adapter", lambda checkpoints: None)
+        patch.setattr(RunCheckpoints, "save_adapter", lambda *_: None)
         return _train(case, folder, accelerator)
 
 
@@ -80,7 +80,7 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
         update={"device": "cuda", "layers": LAYERS, "offload": case.offload, "tiled_mlp": case.tiled}
     )
     setup = Setup(
-        config=make_config(optim__batch_tokens=400, optim__max_steps=3),
+        config=make_config(optim__batch_tokens=400, optim__max_steps=3, optim__learning_rate=1e-4),
         plan=plan,
         accelerator=accelerator,
         model=build_on_card(

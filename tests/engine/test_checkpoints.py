@@ -6,27 +6,36 @@ import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.checkpoints import Position, RunCheckpoints, TunedModel, newest_checkpoint, read_position
+from qlora_studio.core.held_out import HeldOut
+from qlora_studio.engine.checkpoints import (
+    Keeping,
+    Position,
+    RunCheckpoints,
+    TunedModel,
+    newest_checkpoint,
+    read_position,
+)
 from qlora_studio.engine.ladder import Limits
 from qlora_studio.engine.updates import make_optimizer
 from tests.engine.conftest import FP32, make_config
 
+HELD_OUT = HeldOut(1.5, ((2, 1.25),))
 UPDATES = {"schedule": {"last_epoch": 3}, "scaler": {}}
 
 
 def make_checkpoints(model, folder, keep=2) -> RunCheckpoints:
     folder.mkdir(exist_ok=True)
-    return RunCheckpoints(folder, TunedModel(model, "tiny/base", "abc"), FP32.accelerator, keep)
+    return RunCheckpoints(folder, TunedModel(model, "tiny/base", "abc"), FP32.accelerator, Keeping(keep))
 
 
 def position(step: int) -> Position:
-    return Position(step, 1.5, UPDATES, Limits(100, 1, 2))
+    return Position(step, HELD_OUT, UPDATES, Limits(100, 1, 2))
 
 
 @pytest.fixture
 def optimizer(tiny_adapter_model):
     parameters = [parameter for parameter in tiny_adapter_model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, make_config(), "adamw")
+    optimizer = make_optimizer(parameters, make_config(optim__learning_rate=1e-3), "adamw")
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -100,7 +109,7 @@ def test_a_position_of_an_earlier_version_has_no_limits():
     values = position(3).to_json()
     assert Position.from_json(values) == position(3)
     del values["limits"]
-    assert Position.from_json(values) == Position(3, 1.5, UPDATES, None)
+    assert Position.from_json(values) == Position(3, HELD_OUT, UPDATES, None)
 
 
 def test_states_within_states_and_plain_numbers_come_back(tiny_adapter_model, optimizer, tmp_path):

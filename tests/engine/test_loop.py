@@ -67,7 +67,9 @@ def setup(model, folder, plan=None, held_out=(), rows=12, **changes) -> Setup:
 def test_a_run_learns_evaluates_and_leaves_an_adapter_that_peft_loads(tiny_folder, tiny_adapter_model, tmp_path):
     recorder = Recorder()
     outcome = loop.train(
-        setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(4, seed=8)), recorder.emit, recorder.asked
+        setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(4, seed=8), saving__adapter="last"),
+        recorder.emit,
+        recorder.asked,
     )
     assert not outcome.stopped and outcome.step == outcome.total_steps == len(recorder.losses)
     assert recorder.losses[-1] < recorder.losses[0]
@@ -362,7 +364,9 @@ def test_an_update_that_runs_out_of_memory_leaves_the_last_checkpoint_and_names_
     )
 
 
-def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_names_it(tiny_adapter_model, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_costs_a_word_in_mid_run_and_at_its_end_leaves_the_last_checkpoint(
+    tiny_adapter_model, tmp_path, monkeypatch
+):
     recorder = Recorder()
     asked = iter(["", "save", "", "save"] + [""] * 99)
 
@@ -380,9 +384,14 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_names_it(tiny_adapte
     assert "The last checkpoint is that of step 0." in caught.value.hint
     assert last_checkpoint(tmp_path / "run").name == "step-000000"
     assert not (tmp_path / "run" / "checkpoints" / ".stage").exists()
-    assert recorder.events[-1] == ev.Noted(
-        text="Step 2 could not be saved (StudioError). The last checkpoint is that of step 0."
-    )
+    assert len(recorder.losses) == 8, "the run went on to its last step"
+    place = tmp_path / "run" / "checkpoints"
+    words = "Saving failed: [Errno 28] No space left on device. The last checkpoint is that of step 0. The run goes on."
+    assert [event.text for event in recorder.of(ev.Noted)] == [
+        f"Step 2: {place}/step-000002: {words}",
+        f"Step 8: {place}/step-000008: {words}",
+        "Step 8 could not be saved (StudioError). The last checkpoint is that of step 0.",
+    ]
 
 
 def test_evaluation_that_runs_out_of_memory_goes_on_smaller_and_so_does_training(
@@ -447,9 +456,9 @@ def test_a_save_request_is_answered_and_only_the_newest_are_kept(tiny_adapter_mo
     asked = iter(["", "", "save", "save", "save"] + [""] * 99)
     run = setup(tiny_adapter_model, tmp_path / "run", saving__keep=2)
     loop.train(run, recorder.emit, lambda: next(asked))
-    assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [1, 2, 3]
+    assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [1, 2, 3, 8]
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == ["step-000002", "step-000003"]
+    assert kept == ["step-000003", "step-000008"]
 
 
 def test_the_probe_tries_the_largest_micro_batch_and_changes_nothing(tiny_adapter_model, tmp_path):
@@ -499,4 +508,4 @@ def test_a_checkpoint_is_written_when_so_many_minutes_are_over(tiny_adapter_mode
     run = setup(tiny_adapter_model, tmp_path / "run", saving__every_minutes=2.5)
     outcome = loop.train(run, recorder.emit, recorder.asked)
     assert outcome.total_steps == 8
-    assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [3, 6]
+    assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [3, 6, 8], "and the last step"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import pytest
 
-from qlora_studio.engine.manifest import find_damage, remove, write_folder
+from qlora_studio.engine import manifest
+from qlora_studio.engine.manifest import find_damage, remove, sweep, write_folder
 
 
 def fill_with(text: str):
@@ -48,7 +50,25 @@ def test_a_failed_writing_leaves_what_was_there(tmp_path, there):
     assert not there or find_damage(tmp_path / "whole") == ""
 
 
-def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request, monkeypatch):
+    """Both ways to put a folder in another's place: in one step, and as on a system that cannot."""
+    if request.param == "two renames":
+        monkeypatch.setattr(manifest, "exchange", lambda first, second: False)
+    return request.param
+
+
+def test_a_folder_in_place_is_there_at_every_instant(tmp_path, monkeypatch):
+    """The process could be killed at any fault point: at each of them a whole folder stands in the place."""
+    write_folder(tmp_path / "whole", fill_with("one"))
+    seen = []
+    monkeypatch.setattr(manifest, "fault", lambda point: seen.append((point, find_damage(tmp_path / "whole"))))
+    write_folder(tmp_path / "whole", fill_with("two"))
+    assert [point for point, _ in seen] == ["save.begin", "save.filled", "save.manifest", "save.synced", "save.placed"]
+    assert {damage for _, damage in seen} == {""} and names(tmp_path) == ["whole"]
+
+
+def test_without_an_exchange_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
     write_folder(tmp_path / "whole", fill_with("one"))
     kind = type(tmp_path)
     rename = kind.rename
@@ -58,10 +78,52 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return rename(self, target)
 
+    monkeypatch.setattr(manifest, "exchange", lambda first, second: False)
     monkeypatch.setattr(kind, "rename", refuse_stage)
     with pytest.raises(PermissionError):
         write_folder(tmp_path / "whole", fill_with("two"))
-    assert (tmp_path / "whole" / "a.txt").read_text() == "one" and names(tmp_path) == ["whole"]
+    assert (tmp_path / "whole" / "a.txt").read_text() == "one"
+    sweep(tmp_path)
+    assert names(tmp_path) == ["whole"]
+
+
+POINTS = ("begin", "filled", "manifest", "synced", "swap", "placed", "trashed")
+
+
+@pytest.mark.parametrize("point", [f"save.{point}" for point in POINTS])
+@pytest.mark.parametrize("there", [True, False], ids=["old one there", "nothing there"])
+def test_after_a_kill_at_any_point_a_sweep_leaves_one_whole_folder_or_none(tmp_path, monkeypatch, way, point, there):
+    if there:
+        write_folder(tmp_path / "whole", fill_with("one"))
+
+    class Killed(BaseException):
+        """What `except` and `finally` would tidy up after, a kill leaves: so nothing may tidy."""
+
+    def kill(here):
+        if here == point:
+            monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            monkeypatch.setattr(manifest, "_remove_if_empty", lambda folder: None)
+            raise Killed
+
+    monkeypatch.setattr(manifest, "fault", kill)
+    with contextlib.suppress(Killed):
+        write_folder(tmp_path / "whole", fill_with("two"))
+    monkeypatch.undo()
+    sweep(tmp_path)
+    assert names(tmp_path) in (["whole"], [] if not there else ["whole"])
+    assert not (tmp_path / "whole").exists() or find_damage(tmp_path / "whole") == ""
+
+
+def test_a_sweep_deletes_half_folders_and_brings_back_only_whole_ones(tmp_path):
+    write_folder(tmp_path / "a", fill_with("one"))
+    write_folder(tmp_path / "b", fill_with("two"))
+    (tmp_path / "b" / "a.txt").unlink()
+    (tmp_path / ".stage" / "c").mkdir(parents=True)
+    (tmp_path / ".trash").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / ".trash" / name)
+    sweep(tmp_path)
+    assert names(tmp_path) == ["a"] and find_damage(tmp_path / "a") == ""
 
 
 @pytest.mark.parametrize(
@@ -76,8 +138,43 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
             lambda folder: (folder / "MANIFEST.json").write_text('{"schema": 9}'),
             "MANIFEST.json was written by another version (schema 9).",
         ),
+        *(
+            (lambda folder, text=text: (folder / "MANIFEST.json").write_text(text), "MANIFEST.json is no manifest.")
+            for text in (
+                "[]",
+                "null",
+                "7",
+                '{"schema": 1}',
+                '{"schema": 1, "files": []}',
+                '{"schema": 1, "files": {"a.txt": 3}}',
+                '{"schema": 1, "files": {"../a": {"bytes": 1}}}',
+                '{"schema": 1, "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}',
+            )
+        ),
+        (lambda folder: (folder / "MANIFEST.json").write_bytes(b"\xff\xfe"), "MANIFEST.json is missing or unreadable."),
+        (
+            lambda folder: (folder / "MANIFEST.json").write_text("[" * 100_000),
+            "MANIFEST.json is missing or unreadable.",
+        ),
     ],
-    ids=["flipped", "longer", "missing", "no manifest", "half manifest", "newer"],
+    ids=[
+        "flipped",
+        "longer",
+        "missing",
+        "no manifest",
+        "half manifest",
+        "newer",
+        "list",
+        "null",
+        "number",
+        "no files",
+        "list of files",
+        "number for a file",
+        "way out",
+        "absolute",
+        "bytes",
+        "deep",
+    ],
 )
 def test_damage_is_named_by_file(tmp_path, harm, says):
     write_folder(tmp_path / "whole", fill_with("one"))

@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.adapter_file import AdapterFile
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
-from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
-from qlora_studio.engine.load import Device, load_base
+from qlora_studio.engine.compare import agreement, log_probabilities, mean_loss, probe_answer, probe_rows
+from qlora_studio.engine.load import Device, load_adapter, load_base
 from qlora_studio.engine.manifest import write_folder
-from qlora_studio.engine.merge import merge
+from qlora_studio.engine.merge import MergedWeights, MergeRecipe, nf4_round_trip, write_merged
 from qlora_studio.engine.safetensors_stream import SafetensorsFile
-from tests.engine.conftest import FP32
+from tests.engine.adapter_variants import MERGEABLE, Variant
+from tests.engine.conftest import FP32, make_examples
 
 IDS = torch.arange(3, 43).unsqueeze(0)
 
@@ -26,6 +28,14 @@ IDS = torch.arange(3, 43).unsqueeze(0)
 def adapter_folder(tiny_adapter_model, tmp_path):
     write_folder(tmp_path / "adapter", lambda stage: save_adapter(TunedModel(tiny_adapter_model, "tiny"), stage))
     return tmp_path / "adapter"
+
+
+def merge(base, adapter, out, kind, compute):
+    merged = MergedWeights(MergeRecipe(base, adapter, kind, compute))
+    try:
+        write_merged(merged, out)
+    finally:
+        merged.close()
 
 
 def merged_model(base, adapter, out, kind):
@@ -87,14 +97,64 @@ def test_an_adapter_without_a_place_in_the_base_is_refused(tiny_folder, adapter_
         merge(tiny_folder, adapter_folder, tmp_path / "out", "original", torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("use_dora", True), ("modules_to_save", ["lm_head"]), ("layer_replication", [[0, 1]])]
-)
-def test_what_cannot_be_merged_tensor_by_tensor_is_refused_by_name(tiny_folder, adapter_folder, tmp_path, key, value):
-    file = adapter_folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    with pytest.raises(StudioError, match=f"This adapter uses {key}"):
-        merge(tiny_folder, adapter_folder, tmp_path, "original", torch.float32)
+@pytest.mark.parametrize("kind", ["original", "as_chatted"])
+def test_a_merge_keeps_the_whole_of_the_delta_in_16_bits(tiny_folder, adapter_folder, tmp_path, kind):
+    """The share of the change that survives rounding to bf16, over all adapted layers: the guard against a merge that
+    loses the training in silence, as one into the live 4-bit weights does."""
+    base = tmp_path / "bf16"
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).save_pretrained(base)
+    file = adapter_folder / "adapter_model.safetensors"
+    small = {name: value * (0.1 if "lora_B" in name else 1) for name, value in load_file(file).items()}
+    save_file(small, file, metadata={"format": "pt"})  # as small as a real one
+    (tmp_path / "out").mkdir()
+    merge(base, adapter_folder, tmp_path / "out", kind, torch.bfloat16)
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    adapter, kept, lost, rounded = AdapterFile(adapter_folder), [], [], []
+    for module in adapter.pairs:
+        a, b, scale = adapter.factors(module)
+        delta, name = scale * b @ a, f"{module}.weight"
+        old = nf4_round_trip(before[name], torch.bfloat16) if kind == "as_chatted" else before[name]
+        kept.append(share(after[name].float() - old.float(), delta))
+        grid = nf4_round_trip(old, torch.bfloat16).float()
+        lost.append(share(nf4_round_trip((grid + delta).bfloat16(), torch.bfloat16).float() - grid, delta))
+        rounded.append(float(delta.norm() / old.float().norm()))
+    assert max(rounded) < 0.02, "the change is as small beside the weights as that of a real adapter"
+    assert min(kept) > 0.99 and sum(kept) / len(kept) > 0.995
+    assert sum(lost) / len(lost) < 0.7, "a merge into the 4-bit grid would have been noticed"
+
+
+def share(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How much of the wanted change is in the one found: 1 where it is whole, 0 where it is lost."""
+    return float((found * wanted).sum() / wanted.square().sum())
+
+
+@pytest.mark.parametrize("kind", ["original", "as_chatted"])
+def test_a_base_that_exists_only_in_4_bits_is_merged_as_chatted_and_else_refused(
+    tiny_folder, tiny_adapter_model, adapter_folder, tmp_path, kind
+):
+    load_base(tiny_folder, FP32).save_pretrained(tmp_path / "four")
+    if kind == "original":
+        with pytest.raises(StudioError, match="exists only in 4 bits"):
+            merged_model(tmp_path / "four", adapter_folder, tmp_path / "merged", kind)
+        return
+    model = merged_model(tmp_path / "four", adapter_folder, tmp_path / "merged", kind)
+    tiny_adapter_model.eval()
+    assert torch.allclose(model(IDS).logits, tiny_adapter_model(IDS).logits, atol=2e-4)
+
+
+def test_as_chatted_rounds_every_layer_the_chat_has_in_4_bits_not_only_the_adapted_ones(tiny_folder, tmp_path):
+    variant = Variant({"target_modules": ["q_proj"]})
+    base, adapter = variant.write(tmp_path)
+    live = load_adapter(load_base(base, FP32), adapter).eval()
+    model = merged_model(base, adapter, tmp_path / "merged", "as_chatted")
+    assert torch.allclose(model(IDS).logits, live(IDS).logits, atol=2e-4)
+
+
+def test_as_chatted_turns_transposed_layers_round_as_the_loader_does(tmp_path):
+    base, adapter = MERGEABLE["transposed layers"].write(tmp_path)
+    live = load_adapter(load_base(base, FP32), adapter).eval()
+    model = merged_model(base, adapter, tmp_path / "merged", "as_chatted")
+    assert torch.allclose(model(IDS).logits, live(IDS).logits, atol=2e-4)
 
 
 def test_a_cut_off_weights_file_is_named(tiny_folder, tmp_path):
@@ -107,15 +167,30 @@ def test_a_cut_off_weights_file_is_named(tiny_folder, tmp_path):
 
 
 def test_agreement_of_a_model_with_itself_is_whole_and_with_another_is_not(tiny_folder, tiny_adapter_model):
-    probes = [Probe(tuple(range(3, 20)), tuple(range(30, 40))), Probe((5, 6), (7, 8, 9))]
+    probes = [
+        probe_answer(range(3, 20), range(30, 40), stopped=False),
+        probe_answer((5, 6), (7, 8, 9), stopped=True),
+        *probe_rows(make_examples(1), most=5),
+    ]
     tiny_adapter_model.eval()
-    tuned = answer_log_probabilities(tiny_adapter_model, probes)
-    assert tuned.shape == (13, 256)
+    tuned = log_probabilities(tiny_adapter_model, probes)
+    assert tuned.shape == (10 + 4 + 5, 256)
     assert agreement(tuned, tuned) == (1.0, 0.0)
     with tiny_adapter_model.disable_adapter():
-        base = answer_log_probabilities(tiny_adapter_model, probes)
+        base = log_probabilities(tiny_adapter_model, probes)
     same, kl = agreement(tuned, base)
     assert same < 1 and kl > 0.01
+
+
+def test_probes_look_at_the_tokens_that_are_trained_and_their_loss_is_that_of_transformers(tiny_folder):
+    model = load_base(tiny_folder, FP32, four_bit=False).eval()
+    (example,) = make_examples(1)
+    probes = probe_rows([example])
+    assert probes[0].targets() == [label for label in example.labels() if label >= 0]
+    ids = torch.tensor([example.input_ids])
+    expected = model(input_ids=ids, labels=torch.tensor([example.labels()])).loss
+    assert mean_loss(log_probabilities(model, probes), probes) == pytest.approx(float(expected), rel=1e-5)
+    assert mean_loss(torch.empty(0, 0), []) is None
 
 
 def test_a_base_with_a_missing_weight_is_refused(tiny_folder, tmp_path):

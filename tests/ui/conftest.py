@@ -59,6 +59,15 @@ def tab(workspace):
     return Tab(workspace)
 
 
+@pytest.fixture
+def ready(workspace):
+    """A tab of a workspace with the demo rows chosen, nothing counted and nothing started."""
+    report = workspace.studio.data.import_rows(str(workspace.studio.data.demo().rows), name="demo")
+    workspace.forget_world()
+    workspace.draft.change({"data.sources": [{"name": report.name, "weight": 1.0}]})
+    return Tab(workspace)
+
+
 @dataclass(frozen=True)
 class Server:
     """A studio that is open, and how long it took."""

@@ -73,7 +73,7 @@ class StudioWithChat(Studio):
         self.runs.open = lambda name: make_view(name, home.root, done, "finished")  # type: ignore[method-assign]
         self.chats.open = self._open_chat  # type: ignore[method-assign, assignment]
 
-    def _open_chat(self, name: str) -> FakePipe:
+    def _open_chat(self, name: str, checkpoint: str = "") -> FakePipe:
         self.pipes.append(FakePipe())
         return self.pipes[-1]
 

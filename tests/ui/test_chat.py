@@ -152,3 +152,21 @@ def test_an_idle_worker_is_closed(chat):
     chat.used -= 601
     chat.close_if_idle()
     assert not chat.studio.pipes[0].lives
+
+
+def test_other_weights_of_the_same_run_are_another_conversation(home):
+    from tests.ui.fakes import StudioWithChat
+
+    studio = StudioWithChat(Home.find())
+    opened = []
+    studio.chats.open = lambda name, checkpoint="": opened.append((name, checkpoint)) or studio._open_chat(name)
+    chat = ChatSession(studio)
+    for checkpoint in ("", "step-32", "step-32"):
+        chat.choose("run", checkpoint)
+        chat.ask("run", "hello", "", ("tuned",), Sampling())
+        chat.thread.join(5)
+    assert opened == [("run", ""), ("run", "step-32")]
+    assert len(chat.history.exchanges) == 2, "the second checkpoint's own questions"
+    chat.ask("other", "hello", "", ("tuned",), Sampling())
+    chat.thread.join(5)
+    assert opened[-1] == ("other", ""), "another run begins with its adapter"

@@ -7,10 +7,15 @@ import pytest
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import ExportWish, find_export_kind
 from qlora_studio.core.jobs import ExportRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.ui.tabs import export as export_tab
 from tests.ui.fakes import Tab
+
+
+def wish(kind: str, **changes: object) -> ExportWish:
+    return ExportWish(find_export_kind(kind), **changes)
 
 
 def write_events(job, *events):
@@ -43,47 +48,82 @@ def test_the_newest_run_and_a_new_folder_are_offered(exporting):
     exports = exporting.workspace.studio.home.exports
     assert exporting.value("export-run") == "short"
     assert exporting.value("export-folder") == str(exports / "short-merged")
-    exporting.view.export_what = "merged-as-chatted"
-    assert exporting.look().value("export-folder") == str(exports / "short-merged-as-chatted")
+    exporting.view.export_merge = "original"
+    assert exporting.look().value("export-folder") == str(exports / "short-merged-original")
+    exporting.view.export_what = "gguf"
+    assert exporting.look().value("export-folder") == str(exports / "short-gguf-q4_k_m-original")
     (exports / "short-adapter").mkdir(parents=True)
-    assert export_tab.default_folder(exports, "short", "adapter") == exports / "short-adapter-2"
+    assert export_tab.default_folder(exports, "short", wish("adapter")) == exports / "short-adapter-2"
+
+
+def test_what_belongs_to_another_kind_is_not_shown(exporting):
+    shown = {}
+    for kind in ("adapter", "merged", "gguf", "pack"):
+        exporting.view.export_what = kind
+        exporting.look()
+        shown[kind] = [name for name in ("merge", "gguf", "parts") if exporting.props[f"export-{name}"]["visible"]]
+    assert shown == {"adapter": [], "merged": ["merge"], "gguf": ["merge", "gguf"], "pack": ["merge", "gguf", "parts"]}
+    exporting.view.export_parts = ("adapter",)
+    assert exporting.look().props["export-gguf"]["visible"] is False
+
+
+def test_the_merge_follows_what_was_measured_on_this_run(exporting, run, tmp_path):
+    assert exporting.value("export-merge") == "as-chatted"
+    assert "As chatted is chosen: it is the model you tried out." in exporting.words("export-checks")
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=tmp_path / "out"))
+    measured = ev.Checked(what="merged model, original", kl=0.2, base_loss=3.0, chat_loss=2.0, loss=1.9)
+    write_events(job, ev.JobStarted(job="export"), measured, ev.Finished())
+    exporting.workspace.forget_world()
+    assert exporting.look().value("export-merge") == "original"
+    assert "loss 1.900 on this run's held-out rows beside the chat's 2.000" in exporting.words("export-checks")
+
+
+def test_a_finished_export_says_how_it_is_opened(exporting, run, tmp_path):
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=tmp_path / "out", kind="gguf"))
+    exported = ev.Exported(what="gguf", path=str(tmp_path / "out"), bytes=1)
+    write_events(job, ev.JobStarted(job="export"), exported, ev.Finished())
+    said = exporting.look().words("export-state")
+    assert f'llama-cli -m "{tmp_path}/out/short.Q4_K_M.gguf" --jinja' in said
+    assert "Open in Ollama" in said and "Open in LM Studio" in said and "vLLM" not in said
 
 
 def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "a").touch()
-    notes = export_tab.find_notes(exporting.workspace, "short", "adapter", f'"{full}"')
+    notes = export_tab.find_notes(exporting.workspace, "short", wish("adapter"), f'"{full}"')
     assert {note.says: note.kind for note in notes}["The folder is not empty; name a new one."] == "bad"
     assert not [note for note in notes if "fetches" in note.says], "an adapter needs no base"
-    notes = export_tab.find_notes(exporting.workspace, "short", "merged-original", str(tmp_path / "new"))
+    notes = export_tab.find_notes(
+        exporting.workspace, "short", wish("merged", merge_into="original"), str(tmp_path / "new")
+    )
     kinds = {note.says: note.kind for note in notes}
     assert kinds["The base smollm2-135m-instruct is not on this machine; a merge fetches it first."] == "warn"
-    relative = export_tab.find_notes(exporting.workspace, "short", "adapter", "out")
+    relative = export_tab.find_notes(exporting.workspace, "short", wish("adapter"), "out")
     assert [note.says for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]
 
 
 @pytest.mark.parametrize(
     ("what", "folder", "said"),
     [
-        ("everything", "/tmp/x", "Choose what to export."),
         ("adapter", "  ", "The folder is empty."),
+        ("pack", "/tmp/x", "A pack holds at least one part"),
     ],
 )
 def test_what_a_page_would_never_send_is_refused_all_the_same(exporting, what, folder, said):
     with pytest.raises(StudioError, match=said):
-        export_tab.start(exporting.workspace, "short", what, folder, check=False)
+        export_tab.start(exporting.workspace, "short", wish(what, parts=()), folder, check=False)
 
 
 def test_without_a_run_the_page_says_where_to_begin(tab):
     assert tab.words("export-checks").startswith("Nothing to export yet")
     assert tab.props["export-btn"]["interactive"] is False
     with pytest.raises(StudioError, match="There is no run to export"):
-        export_tab.start(tab.workspace, None, "adapter", "/tmp/x", check=False)
+        export_tab.start(tab.workspace, None, wish("adapter"), "/tmp/x", check=False)
 
 
 def test_an_export_that_has_just_been_started_is_never_called_interrupted(exporting, tmp_path):
-    export_tab.start(exporting.workspace, "short", "adapter", str(tmp_path / "out"), check=False)
+    export_tab.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "out"), check=False)
     exporting.look()
     assert exporting.words("export-state").startswith("Exporting starting")
     assert (exporting.props["export-btn"]["interactive"], exporting.props["export-stop-btn"]["visible"]) == (
@@ -91,14 +131,14 @@ def test_an_export_that_has_just_been_started_is_never_called_interrupted(export
         True,
     )
     with pytest.raises(StudioError, match="An export is under way"):
-        export_tab.start(exporting.workspace, "short", "adapter", str(tmp_path / "two"), check=False)
+        export_tab.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "two"), check=False)
 
 
 def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp_path):
     folder = tmp_path / "out"
     job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
-    compared = ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3)
+    compared = ev.Checked(what="merged model, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3)
     exported = ev.Exported(what="merged model", path=str(folder), bytes=1)
     write_events(job, ev.JobStarted(job="export"), exported, compared, ev.Finished())
     exporting.look()
-    assert "disagrees" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]
+    assert "differs" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]

@@ -121,7 +121,7 @@ def test_a_problem_is_said_with_labels():
 
 
 def test_what_a_person_typed_is_not_read_as_markdown_under_the_field():
-    shown = form.show_problem(BY_NAME["model.base"], Problem("<img src=x> and *that*"))
+    shown = form.show_below(BY_NAME["model.base"], Problem("<img src=x> and *that*"))
     assert shown["info"] == r"\<img src=x\> and \*that\*"
 
 

@@ -9,17 +9,7 @@ from qlora_studio.core.machine import Machine, TorchBuild
 from qlora_studio.core.plan import GIB, GpuInfo
 from qlora_studio.core.words import gib, gib_of
 from qlora_studio.ui.tabs import train as train_tab
-from tests.ui.fakes import Tab
 from tests.ui.test_views import token_report
-
-
-@pytest.fixture
-def ready(workspace):
-    """A tab of a workspace with the demo rows chosen, nothing counted and nothing started."""
-    report = workspace.studio.data.import_rows(str(workspace.studio.data.demo().rows), name="demo")
-    workspace.forget_world()
-    workspace.draft.change({"data.sources": [{"name": report.name, "weight": 1.0}]})
-    return Tab(workspace)
 
 
 def buttons(tab):
@@ -81,6 +71,16 @@ def test_a_wrong_value_is_said_under_its_field_and_in_the_words_of_the_page(read
     assert ready.props["optim-learning-rate"]["info"].startswith("Size of an update")
 
 
+def test_a_rate_that_is_left_open_shows_the_one_that_is_taken(ready):
+    info = ready.props["optim-learning-rate"]["info"]
+    assert ready.value("optim-learning-rate") == ""
+    assert info.startswith("Size of an update") and info.endswith(" suits this model, 576 wide, at this alpha.")
+    ready.type("optim.learning_rate", "2e-4")
+    assert "suits this model" not in ready.props["optim-learning-rate"]["info"]
+    ready.type("optim.learning_rate", "auto")
+    assert "suits this model" in ready.props["optim-learning-rate"]["info"]
+
+
 def test_what_is_unusual_stands_under_its_field_and_does_not_block(ready):
     ready.type("optim.learning_rate", "1")
     assert ready.props["optim-learning-rate"]["elem_classes"] == ["qs-unusual"]
@@ -111,7 +111,7 @@ def test_a_base_that_nobody_knows_yet_is_looked_up_once(ready):
 def test_a_preset_changes_its_fields_and_is_recognised_by_them(ready):
     ready.workspace.choose_preset("rank", "strong")
     ready.look()
-    assert (ready.value("lora-rank"), ready.value("lora-alpha")) == (64, "128")
+    assert (ready.value("lora-rank"), ready.value("lora-alpha")) == (64, "32")
     assert presets(ready) == ("strong", "cpu")
     ready.type("lora.alpha", "64")
     assert presets(ready) == (None, "cpu")

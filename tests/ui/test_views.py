@@ -236,12 +236,12 @@ def test_a_merge_that_disagrees_does_not_end_under_a_green_finished():
     events = [
         ev.JobStarted(job="export"),
         ev.Exported(what="merged model", path="/out", bytes=GIB),
-        ev.Checked(what="merged, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3),
+        ev.Checked(what="merged model, original", same_top1=0.7, kl=0.195, identical_answers=0, answers=3),
     ]
     card = export.export_card(JobView("finished", fold([*events, ev.Finished()]), 9.0))
-    assert '<span class="qs-chip bad">disagrees</span>' in card and "finished" not in card
+    assert '<span class="qs-chip warn">differs</span>' in card and "finished" not in card
     assert "Export again as chatted" in card
-    as_chatted = events[-1].model_copy(update={"what": "merged, as chatted"})
+    as_chatted = events[-1].model_copy(update={"what": "merged, as chatted", "as_chatted": True, "kl": 0.001})
     assert "Export again" not in export.export_card(
         JobView("finished", fold([*events[:-1], as_chatted, ev.Finished()]))
     )

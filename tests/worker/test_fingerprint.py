@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import create_job
 from qlora_studio.worker.context import Context, FetchedBase
-from qlora_studio.worker.fingerprint import MUST_STAY, fingerprint, keep_fingerprint
+from qlora_studio.worker.fingerprint import MUST_STAY, check_same_weights, fingerprint, identify_base, keep_fingerprint
 from qlora_studio.worker.train import find_checkpoint
 
 
@@ -35,7 +38,9 @@ def make(**changes: Any) -> dict[str, Any]:
     )
     tokenizer: Any = SimpleNamespace(template=facts["template"])
     base = FetchedBase(Home.find().root, facts["base"], facts["revision"])
-    return fingerprint(TrainConfig(), base, tokenizer, rows)
+    identity = Identity(base={"model.safetensors": facts.get("weights", "ww")})
+    config = TrainConfig().replace(facts.get("settings", {}))
+    return fingerprint(config, base, tokenizer, rows, identity)
 
 
 def test_a_new_run_writes_its_fingerprint_and_the_same_run_goes_on(context, home):
@@ -48,23 +53,76 @@ def test_a_new_run_writes_its_fingerprint_and_the_same_run_goes_on(context, home
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "says"),
     [
-        ({"train": "other"}, "tokens_sha256"),
-        ({"held_out": "other"}, "tokens_sha256"),
-        ({"template": "{{ y }}"}, "template_sha256"),
-        ({"base": "org/other"}, "base"),
-        ({"revision": "def"}, "revision"),
-        ({"base": "org/other", "train": "other"}, "base, tokens_sha256"),
+        ({"train": "other"}, "The rows are others, or become other tokens."),
+        ({"held_out": "other"}, "The rows are others, or become other tokens."),
+        ({"template": "{{ y }}"}, "The chat template is not the one it was trained with."),
+        ({"base": "org/other"}, "The base is another one: org/other instead of org/name."),
+        ({"revision": None}, "The base's revision is none instead of abc."),
+        (
+            {"weights": "flipped"},
+            "The base's weights are not those it was trained with: model.safetensors has changed.",
+        ),
+        ({"settings": {"lora.alpha": 7}}, "lora.alpha is 7 instead of 32."),
+        (
+            {"base": "org/other", "train": "other"},
+            "The base is another one: org/other instead of org/name. The rows are others, or become other tokens.",
+        ),
     ],
 )
-def test_a_run_that_would_be_another_is_refused_by_what_changed(context, home, changes, named):
-    keep_fingerprint(context, make())
+def test_a_run_that_would_be_another_is_refused_with_what_differs(context, home, changes, says):
+    keep_fingerprint(context, make(settings={"lora.alpha": 32}))
     before = (context.folder.path / "fingerprint.json").read_bytes()
     with pytest.raises(StudioError) as refused:
-        keep_fingerprint(context, make(**changes))
-    assert f"since it began, {named} changed." in str(refused.value)
+        keep_fingerprint(context, make(**{"settings": {"lora.alpha": 32}} | changes))
+    assert refused.value.message.endswith(f"for it would be another one. {says}")
     assert (context.folder.path / "fingerprint.json").read_bytes() == before
+
+
+def test_what_does_not_decide_the_curve_may_change(context, home):
+    keep_fingerprint(context, make())
+    keep_fingerprint(context, make(settings={"saving.keep": 9, "memory.budget_gib": 3.5, "evaluation.patience": 2}))
+
+
+def test_a_change_of_version_is_said_once_and_recorded_beside_what_it_was(context, home):
+    made = make()
+    older, newer = made | {"versions": made["versions"] | {"torch": "2.0"}}, made
+    keep_fingerprint(context, older)
+    for _ in range(2):
+        keep_fingerprint(context, newer)
+    (note,) = context.said
+    assert note.text.startswith("Since this run was last at work, versions changed: torch 2.0 before, ")
+    kept = json.loads((context.folder.path / "fingerprint.json").read_text())
+    assert kept["versions"]["torch"] == "2.0" and kept["resumed_with"] == [newer["versions"]]
+
+
+def test_a_fingerprint_that_knows_no_hashes_differs_in_none_and_learns_them(context, home):
+    made = make()
+    earlier = {name: value for name, value in made.items() if name not in ("identity", "settings")}
+    keep_fingerprint(context, earlier)
+    keep_fingerprint(context, made)
+    assert json.loads((context.folder.path / "fingerprint.json").read_text()) == made
+
+
+def test_a_base_that_changed_is_not_chatted_with_in_silence(context, tmp_path):
+    """One byte of the base flipped after training: refused by name; as it was: accepted."""
+    base = tmp_path / "base"
+    base.mkdir()
+    weights = base / "model.safetensors"
+    save_file({"w": torch.ones(4)}, weights)
+    tokenizer: Any = SimpleNamespace(template="{{ x }}")
+    found = FetchedBase(base, "org/name", "abc")
+    made = make() | {"identity": identify_base(context, base).model_dump(mode="json")}
+    keep_fingerprint(context, made)
+    check_same_weights(context, context.folder, found, tokenizer)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(StudioError, match=r"not answer as it was trained\. .*model\.safetensors has changed\."):
+        check_same_weights(context, context.folder, found, tokenizer)
+    with pytest.raises(StudioError, match="The chat template is not the one"):
+        check_same_weights(context, context.folder, found, SimpleNamespace(template="{{ z }}"))  # type: ignore[arg-type]
 
 
 def test_a_run_of_another_version_is_refused_as_such(context, home):

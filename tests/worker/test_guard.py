@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from qlora_studio.core import events as ev
 from qlora_studio.core.jobs import DoctorRequest, TrainReport, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Follower
-from qlora_studio.worker.guard import guard
+from qlora_studio.worker.guard import MOST_STALLED, guard
 
 DIE_TWICE = """
 import json, os, pathlib, signal, sys
@@ -53,7 +54,25 @@ def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
     code, follower = run_guard(folder, 99, 9, memory=True)
     assert code == 1 and follower.progress.state == "failed"
     assert follower.progress.message == "The system ended the worker because the computer's memory ran out."
-    assert json.loads((folder.path / "limits.json").read_text()) == {"rungs": 4}
+    assert json.loads((folder.path / "limits.json").read_text()) == {"rungs": MOST_STALLED}
+
+
+def test_memory_kills_are_counted_against_progress_and_not_to_a_number(tmp_path):
+    """A worker that brings one more step each time before it is killed is started again however often."""
+    folder, deaths = create_job(tmp_path, "one", TrainRequest()), MOST_STALLED + 12
+    step = ev.StepLogged(
+        step=1, total_steps=99, epoch=0, loss=1, learning_rate=1, grad_norm=1, tokens=1, trained_tokens=1,
+        tokens_per_second=1, peak_bytes=3 << 30,
+    )  # fmt: skip
+    logs = (
+        "with (folder / 'events.jsonl').open('a') as file:\n"
+        f"    file.write(json.dumps({step.to_json()!r} | {{'step': count + 1}}) + '\\n')\nif count <"
+    )
+    script = DIE_TWICE.replace("if count <", logs, 1)
+    killed = iter(range(999))
+    arguments = [sys.executable, "-c", script, str(folder.path), str(deaths), "9"]
+    assert guard(folder, arguments, lambda: next(killed)) == 0
+    assert len((folder.path / "deaths").read_text()) == deaths
 
 
 @pytest.mark.parametrize(("number", "how"), [(9, "signal 9"), (11, "signal 11")])

@@ -13,8 +13,11 @@ import psutil
 import pytest
 
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.events import JobStarted
 from qlora_studio.core.jobs import DoctorRequest, TrainRequest
+from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import create_job
+from qlora_studio.runs.journal import Follower, Journal
 from qlora_studio.runs.lock import is_held
 from qlora_studio.runs.supervisor import (
     BUSY,
@@ -30,12 +33,12 @@ from qlora_studio.worker.guard import inner_command
 from tests.runs.holders import held
 
 GUARD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import qlora_studio.worker.__main__ as worker
 def guard(folder, command):
     (folder.path / "at-work").touch()
-    time.sleep(1.5)
+    time.sleep(float(os.environ.get("HOLD_SECONDS", "1.5")))
     return 0
 worker.guard, worker.LEAVE_LOCK_SECONDS = guard, 0.2
 sys.exit(worker.main(["worker", sys.argv[1]]))
@@ -47,12 +50,19 @@ def make_runs(folder: Path, count: int) -> list[Path]:
     return [create_job(folder / "runs", f"run {number}", TrainRequest()).path for number in range(count)]
 
 
-def test_of_many_starts_at_once_one_trains_and_the_others_are_told(tmp_path):
-    runs = make_runs(tmp_path, 8)
+def test_of_many_starts_at_once_one_trains_and_the_others_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOLD_SECONDS", "300")
+    runs = make_runs(tmp_path, 20)
     starts = [subprocess.Popen([sys.executable, "-c", GUARD, str(run)]) for run in runs]
-    codes = sorted(process.wait() for process in starts)
-    assert codes == [0] + [BUSY] * 7
-    assert len([run for run in runs if (run / "at-work").exists()]) == 1
+    until = time.monotonic() + 120
+    while sum(process.poll() is not None for process in starts) < 19 and time.monotonic() < until:
+        time.sleep(0.05)
+    codes = [process.poll() for process in starts]
+    for process in starts:
+        process.kill()
+        process.wait()
+    assert sorted(codes, key=str) == [*[BUSY] * 19, None]
+    assert [run for run in runs if (run / "at-work").exists()] == [runs[codes.index(None)]]
 
 
 def test_a_start_beside_a_training_names_it(tmp_path):
@@ -126,7 +136,7 @@ def test_a_worker_sees_only_the_card_it_was_given(monkeypatch):
 
 
 GUARDED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import qlora_studio.worker.__main__ as worker
 from qlora_studio.core import events as ev
@@ -178,3 +188,65 @@ def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path):
     guard.terminate()
     assert guard.wait(10) == 0
     assert [json.loads(line)["event"] for line in job.events.read_text().splitlines()] == ["started", "stopped"]
+
+
+DEAF = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[-1])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with (folder / "events.jsonl").open("a") as file:
+    file.write(json.dumps({"event": "started", "job": "train", "pid": os.getpid()}) + "\\n")
+time.sleep(600)
+"""
+"""A worker that hears no stop."""
+
+
+def test_a_worker_that_does_not_answer_is_ended_and_how_it_ended_is_said(tmp_path):
+    (folder,) = [create_job(tmp_path / "runs", "deaf", TrainRequest())]
+    guard = subprocess.Popen([sys.executable, "-c", AROUND, str(folder.path), DEAF])
+    try:
+        until(lambda: folder.worker_lives() and folder.events.exists() and folder.events.stat().st_size)
+        folder.ask("stop")
+        assert guard.poll() is None and supervisor.end_now(folder)
+        assert guard.wait(20) == 1
+    finally:
+        guard.kill()
+    follower = Follower(folder.events)
+    follower.read()
+    assert follower.progress.message == "The worker exited unexpectedly (signal 9)."
+    assert not supervisor.end_now(folder), "there is none any more"
+
+
+def test_a_process_that_only_has_the_number_of_a_worker_is_left_alone(tmp_path):
+    (folder,) = [create_job(tmp_path / "runs", "one", TrainRequest())]
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    journal = Journal(folder.events)
+    journal.append(JobStarted(job="train", pid=other.pid))
+    journal.close()
+    try:
+        with held(folder.lock_file):
+            assert not supervisor.end_now(folder)
+        assert other.poll() is None
+    finally:
+        other.kill()
+
+
+AROUND = """
+import sys
+from pathlib import Path
+from qlora_studio.runs.folder import JobFolder
+from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.worker.guard import guard
+folder = JobFolder(Path(sys.argv[1]))
+lock = ProcessLock(folder.lock_file)
+assert lock.acquire()
+sys.exit(guard(folder, [sys.executable, "-c", sys.argv[2], str(folder.path)]))
+"""
+"""The real guard around a worker of its own."""
+
+
+def until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert true()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from qlora_studio.data.sets.identity import hash_path, size_of, slug
 from qlora_studio.data.sets.preview import Preview, preview_file
 from qlora_studio.data.sets.store import list_datasets, load_conversations
 from qlora_studio.data.sets.writer import SetWriter
+from qlora_studio.faults import fault
 from qlora_studio.home import read_path
 
 __all__ = [
@@ -142,13 +144,14 @@ def _import(source: _Source, folder: Path, given_name: str, title: str, choices:
         return known.model_copy(update={"unchanged": True})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=f".import-{os.getpid()}-", dir=folder))
     except OSError as error:
         raise StudioError(
             f"Nothing can be written here: {error.strerror}.", "Choose another home folder.", where=str(folder)
         ) from None
     try:
         report = _write(source, stage, choices)
+        fault("import.written")
         update = {
             "name": name,
             "title": title if title != name else "",
@@ -159,6 +162,7 @@ def _import(source: _Source, folder: Path, given_name: str, title: str, choices:
         }
         report = report.model_copy(update=update)
         (stage / REPORT).write_text(report.model_dump_json(indent=2), encoding="utf-8")
+        fault("import.whole")
         swap_in(stage, folder / name)
     except OSError as error:
         raise StudioError(

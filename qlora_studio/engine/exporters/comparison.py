@@ -1,68 +1,192 @@
-"""An artefact beside the chat: the same prompts, the same ids, and how far the answers are from each other."""
+"""An artefact beside the chat: the same prompts and held-out rows, the same ids, and how far apart the two are.
+
+The chat's side is recorded and kept as files, so that the artefact is asked in a process that never saw the chat's model.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
-from qlora_studio.engine.compare import Probe, agreement, answer_log_probabilities
+from qlora_studio.engine.compare import Probe, agreement, log_probabilities, mean_loss, probe_answer, probe_rows
 from qlora_studio.engine.generate import generate
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 """Short and without chance: what is compared must not depend on it."""
+RECORD, DISTRIBUTIONS = "chat.json", "chat.safetensors"
+Ask = Callable[[Sequence[Probe]], torch.Tensor]
+"""The artefact's log-probabilities (positions, vocab) at the positions of some probes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt, as ids, and what was answered."""
+
+    text: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    stopped: bool
+    """Whether it came to its end by itself."""
+
+    @property
+    def probe(self) -> Probe:
+        return probe_answer(self.prompt, self.answer, stopped=self.stopped)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRecord:
-    """What a run answered in chat."""
+    """What a run said in chat."""
 
-    prompts: tuple[str, ...]
-    probes: tuple[Probe, ...]
-    """Each prompt and its answer, as ids."""
+    answers: tuple[Answer, ...]
+    rows: tuple[Probe, ...]
+    """Held-out rows, at their trained positions."""
     log_probabilities: torch.Tensor
-    """(positions, vocab) fp32 on the CPU, at the positions that predict the answers' tokens."""
+    """(positions, vocab) fp32 on the CPU, at the positions of the answers, then of the rows."""
+    base_loss: float | None
+    """Mean loss of the rows without the adapter; None where the run holds nothing out."""
+    options: RenderOptions
+    template: str
+    stops: tuple[int, ...]
+    """Ids that end an answer."""
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        return (*(answer.probe for answer in self.answers), *self.rows)
+
+    @property
+    def chat_loss(self) -> float | None:
+        """Mean loss of the rows with the adapter."""
+        return self.loss(self.log_probabilities)
+
+    def loss(self, distributions: torch.Tensor) -> float | None:
+        """Mean loss of the rows, from distributions at all of the record's positions."""
+        before = sum(len(answer.probe.positions) for answer in self.answers)
+        return mean_loss(distributions[before:], self.rows)
+
+    def save(self, folder: Path) -> None:
+        """Writes the record into an empty folder."""
+        save_file({"log_probabilities": self.log_probabilities.contiguous()}, folder / DISTRIBUTIONS)
+        values = asdict(self)
+        del values["log_probabilities"]
+        (folder / RECORD).write_text(json.dumps(values), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatRecord:
+        """The record in a folder that `save` has written."""
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        answers = [
+            Answer(one["text"], tuple(one["prompt"]), tuple(one["answer"]), one["stopped"]) for one in values["answers"]
+        ]
+        return cls(
+            answers=tuple(answers),
+            rows=tuple(Probe(tuple(row["ids"]), tuple(row["positions"])) for row in values["rows"]),
+            log_probabilities=load_file(folder / DISTRIBUTIONS)["log_probabilities"],
+            base_loss=values["base_loss"],
+            options=RenderOptions(**values["options"]),
+            template=values["template"],
+            stops=tuple(values["stops"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model in memory with the words it speaks in."""
+
+    model: Any
+    tokenizer: ChatTokenizer
     options: RenderOptions
 
+    def answer(self, text: str) -> Answer:
+        """What it answers to a prompt of its own conversation, without chance."""
+        ids = tuple(prompt_ids([Turn("user", text)], self.tokenizer, options=self.options))
+        answer = tuple(generate(self.model, ids, stop_ids(self.tokenizer), GREEDY))
+        return Answer(text, ids, answer, len(answer) < GREEDY.max_new_tokens)
 
-def record_chat(model: Any, tokenizer: ChatTokenizer, options: RenderOptions, prompts: Sequence[str]) -> ChatRecord:
-    """Asks the model these prompts, each a conversation of its own, and keeps what it says."""
-    probes = []
-    for prompt in prompts:
-        ids = _ids(prompt, tokenizer, options)
-        probes.append(Probe(ids, tuple(generate(model, ids, stop_ids(tokenizer), GREEDY))))
-    return ChatRecord(tuple(prompts), tuple(probes), answer_log_probabilities(model, probes), options)
+
+def record_chat(chat: Speaker, prompts: Sequence[str], held_out: Sequence[Example] = ()) -> ChatRecord:
+    """Asks the chat these prompts and the held-out rows, with and without its adapter, and keeps what it says."""
+    answers, rows = tuple(chat.answer(prompt) for prompt in prompts), tuple(probe_rows(held_out))
+    base_loss = None
+    if rows and isinstance(chat.model, PeftModel):
+        with chat.model.disable_adapter():
+            base_loss = mean_loss(log_probabilities(chat.model, rows), rows)
+    return ChatRecord(
+        answers=answers,
+        rows=rows,
+        log_probabilities=log_probabilities(chat.model, [*(answer.probe for answer in answers), *rows]),
+        base_loss=base_loss,
+        options=chat.options,
+        template=chat.tokenizer.template,
+        stops=tuple(sorted(stop_ids(chat.tokenizer))),
+    )
+
+
+def check_words(record: ChatRecord, tokenizer: ChatTokenizer) -> None:
+    """Raises a StudioError where the artefact would write or end a conversation otherwise than training did."""
+    if tokenizer.template != record.template:
+        raise _other_words("chat template is not that of training")
+    if tuple(sorted(stop_ids(tokenizer))) != record.stops:
+        raise _other_words("answers end with other tokens than in training")
+    for answer in record.answers:
+        ids = tuple(prompt_ids([Turn("user", answer.text)], tokenizer, options=record.options))
+        if ids != answer.prompt:
+            raise _other_words("tokenizer writes a prompt in other tokens than training")
+
+
+def _other_words(what: str) -> StudioError:
+    return StudioError(f"The exported model's {what}.", "Report this: it should be impossible.")
+
+
+def compare(record: ChatRecord, distributions: torch.Tensor, like: ev.Checked) -> ev.Checked:
+    """`like` with the numbers of a comparison: the artefact's distributions beside the chat's, at the same positions."""
+    same, kl = agreement(record.log_probabilities, distributions)
+    ended = kept = at = 0
+    for answer in record.answers:
+        at += len(answer.probe.positions)
+        if answer.stopped:
+            ended += 1
+            kept += int(distributions[at - 1].argmax()) in record.stops
+    return like.model_copy(
+        update={
+            "same_top1": same,
+            "kl": kl,
+            "positions": len(distributions),
+            "stops": ended,
+            "stops_kept": kept,
+            "base_loss": record.base_loss,
+            "chat_loss": record.chat_loss,
+            "loss": record.loss(distributions),
+        }
+    )
 
 
 def compare_with_chat(
-    record: ChatRecord, model: Any, tokenizer: ChatTokenizer, what: str, emit: Callable[[ev.Event], None]
+    record: ChatRecord, artefact: Speaker, like: ev.Checked, emit: Callable[[ev.Event], None]
 ) -> None:
-    """Asks the artefact the same and emits its answers and the verdict on `what`.
+    """Asks the artefact what the chat was asked and emits its answers and the comparison.
 
-    Raises a StudioError where its tokenizer writes a prompt in other ids.
+    Raises a StudioError where it would write or end a conversation otherwise than training did.
     """
-    same, kl = agreement(record.log_probabilities, answer_log_probabilities(model, record.probes))
+    check_words(record, artefact.tokenizer)
     identical = 0
-    for prompt, probe in zip(record.prompts, record.probes, strict=True):
-        ids = _ids(prompt, tokenizer, record.options)
-        if ids != probe.prompt:
-            raise StudioError(
-                "The exported tokenizer writes this prompt differently from training.",
-                "Report this: it should be impossible.",
-            )
-        answer = tuple(generate(model, ids, stop_ids(tokenizer), GREEDY))
-        identical += answer == probe.answer
-        emit(ev.SampleWritten(step=0, prompt=prompt, answer=tokenizer.decode(answer), side="merged"))
-    emit(ev.Checked(what=what, same_top1=same, kl=kl, identical_answers=identical, answers=len(record.probes)))
-
-
-def _ids(prompt: str, tokenizer: ChatTokenizer, options: RenderOptions) -> tuple[int, ...]:
-    return tuple(prompt_ids([Turn("user", prompt)], tokenizer, options=options))
+    for asked in record.answers:
+        answer = artefact.answer(asked.text)
+        identical += answer.answer == asked.answer
+        said = artefact.tokenizer.decode(answer.answer)
+        emit(ev.SampleWritten(step=0, prompt=asked.text, answer=said, side="merged"))
+    like = like.model_copy(update={"identical_answers": identical, "answers": len(record.answers)})
+    emit(compare(record, log_probabilities(artefact.model, record.probes), like))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import MergeInto
+from qlora_studio.core.jobs import GgufType, MergeInto
 from qlora_studio.engine.exporters.comparison import ChatRecord
 from qlora_studio.engine.load import Device
 
@@ -31,6 +31,22 @@ class ExportSource:
     """Where and in which format it was chatted with."""
     merge_into: MergeInto = "original"
     """Which weights take the adapter, where weights are merged."""
+    gguf: GgufType = "Q4_K_M"
+    """The type of a GGUF file."""
+    parts: tuple[str, ...] = ()
+    """The kinds that a pack holds."""
+    name: str = "model"
+    """What the artefact is called in its files: the run's name."""
+    base_name: str = ""
+    """The base's hub id or name, never a path."""
+    licence: str = ""
+    """The base's, as its model card names it."""
+    context_tokens: int = 2048
+    """The longest row that was trained: what a runtime is told to make room for."""
+
+    def tokenizer_folder(self) -> Path:
+        """Where tokenizer and template are: beside the adapter where it has its own, else the base's."""
+        return self.adapter if (self.adapter / "tokenizer_config.json").exists() else self.base_folder()
 
     def base_folder(self) -> Path:
         """The base's folder, for an exporter that needs it."""

@@ -101,6 +101,8 @@ class ChatSession:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.run: str | None = None
+        self.checkpoint = ""
+        """Which weights of the run answer; empty for its adapter."""
         self.base = ""
         """The name of the run's base."""
         self.history = History()
@@ -126,9 +128,9 @@ class ChatSession:
         with self.lock:
             if self.busy:
                 raise BUSY
-            self._turn_to(run)
+            self._turn_to(run, self.checkpoint if run == self.run else "")
             if self.pipe is None or not self.pipe.lives:
-                self.pipe = self.studio.chats.open(run)
+                self.pipe = self.studio.chats.open(run, self.checkpoint)
             self.error, self.stopping = None, False
             if not any(one.remembered for one in self.history.exchanges):
                 self.history.system = system
@@ -137,11 +139,11 @@ class ChatSession:
             self.thread.start()
             self._touch()
 
-    def choose(self, run: str | None) -> None:
-        """Turns to another run; its conversation begins anew."""
+    def choose(self, run: str | None, checkpoint: str = "") -> None:
+        """Turns to another run, or to other weights of it; the conversation begins anew."""
         with self.lock:
-            if run != self.run and not self.busy:
-                self._turn_to(run)
+            if (run, checkpoint) != (self.run, self.checkpoint) and not self.busy:
+                self._turn_to(run, checkpoint)
                 self._touch()
 
     def stop(self) -> None:
@@ -169,12 +171,12 @@ class ChatSession:
         if self.pipe is not None and not self.busy and time.monotonic() - self.used > IDLE_SECONDS:
             self.close()
 
-    def _turn_to(self, run: str | None) -> None:
-        if run == self.run:
+    def _turn_to(self, run: str | None, checkpoint: str) -> None:
+        if (run, checkpoint) == (self.run, self.checkpoint):
             return
         self.base = self.studio.runs.open(run).config.model.base.rstrip("/").rsplit("/", 1)[-1] if run else ""
         self._close_pipe()
-        self.run, self.history = run, History()
+        self.run, self.checkpoint, self.history = run, checkpoint, History()
 
     def _newest(self) -> dict[Side, Answer]:
         return self.history.exchanges[-1].answers if self.history.exchanges else {}

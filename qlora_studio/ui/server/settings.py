@@ -36,12 +36,12 @@ class Control:
 
     @property
     def problem_slot(self) -> Slot:
-        """What is wrong with the value, under the label."""
+        """What is wrong with the value, or what is taken for it, under the label."""
         dotted = self.setting.dotted
         return Slot(
             (self.component,),
-            lambda scene: {self.component: form.show_problem(self.setting, *_said(scene, dotted))},
-            lambda scene: _said(scene, dotted),
+            lambda scene: {self.component: form.show_below(self.setting, *_below(scene, dotted))},
+            lambda scene: _below(scene, dotted),
             "problem",
         )
 
@@ -96,10 +96,10 @@ def agree(workspace: Workspace, view: View, controls: Sequence[Control], values:
         )
 
 
-def _said(scene: Scene, dotted: str) -> tuple[Problem | None, Problem | None]:
-    """What is wrong with a field, and what is unusual about it."""
+def _below(scene: Scene, dotted: str) -> tuple[Problem | None, Problem | None, str]:
+    """What is wrong with a field, what is unusual about it, and what is taken where it was left open."""
     outlook = scene.workspace.outlook()
-    return outlook.problem_of(dotted), outlook.unusual_of(dotted)
+    return outlook.problem_of(dotted), outlook.unusual_of(dotted), outlook.chosen_for(dotted)
 
 
 def _read(workspace: Workspace, setting: Setting, value: Any) -> Any:

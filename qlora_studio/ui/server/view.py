@@ -48,13 +48,24 @@ class View:
         self.opened: OpenedSource | None = None
         self.run: str | None = None
         """The run shown whole on the Runs page; the newest where none was picked."""
+        self.deleting: str | None = None
+        """The run whose deletion waits for a second word."""
+        self.tag: str | None = None
+        """Whose runs' results are shown; the first tag where none was chosen."""
         self.compared: tuple[str, ...] | None = None
         """Runs whose curves are compared; the newest where none were picked."""
         self.compared_loss = "train"
         """`train` or `evaluation`."""
         self.export_run: str | None = None
-        self.export_what = "merged-original"
-        """What would be exported, by the name of its card."""
+        self.export_weights = ""
+        """Which weights of it; empty for its adapter."""
+        self.export_what = "merged"
+        """What would be exported: the name of a kind."""
+        self.export_merge: str | None = None
+        """Which weights take the adapter, by name; None where it is left to what suits the run."""
+        self.export_gguf = "Q4_K_M"
+        self.export_parts: tuple[str, ...] = ("adapter", "merged", "gguf")
+        """What a pack holds."""
         self.export_folder: str | None = None
         """What was typed as its folder; None where one is offered."""
         self.formatted = False

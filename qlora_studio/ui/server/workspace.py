@@ -21,6 +21,7 @@ from qlora_studio.ui.server.chat import ChatSession
 from qlora_studio.ui.server.draft import Draft
 from qlora_studio.ui.server.examination import Examination
 from qlora_studio.ui.server.lookup import BaseLookup
+from qlora_studio.ui.server.rate_search import RateFinder
 from qlora_studio.ui.server.tokens import TokenCount
 from qlora_studio.ui.server.world import World
 
@@ -53,6 +54,10 @@ class Outlook:
         """What keeps a run from starting because of one field."""
         return next((problem for problem in self.blocks if problem.field == dotted), None)
 
+    def chosen_for(self, dotted: str) -> str:
+        """What is taken for a field that was left open; empty where nothing is settled yet."""
+        return self.readiness.chosen.get(dotted, "") if self.readiness else ""
+
     def unusual_of(self, dotted: str) -> Problem | None:
         """What may be meant and rarely is."""
         unusual = self.readiness.unusual if self.readiness else ()
@@ -69,6 +74,7 @@ class Workspace:
         self.tokens = TokenCount(studio)
         self.examination = Examination(studio)
         self.lookup = BaseLookup(studio)
+        self.rates = RateFinder(studio)
         self._still = (-1, 0.0)
         """The version of the draft, and since when it has been that."""
         self._counted_version = -1
@@ -133,6 +139,7 @@ class Workspace:
         self.tokens.settle()
         self.examination.settle()
         self.lookup.settle()
+        self.rates.settle()
         self._count_if_still()
 
     def refuse_while_training(self, doing: str) -> None:

@@ -15,6 +15,7 @@ from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.studio import Studio
 from qlora_studio.ui.server.memory import read_memory
 from qlora_studio.ui.views.side import Memory
+from qlora_studio.ui.views.weights import Choice, weight_choices
 
 FRESH_SECONDS = 0.9
 """A little less than a tick: the first tab that ticks reads anew, and the others take what it read."""
@@ -31,6 +32,7 @@ class World:
         self._views: dict[str, RunView | None] = {}
         self._jobs: dict[tuple[str, JobKind], JobRef | None] = {}
         self._looks: dict[JobRef, JobView] = {}
+        self._weights: dict[str, list[Choice]] = {}
 
     @property
     def is_fresh(self) -> bool:
@@ -60,20 +62,37 @@ class World:
         return [run.name for run in self.runs.values() if run.has_adapter and not run.unreadable]
 
     @cached_property
+    def queued(self) -> list[str]:
+        """Names of the runs that wait, the next to start first."""
+        return [name for name in self._studio.queue.names() if name in self.runs]
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """Every tag that several runs share, that of the newest run first."""
+        all_tags = [tag for run in self.runs.values() for tag in run.tags]
+        return [tag for tag in dict.fromkeys(all_tags) if all_tags.count(tag) > 1]
+
+    @cached_property
     def training(self) -> RunSummary | None:
         """The run that is at work."""
         return next((run for run in self.runs.values() if run.at_work), None)
 
     @cached_property
     def run(self) -> RunView | None:
-        """The run the sidebar shows: the one at work, else the newest that can be read."""
-        names = [run.name for run in (self.training, *self.runs.values()) if run and not run.unreadable]
+        """The run the sidebar shows: the one at work, else the newest that can be read and has begun."""
+        newest = sorted(self.runs.values(), key=lambda run: -run.created)
+        begun = [run for run in newest if run.state != "queued"]
+        names = [run.name for run in (self.training, *begun) if run and not run.unreadable]
         return self.view(names[0]) if names else None
 
     @cached_property
     def runs_mark(self) -> int:
         """Changes whenever a list of runs would; steps count by tens, or a list could not be read in peace."""
-        return hash(tuple((run.name, run.state, run.has_adapter, run.step // 10) for run in self.runs.values()))
+        marks = (
+            (run.name, run.title, run.state, run.has_adapter, run.step // 10, run.tags, run.pinned)
+            for run in self.runs.values()
+        )
+        return hash(tuple(marks))
 
     def view(self, name: str | None) -> RunView | None:
         """One run whole; None for one that is gone or cannot be read."""
@@ -85,6 +104,14 @@ class World:
             except StudioError:
                 self._views[name] = None
         return self._views[name]
+
+    def weights(self, name: str | None) -> list[Choice]:
+        """What can be chosen of a run: its adapter and the checkpoints it has kept."""
+        if name is None or (run := self.view(name)) is None:
+            return weight_choices(None, ())
+        if name not in self._weights:
+            self._weights[name] = weight_choices(run, self._studio.runs.checkpoints(name))
+        return self._weights[name]
 
     def newest_job(self, run: str | None, kind: JobKind) -> JobView | None:
         """The newest export or evaluation of a run, and where it stands."""

@@ -52,6 +52,7 @@ class ChatTab:
     """The controls that others wire."""
 
     run: gr.Dropdown
+    weights: gr.Dropdown
     sides: gr.Radio
     formatted: gr.Radio
     notice: gr.HTML
@@ -69,6 +70,10 @@ def build() -> ChatTab:
         run = gr.Dropdown(
             [], value=None, label="Run", info="Whose adapter answers.",
             elem_id="chat-run", interactive=True, scale=3, min_width=220,
+        )  # fmt: skip
+        weights = gr.Dropdown(
+            [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+            elem_id="chat-weights", interactive=True, scale=2, min_width=180,
         )  # fmt: skip
         sides = gr.Radio(
             [("both", "both"), ("adapter", "tuned"), ("base", "base")], value="both", label="Who answers",
@@ -102,7 +107,7 @@ def build() -> ChatTab:
             placeholder="Ask them something …  Enter sends, Shift+Enter starts a new line", label="Message",
             show_label=False, submit_btn=True, lines=1, max_lines=6, elem_id="chat-message", interactive=True,
         )  # fmt: skip
-    return ChatTab(run, sides, formatted, notice, panes, speed, message, system, controls, clear, prompt)
+    return ChatTab(run, weights, sides, formatted, notice, panes, speed, message, system, controls, clear, prompt)
 
 
 def slots(tab: ChatTab) -> list[Slot]:
@@ -110,7 +115,7 @@ def slots(tab: ChatTab) -> list[Slot]:
 
     def mark(scene: Scene) -> object:
         chat = scene.workspace.chat
-        return chat.version, chat.run, chat.busy, scene.view.formatted
+        return chat.version, chat.run, chat.checkpoint, chat.busy, scene.view.formatted
 
     return [
         *(slot(tab.panes[side], partial(_pane, side=side), mark) for side in SIDES),
@@ -121,6 +126,11 @@ def slots(tab: ChatTab) -> list[Slot]:
             tab.run,
             lambda scene: gr.update(choices=scene.world.with_adapter, value=_chosen(scene)),
             lambda scene: (scene.world.with_adapter, scene.workspace.chat.run),
+        ),
+        slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(_chosen(scene)), value=scene.workspace.chat.checkpoint),
+            lambda scene: (scene.world.weights(_chosen(scene)), scene.workspace.chat.checkpoint),
         ),
         slot(tab.message, _buttons, lambda scene: (scene.workspace.chat.busy, scene.workspace.chat.stopping)),
     ]
@@ -144,6 +154,9 @@ def wire(page: Page, tab: ChatTab) -> None:
     page.stream(tab.message.submit, send, given, concurrency_id="chat", concurrency_limit=4)
     page.on(tab.message.stop, lambda view: workspace.chat.stop(), queue=False)
     page.on(tab.run.input, lambda view, run: workspace.chat.choose(run), [tab.run])
+    page.on(
+        tab.weights.input, lambda view, run, weights: workspace.chat.choose(run, weights or ""), [tab.run, tab.weights]
+    )
     page.on(tab.formatted.input, format_answers, [tab.formatted])
     page.on(tab.clear.click, lambda view: workspace.chat.clear())
 
@@ -209,7 +222,7 @@ def _chosen(scene: Scene) -> str | None:
 
 def _pane(scene: Scene, side: Side) -> Html:
     chat = scene.workspace.chat
-    named = chat.base if side == "base" else chat.run
+    named = chat.base if side == "base" else " ".join(part for part in (chat.run, chat.checkpoint) if part)
     title = f"{NAMES[side]} · {named}" if named else NAMES[side]
     return view.pane(title, chat.history.messages(side), HINTS[side], formatted=scene.view.formatted)
 

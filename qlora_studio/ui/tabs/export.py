@@ -1,14 +1,15 @@
-"""The Export page: the adapter or a merged model, into a folder of the person's own."""
+"""The Export page: the adapter, a merged model, a GGUF file or a pack of them, into a folder of the person's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import list_choices
+from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, LoadCommand, find_export_kind, find_gguf, find_merge
 from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.verdict import could_agree_better
 from qlora_studio.core.words import without_quotes
@@ -21,11 +22,8 @@ from qlora_studio.ui.views import export as view
 from qlora_studio.ui.views.export import Note
 from qlora_studio.ui.views.html import Html, gib, page_head
 
-CHOICES = {choice.name: choice for choice in list_choices()}
-"""What can be exported, by the name of its card."""
-AS_CHATTED = "merged-as-chatted"
 CHECK_PROMPTS = 3
-"""What chat and merged model are both asked."""
+"""What chat and export are both asked."""
 
 
 @dataclass(slots=True)
@@ -33,7 +31,11 @@ class ExportTab:
     """The controls that others wire."""
 
     run: gr.Dropdown
+    weights: gr.Dropdown
     what: gr.Radio
+    merge: gr.Radio
+    gguf: gr.Dropdown
+    parts: gr.CheckboxGroup
     folder: gr.Textbox
     check: gr.Checkbox
     start: gr.Button
@@ -51,14 +53,45 @@ def build() -> ExportTab:
             run = gr.Dropdown(
                 [], value=None, label="Run", info="Whose adapter is exported.", elem_id="export-run", interactive=True
             )
+            weights = gr.Dropdown(
+                [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+                elem_id="export-weights", interactive=True,
+            )  # fmt: skip
             what = gr.Radio(
-                view.cards(None, None),
+                view.cards(wish_of(View(), None), None, None),
                 value=View().export_what,
                 label="What",
-                info="A merged model runs alone; an adapter stays small and needs its base.",
+                info="A merged model or GGUF file runs alone; an adapter stays small and needs its base.",
                 elem_id="export-what",
                 elem_classes="qs-choice",
                 interactive=True,
+            )
+            merge = gr.Radio(
+                view.merge_cards(),
+                value=MERGE_CHOICES[0].name,
+                label="Weights that take the adapter",
+                info="The comparison after the export measures what the choice means for this run.",
+                elem_id="export-merge",
+                elem_classes="qs-choice qs-choice-wide",
+                interactive=True,
+            )
+            gguf = gr.Dropdown(
+                view.gguf_items(),
+                value=View().export_gguf,
+                label="GGUF type",
+                info="How the numbers in the file are kept: fewer bits, smaller file.",
+                elem_id="export-gguf",
+                interactive=True,
+                visible=False,
+            )
+            parts = gr.CheckboxGroup(
+                view.part_items(),
+                value=list(View().export_parts),
+                label="In the pack",
+                info="Beside them: a model card, the licence, and a Modelfile for Ollama.",
+                elem_id="export-parts",
+                interactive=True,
+                visible=False,
             )
             folder = gr.Textbox(
                 label="Folder",
@@ -69,8 +102,8 @@ def build() -> ExportTab:
             )
             check = gr.Checkbox(
                 True,
-                label="Compare the merged model with the chat",
-                info="Loads both and asks them the same; takes a little longer.",
+                label="Compare with the chat",
+                info="Asks the chat and the export the same, and fails an export that lost what was trained.",
                 elem_id="export-check",
                 interactive=True,
             )
@@ -82,7 +115,14 @@ def build() -> ExportTab:
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(run, what, folder, check, start, stop, again, notes, readiness, state)
+    return ExportTab(run, weights, what, merge, gguf, parts, folder, check, start, stop, again, notes, readiness, state)
+
+
+def wish_of(shown: View, suggested: str | None) -> ExportWish:
+    """What this tab would export; `suggested` is the merge that suits the run, where nothing was chosen."""
+    merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
+    kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
+    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -93,9 +133,21 @@ def slots(tab: ExportTab) -> list[Slot]:
             lambda scene: (scene.world.with_adapter, chosen_run(scene)),
         ),
         slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(chosen_run(scene)), value=scene.view.export_weights),
+            lambda scene: (scene.world.weights(chosen_run(scene)), scene.view.export_weights),
+        ),
+        slot(
             tab.what,
-            lambda scene: gr.update(choices=view.cards(*_sizes(scene)), value=scene.view.export_what),
-            lambda scene: (chosen_run(scene), scene.view.export_what),
+            lambda scene: gr.update(choices=view.cards(_wish(scene), *_sizes(scene)), value=scene.view.export_what),
+            lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
+        ),
+        slot(tab.merge, _merge, _export_mark),
+        slot(tab.gguf, _gguf, lambda scene: (scene.view.export_what, scene.view.export_gguf, scene.view.export_parts)),
+        slot(
+            tab.parts,
+            lambda scene: gr.update(visible=scene.view.export_what == "pack", value=list(scene.view.export_parts)),
+            lambda scene: (scene.view.export_what, scene.view.export_parts),
         ),
         slot(tab.folder, _folder, _export_mark),
         slot(tab.notes, _notes, lambda scene: (_export_mark(scene), scene.view.export_folder)),
@@ -109,57 +161,64 @@ def slots(tab: ExportTab) -> list[Slot]:
 def wire(page: Page, tab: ExportTab) -> None:
     workspace = page.workspace
 
-    def choose(view_: View, run: str | None, what: str) -> None:
-        view_.export_run = run
-        view_.export_what = what
+    def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
+        if run != view_.export_run:
+            view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
+        view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
+        view_.export_parts = tuple(parts)
         view_.export_folder = None
+
+    def choose_merge(view_: View, merge: str) -> None:
+        view_.export_merge = merge
+        view_.export_folder = None
+
+    def choose_weights(view_: View, weights: str | None) -> None:
+        view_.export_weights = weights or ""
 
     def retarget(view_: View, folder: str) -> None:
         view_.export_folder = folder
 
-    def go(view_: View, run: str | None, what: str, folder: str, check: bool) -> None:
+    def go(view_: View, run: str | None, folder: str, check: bool) -> None:
         view_.export_run = run
-        view_.export_what = what
-        start(workspace, run, what, folder, check=check)
+        start(workspace, run, _wish(Scene(workspace, workspace.world(), view_)), folder, check=check)
         view_.export_folder = None
 
     def go_as_chatted(view_: View) -> None:
+        view_.export_merge, view_.export_folder = "as-chatted", None
         scene = Scene(workspace, workspace.world(), view_)
-        view_.export_what = AS_CHATTED
-        view_.export_folder = None
-        start(workspace, chosen_run(scene), AS_CHATTED, str(_default_folder(scene) or ""), check=True)
+        start(workspace, chosen_run(scene), _wish(scene), str(_default_folder(scene) or ""), check=True)
 
     def stop(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
         if (job := scene.world.newest_ref(chosen_run(scene), "exports")) is not None:
             workspace.studio.jobs.stop(job)
 
-    for event in (tab.run.input, tab.what.input):
-        page.on(event, choose, [tab.run, tab.what])
+    for event in (tab.run.input, tab.what.input, tab.gguf.input, tab.parts.input):
+        page.on(event, choose, [tab.run, tab.what, tab.gguf, tab.parts])
+    page.on(tab.merge.input, choose_merge, [tab.merge])
+    page.on(tab.weights.input, choose_weights, [tab.weights])
     page.on(tab.folder.input, retarget, [tab.folder], trigger_mode="always_last")
-    page.on(tab.start.click, go, [tab.run, tab.what, tab.folder, tab.check])
+    page.on(tab.start.click, go, [tab.run, tab.folder, tab.check])
     page.on(tab.again.click, go_as_chatted)
     page.on(tab.stop.click, stop)
 
 
-def start(workspace: Workspace, run: str | None, what: str, folder: str, *, check: bool) -> JobRef:
+def start(workspace: Workspace, run: str | None, wish: ExportWish, folder: str, *, check: bool) -> JobRef:
     """Starts the export. Raises a StudioError where something stands against it."""
     if not run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
-    if what not in CHOICES:
-        raise StudioError("Choose what to export.", f"There are: {', '.join(CHOICES)}.")
     folder = without_quotes(folder)
     if not folder:
         raise StudioError("The folder is empty.", "Name a new folder.")
     job = workspace.world().newest_job(run, "exports")
     if job is not None and job.at_work:
         raise StudioError("An export is under way.", "Wait for it, or stop it.")
-    kind, merge_into = CHOICES[what].kind, CHOICES[what].merge_into
-    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and kind.compares_with_chat else ()
-    if kind.compares_with_chat:
+    compares = wish.kind.compares_with_chat
+    prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and compares else ()
+    if compares:
         workspace.refuse_while_training("Export")
         workspace.chat.close()
-    started = workspace.studio.exports.start(run, kind.name, folder, merge_into, prompts)
+    started = workspace.studio.exports.start(run, wish, folder, prompts)
     notify("The export has begun.")
     return started
 
@@ -170,40 +229,47 @@ def chosen_run(scene: Scene) -> str | None:
     return scene.view.export_run if scene.view.export_run in names else next(iter(names), None)
 
 
-def default_folder(exports: Path, run: str, what: str) -> Path:
+def default_folder(exports: Path, run: str, wish: ExportWish) -> Path:
     """`<home>/exports/<run>-<what>`, numbered where that is taken."""
-    stem, number = exports / f"{run}-{what.removesuffix('-original')}", 1
+    words = [run, wish.kind.name]
+    if wish.kind.name == "gguf":
+        words.append(wish.gguf.lower())
+    if wish.kind.merges and wish.merge_into == "original":
+        words.append("original")
+    stem, number = exports / "-".join(words), 1
     while (place := stem if number == 1 else stem.with_name(f"{stem.name}-{number}")).exists():
         number += 1
     return place
 
 
-def find_notes(workspace: Workspace, run_name: str, what: str, folder: str) -> list[Note]:
+def find_notes(workspace: Workspace, run_name: str, wish: ExportWish, folder: str) -> list[Note]:
     """What to know before this export."""
     run = workspace.studio.runs.open(run_name)
     place = Path(without_quotes(folder)).expanduser()
-    choice = CHOICES[what]
-    readiness = workspace.studio.exports.readiness(run.name, choice.kind.name, str(place))
+    readiness = workspace.studio.exports.readiness(run.name, wish, str(place))
     adapter, merged = workspace.studio.exports.sizes(run.name)
     notes = [
         Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
     ]
     notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
-    if merged is None and choice.kind.needs_base:
+    if merged is None and wish.kind.needs_base:
         notes.append(
             Note("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
         )
-    elif merged is not None and choice.kind.needs_base:
+    elif merged is not None and wish.kind.needs_base:
         notes.append(Note("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
     if run.state not in ("finished", "stopped"):
         notes.append(Note("warn", f"The run is {run.state}; what it saved last is exported."))
     notes.append(_folder_note(place))
-    if choice.kind.merges and choice.merge_into == "as_chatted":
-        says = "Merged into the dequantised 4-bit weights: it answers as the chat did, but is not smaller."
-        notes.append(Note("good", says))
-    elif choice.kind.merges:
-        says = "Merged into the base's own weights: answers can differ from the chat's; the comparison says how much."
-        notes.append(Note("warn", says))
+    if wish.kind.name == "pack" and not wish.parts:
+        notes.append(Note("bad", "A pack holds at least one part; choose one."))
+    if wish.kind.merges:
+        into, why = workspace.studio.exports.suggest_merge(run.name)
+        if wish.merge_into == into:
+            notes.append(Note("good", why))
+        elif wish.merge_into == "original":
+            says = "With the original weights answers can differ from the chat's; the comparison says how much."
+            notes.append(Note("warn", says))
     return [*notes, Note("warn", "The base's licence stays in force for what you make of it.")]
 
 
@@ -222,7 +288,33 @@ def _exporting(scene: Scene) -> bool:
 
 def _export_mark(scene: Scene) -> object:
     """An export that has ended leaves a folder behind, so another one is offered."""
-    return chosen_run(scene), scene.view.export_what, _exporting(scene), scene.world.training is not None
+    shown = scene.view
+    chosen = (shown.export_what, shown.export_merge, shown.export_gguf, shown.export_parts)
+    job = scene.world.newest_job(chosen_run(scene), "exports")
+    return chosen_run(scene), chosen, job and job.state, scene.world.training is not None
+
+
+def _suggested(scene: Scene) -> str | None:
+    """The name of the merge that suits the run."""
+    run = chosen_run(scene)
+    if run is None:
+        return None
+    into, _ = scene.workspace.studio.exports.suggest_merge(run)
+    return next(choice.name for choice in MERGE_CHOICES if choice.into == into)
+
+
+def _wish(scene: Scene) -> ExportWish:
+    return wish_of(scene.view, _suggested(scene))
+
+
+def _merge(scene: Scene) -> dict[str, Any]:
+    chosen = scene.view.export_merge or _suggested(scene) or MERGE_CHOICES[0].name
+    return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
+
+
+def _gguf(scene: Scene) -> dict[str, Any]:
+    packed = scene.view.export_what == "pack" and "gguf" in scene.view.export_parts
+    return gr.update(visible=scene.view.export_what == "gguf" or packed, value=scene.view.export_gguf)
 
 
 def _sizes(scene: Scene) -> tuple[int | None, int | None]:
@@ -232,7 +324,7 @@ def _sizes(scene: Scene) -> tuple[int | None, int | None]:
 
 def _default_folder(scene: Scene) -> Path | None:
     run = chosen_run(scene)
-    return default_folder(scene.workspace.studio.home.exports, run, scene.view.export_what) if run else None
+    return default_folder(scene.workspace.studio.home.exports, run, _wish(scene)) if run else None
 
 
 def _folder(scene: Scene) -> str:
@@ -245,7 +337,7 @@ def _notes(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return view.nothing_to_export()
-    return view.checklist(find_notes(scene.workspace, run, scene.view.export_what, _folder(scene)))
+    return view.checklist(find_notes(scene.workspace, run, _wish(scene), _folder(scene)))
 
 
 def _readiness(scene: Scene) -> Html:
@@ -253,10 +345,9 @@ def _readiness(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return Html("")
-    kind = CHOICES[scene.view.export_what].kind
-    checks = CHECK_PROMPTS if kind.compares_with_chat else 0
-    ready = scene.workspace.studio.exports.readiness(run, kind.name, _folder(scene), checks)
-    return view.readiness_line(ready.sentence)
+    wish = _wish(scene)
+    checks = CHECK_PROMPTS if wish.kind.compares_with_chat else 0
+    return view.readiness_line(scene.workspace.studio.exports.readiness(run, wish, _folder(scene), checks).sentence)
 
 
 def _buttons(scene: Scene, tab: ExportTab) -> Updates:
@@ -272,8 +363,18 @@ def _buttons(scene: Scene, tab: ExportTab) -> Updates:
 
 
 def _state(scene: Scene) -> Html:
-    job = scene.world.newest_job(chosen_run(scene), "exports")
-    return view.export_card(job) if job else Html("")
+    run = chosen_run(scene)
+    job = scene.world.newest_job(run, "exports")
+    return view.export_card(job, _commands(scene, run)) if job and run else Html("")
+
+
+def _commands(scene: Scene, run: str) -> list[LoadCommand]:
+    """How the newest export is opened; nothing where it is not there."""
+    ref, job = scene.world.newest_ref(run, "exports"), scene.world.newest_job(run, "exports")
+    if ref is None or job is None or not job.progress.exported:
+        return []
+    exports = scene.workspace.studio.exports
+    return exports.load_commands(run, exports.wish_of(ref), job.progress.exported[-1].path)
 
 
 def _disagrees(scene: Scene) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef
+from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.server.world import World
+from qlora_studio.ui.tabs import queue as queue_tab
+from qlora_studio.ui.tabs import run_controls
 from qlora_studio.ui.tabs.live_chart import live_chart
+from qlora_studio.ui.tabs.queue import QueueTab
+from qlora_studio.ui.tabs.run_controls import RunControls
 from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views import runs as view
 from qlora_studio.ui.views.html import Html, page_head
@@ -23,7 +29,7 @@ LONGEST_ANSWER = 120
 """Tokens of an answer when a run is evaluated."""
 COMPARED = 5
 """Runs in one chart; more lines than colours cannot be told apart."""
-WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px"]
+WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px", "200px"]
 
 
 @dataclass(slots=True)
@@ -40,6 +46,10 @@ class RunsTab:
     chat: gr.Button
     export: gr.Button
     resume: gr.Button
+    controls: RunControls
+    queue: QueueTab
+    differences: gr.HTML
+    weights: gr.Dropdown
     prompts: gr.Textbox
     evaluate: gr.Button
     evaluated: gr.HTML
@@ -62,6 +72,7 @@ def build(workspace: Workspace) -> RunsTab:
         elem_id="runs-table",
         buttons=["copy"],
     )
+    queue = queue_tab.build()
     with gr.Row():
         compared = gr.Dropdown(
             [], value=[], multiselect=True, max_choices=COMPARED, label="Compare",
@@ -78,12 +89,19 @@ def build(workspace: Workspace) -> RunsTab:
             chart = live_chart(script, "Loss", "Choose runs to compare.", "runs-chart", 280)
         with gr.Column(scale=4, min_width=300):
             peaks = gr.HTML(elem_id="runs-peaks")
+    differences = gr.HTML(elem_id="runs-differences")
     details = gr.HTML(elem_id="run-details")
     with gr.Row(elem_id="run-doors"):
         chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
         export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
         resume = gr.Button("Resume this run", size="sm", visible=False, elem_id="run-resume-btn")
+        doors = run_controls.build_doors()
+    controls = run_controls.build(doors)
     with gr.Accordion("Evaluate it against its base", open=False, elem_id="run-evaluate"):
+        weights = gr.Dropdown(
+            [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+            elem_id="run-weights", interactive=True,
+        )  # fmt: skip
         prompts = gr.Textbox(
             "\n".join(workspace.studio.data.demo().prompts),
             label="Prompts",
@@ -96,7 +114,23 @@ def build(workspace: Workspace) -> RunsTab:
         evaluate = gr.Button("Evaluate", size="sm", interactive=False, elem_id="run-evaluate-btn")
         evaluated = gr.HTML(elem_id="run-evaluated")
     return RunsTab(
-        table, empty, compared, loss, chart, peaks, details, chat, export, resume, prompts, evaluate, evaluated
+        table,
+        empty,
+        compared,
+        loss,
+        chart,
+        peaks,
+        details,
+        chat,
+        export,
+        resume,
+        controls,
+        queue,
+        differences,
+        weights,
+        prompts,
+        evaluate,
+        evaluated,
     )
 
 
@@ -115,13 +149,20 @@ def slots(tab: RunsTab) -> list[Slot]:
             lambda scene: gr.update(choices=list(scene.world.runs), value=compared_names(scene)),
             lambda scene: (list(scene.world.runs), compared_names(scene)),
         ),
-        Slot((tab.chart, tab.peaks), lambda scene: _comparison(scene, tab), _compared_mark),
+        Slot((tab.chart, tab.peaks, tab.differences), lambda scene: _comparison(scene, tab), _compared_mark),
         Slot(
             (tab.details, tab.chat, tab.export, tab.resume),
             lambda scene: _details(scene, tab),
             lambda scene: run_view.run_mark(scene.world.runs.get(shown_run(scene.world, scene.view) or "")),
         ),
+        slot(
+            tab.weights,
+            lambda scene: gr.update(choices=scene.world.weights(shown_run(scene.world, scene.view)), value=""),
+            lambda scene: (shown_run(scene.world, scene.view), scene.world.weights(shown_run(scene.world, scene.view))),
+        ),
         slot(tab.evaluated, _evaluated),
+        *run_controls.slots(tab.controls, shown_run),
+        *queue_tab.slots(tab.queue),
         slot(tab.evaluate, lambda scene: gr.update(interactive=_can_be_evaluated(scene))),
     ]
 
@@ -144,16 +185,20 @@ def wire(page: Page, tab: RunsTab) -> None:
             workspace.studio.runs.resume(name)
             notify(f"The run '{name}' is resumed.")
 
+    run_controls.wire(page, tab.controls, shown_run)
+    queue_tab.wire(page, tab.queue)
     page.on(tab.compared.input, compare, [tab.compared])
     page.on(tab.loss.input, compare_loss, [tab.loss])
     page.on_row(tab.table.select, pick)
     page.on(tab.resume.click, resume)
-    page.on(tab.evaluate.click, lambda view_, prompts: _started(workspace, view_, prompts), [tab.prompts])
+    page.on(tab.evaluate.click, partial(_started, workspace), [tab.prompts, tab.weights])
 
 
 def shown_run(world: World, view_: View) -> str | None:
-    """The run that is shown whole."""
-    return view_.run if view_.run in world.runs else next(iter(world.runs), None)
+    """The run that is shown whole: the one that was picked, else that of the sidebar."""
+    if view_.run in world.runs:
+        return view_.run
+    return world.run.name if world.run else next(iter(world.runs), None)
 
 
 def compared_names(scene: Scene) -> list[str]:
@@ -164,18 +209,18 @@ def compared_names(scene: Scene) -> list[str]:
     return [run.name for run in runs.values() if run.has_curve][:3]
 
 
-def start_evaluation(workspace: Workspace, name: str | None, prompts: str) -> JobRef:
+def start_evaluation(workspace: Workspace, name: str | None, prompts: str, checkpoint: str = "") -> JobRef:
     """Has base and adapter of a run answer these prompts, a line each. Raises a StudioError."""
     if name is None:
         raise StudioError("There is no run to evaluate.", "Train one first.")
     workspace.refuse_while_training("Evaluate")
     workspace.chat.close()
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-    return workspace.studio.runs.evaluate(name, lines, Sampling(max_new_tokens=LONGEST_ANSWER))
+    return workspace.studio.runs.evaluate(name, lines, Sampling(max_new_tokens=LONGEST_ANSWER), checkpoint)
 
 
-def _started(workspace: Workspace, view_: View, prompts: str) -> None:
-    start_evaluation(workspace, shown_run(workspace.world(), view_), prompts)
+def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | None) -> None:
+    start_evaluation(workspace, shown_run(workspace.world(), view_), prompts, checkpoint or "")
 
 
 def _compared_mark(scene: Scene) -> object:
@@ -186,7 +231,11 @@ def _compared_mark(scene: Scene) -> object:
 def _comparison(scene: Scene, tab: RunsTab) -> Updates:
     runs = [run for name in compared_names(scene) if (run := scene.world.view(name)) is not None]
     of_evaluation = scene.view.compared_loss == "evaluation"
-    return {tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation), tab.peaks: view.peaks_card(runs)}
+    return {
+        tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation),
+        tab.peaks: view.peaks_card(runs),
+        tab.differences: view.differences_card(runs),
+    }
 
 
 def _details(scene: Scene, tab: RunsTab) -> Updates:
@@ -200,7 +249,7 @@ def _details(scene: Scene, tab: RunsTab) -> Updates:
         tab.details: view.run_details(run) if run else unreadable,
         tab.chat: gr.update(interactive=has_adapter),
         tab.export: gr.update(interactive=has_adapter),
-        tab.resume: gr.update(visible=run is not None and run.state in ("interrupted", "stopped", "failed")),
+        tab.resume: gr.update(visible=run is not None and run.state in RESUMABLE),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,7 +19,10 @@ from qlora_studio.ui.server.settings import Control
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
+from qlora_studio.ui.tabs import rate
 from qlora_studio.ui.tabs.live_chart import live_chart
+from qlora_studio.ui.tabs.queue import put_into_queue
+from qlora_studio.ui.tabs.rate import RatePart
 from qlora_studio.ui.views import plan as plan_view
 from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views import start as start_view
@@ -37,9 +41,12 @@ class TrainTab:
     plan: gr.HTML
     look_up: gr.Button
     notes: gr.HTML
+    rate: RatePart
     readiness: gr.HTML
     start: gr.Button
     anyway: gr.Button
+    queue: gr.Button
+    sweep: gr.Textbox
     tiles: gr.HTML
     ending: gr.HTML
     chart: gr.HTML
@@ -70,10 +77,17 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
                 for part, title in fields.ADVANCED.items():
                     gr.HTML(tag("h3", title, class_="qs-part"))
                     place(fields.at(part))
+            with gr.Accordion("Sweep: several runs with other values", open=False, elem_id="sweep-part"):
+                sweep = gr.Textbox(
+                    label="Settings and their values", placeholder="lora.rank=8,16\noptim.learning_rate=1e-4,2e-4",
+                    info="One a line. “Queue” makes a run of every combination; their results stand on the Runs page.",
+                    lines=2, max_lines=6, elem_id="sweep", interactive=True,
+                )  # fmt: skip
         with gr.Column(scale=7, min_width=330):
             plan = gr.HTML(elem_id="plan")
             look_up = gr.Button("Look the model up again", size="sm", visible=False, elem_id="look-up-btn")
             notes = gr.HTML(elem_id="start-notes")
+            rate_part = rate.build()
             ending = gr.HTML(elem_id="ending")
             tiles = gr.HTML(elem_id="tiles")
             script = (workspace.studio.assets / "chart.js").read_text(encoding="utf-8")
@@ -83,16 +97,18 @@ def build(workspace: Workspace, shared: Mapping[str, gr.components.Component]) -
     with gr.Row(elem_id="start-bar", elem_classes="qs-action-bar"):
         readiness = gr.HTML(elem_id="readiness", min_width=240)
         anyway = gr.Button("Start anyway", variant="stop", visible=False, elem_id="start-anyway-btn", min_width=120)
+        queue = gr.Button("Queue", elem_id="start-queue-btn", min_width=100)
         start = gr.Button("Start training", variant="primary", elem_id="start-btn", min_width=160)
     controls = [Control(fields.BY_NAME[dotted], component) for dotted, component in placed.items()]
     return TrainTab(
-        presets, controls, data, plan, look_up, notes, readiness, start, anyway, tiles, ending, chart, proof, log
+        presets, controls, data, plan, look_up, notes, rate_part, readiness, start, anyway, queue, sweep, tiles, ending, chart, proof, log
     )  # fmt: skip
 
 
 def slots(tab: TrainTab) -> list[Slot]:
     return [
         *settings.slots(tab.controls),
+        *rate.slots(tab.rate),
         *(_preset_slot(family, radio) for family, radio in tab.presets.items()),
         slot(tab.data, lambda scene: start_view.learns_from(scene.workspace.chosen_sets()), _draft_mark),
         slot(tab.plan, _plan, _plan_mark),
@@ -119,6 +135,7 @@ def live_slots(tab: TrainTab) -> list[Slot]:
 
 def wire(page: Page, tab: TrainTab) -> None:
     settings.wire(page, tab.controls)
+    rate.wire(page, tab.rate)
     inputs = [control.component for control in tab.controls]
 
     def choose(family: str, name: str) -> None:
@@ -131,6 +148,7 @@ def wire(page: Page, tab: TrainTab) -> None:
     for family, radio in tab.presets.items():
         page.on(radio.input, lambda view, name, family=family: choose(family, name), [radio])
     page.on(tab.look_up.click, lambda view: look_up(page.workspace))
+    page.on(tab.queue.click, partial(wait, page, tab), [tab.sweep, *inputs], preprocess=False)
     page.on(tab.start.click, lambda view, *values: begin(view, values, anyway=False), inputs, preprocess=False)
     page.on(tab.anyway.click, lambda view, *values: begin(view, values, anyway=True), inputs, preprocess=False)
 
@@ -150,6 +168,13 @@ def start(workspace: Workspace, *, anyway: bool) -> str:
     name = workspace.studio.runs.start(config)
     notify(f"The run '{name}' has begun.")
     return name
+
+
+def wait(page: Page, tab: TrainTab, view: View, sweep: str, *values: Any) -> None:
+    """Puts the run of the draft, or those of a sweep over it, into the queue. Raises a StudioError."""
+    settings.agree(page.workspace, view, tab.controls, values)
+    names = put_into_queue(page.workspace, sweep or "")
+    notify(f"{len(names)} runs are in the queue." if len(names) > 1 else f"The run '{names[0]}' is in the queue.")
 
 
 def look_up(workspace: Workspace) -> None:

@@ -7,11 +7,33 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_studio.core.events import Checked
-from qlora_studio.core.exports import list_choices
+from qlora_studio.core.exports import (
+    GGUF_CHOICES,
+    MERGE_CHOICES,
+    PACK_PARTS,
+    ExportWish,
+    LoadCommand,
+    find_export_kind,
+    list_choices,
+)
 from qlora_studio.core.progress import JobView, Progress
-from qlora_studio.core.verdict import Verdict, could_agree_better, find_verdict
-from qlora_studio.core.words import clock
-from qlora_studio.ui.views.html import Html, bar, bullets, card, chip, empty, gib, gib_of, join, number, says_error, tag
+from qlora_studio.core.verdict import Verdict, describe_losses, find_verdict
+from qlora_studio.core.words import about, clock
+from qlora_studio.ui.views.html import (
+    Html,
+    bar,
+    bullets,
+    card,
+    chip,
+    empty,
+    gib,
+    gib_of,
+    join,
+    more,
+    number,
+    says_error,
+    tag,
+)
 from qlora_studio.ui.views.side import state_chip
 
 
@@ -30,17 +52,36 @@ def worst_verdict(progress: Progress) -> Verdict | None:
     return min(verdicts, key=lambda verdict: order.index(verdict.kind), default=None)
 
 
-def cards(adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
-    """The choices of the page with their sizes in bytes, where these are known."""
+def cards(wish: ExportWish, adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
+    """The kinds with their sizes in bytes, where these are known, for the other choices of the wish."""
+    items = []
+    for kind in list_choices():
+        one = ExportWish(kind, wish.merge_into, wish.gguf, wish.parts)
+        size = one.result_bytes(adapter, merged) if adapter is not None else None
+        items.append(
+            (f"{_headline(kind.title)}\n{f'{gib(size)} · ' if size is not None else ''}{kind.says}", kind.name)
+        )
+    return items
 
-    def size(bytes: int | None) -> str:
-        return f"{gib(bytes)} · " if bytes is not None else ""
 
-    sizes = {"adapter": adapter, "base": merged}
-    return [
-        (f"{choice.title}\n{size(sizes[choice.kind.as_large_as])}{choice.says}", choice.name)
-        for choice in list_choices()
-    ]
+def merge_cards() -> list[tuple[str, str]]:
+    """The ways to merge, as they are offered."""
+    return [(f"{choice.title}\n{choice.says}", choice.name) for choice in MERGE_CHOICES]
+
+
+def gguf_items() -> list[tuple[str, str]]:
+    """The precisions of a GGUF file, as they are offered."""
+    return [(f"{choice.name}: {choice.says}", choice.name) for choice in GGUF_CHOICES]
+
+
+def part_items() -> list[tuple[str, str]]:
+    """What a pack can hold, as it is offered."""
+    return [(_headline(find_export_kind(name).title), name) for name in PACK_PARTS]
+
+
+def _headline(title: str) -> str:
+    """A title with a capital letter at its beginning, its others as they are."""
+    return title[:1].upper() + title[1:]
 
 
 def nothing_to_export() -> Html:
@@ -61,8 +102,8 @@ def checklist(notes: Sequence[Note]) -> Html:
     return card("Before you export", tag("ul", *items, class_="qs-checks"))
 
 
-def export_card(job: JobView) -> Html:
-    """Where an export stands, and when it is done, where it is and how it compares with the chat."""
+def export_card(job: JobView, commands: Sequence[LoadCommand] = ()) -> Html:
+    """Where an export stands, and when it is done, where it is, how it compares with the chat and how it is opened."""
     progress, state = job.progress, job.state
     if state == "failed":
         return says_error(
@@ -76,10 +117,11 @@ def export_card(job: JobView) -> Html:
         )
     if not progress.ended:
         done = gib_of(progress.done, progress.total) if progress.unit == "bytes" and progress.total else ""
+        left = f", {about(progress.phase_seconds_left)} left" if progress.phase_seconds_left else ""
         return card(
             "Exporting",
             bar(progress.share, "Export progress"),
-            tag("p", f"{progress.phase or 'starting'} … {done}", class_="qs-small"),
+            tag("p", f"{progress.phase or 'starting'} … {done}{left}", class_="qs-small"),
             aside=state_chip(state),
         )
     written = [
@@ -89,8 +131,9 @@ def export_card(job: JobView) -> Html:
     verdict = worst_verdict(progress)
     return card(
         "Export",
-        _verdict(verdict, any(map(could_agree_better, progress.checks))) if verdict else "",
-        bullets([*written, *map(_compared, progress.checks)]),
+        tag("p", tag("b", verdict.says), f" {verdict.hint}", class_=f"qs-verdict {verdict.kind}") if verdict else "",
+        bullets([*written, *map(_compared, progress.checks), *progress.notes]),
+        *map(_command, commands if progress.exported else ()),
         aside=join(
             (number(clock(job.seconds)), " ", chip(verdict.word, verdict.kind) if verdict else state_chip(state))
         ),
@@ -98,13 +141,24 @@ def export_card(job: JobView) -> Html:
     )
 
 
-def _verdict(verdict: Verdict, can_be_better: bool) -> Html:
-    way_out = " Export again as chatted: that merge answers as the chat did." if can_be_better else ""
-    return tag("p", tag("b", verdict.says), way_out, class_=f"qs-verdict {verdict.kind}")
+def _command(command: LoadCommand) -> Html:
+    """How one program opens the export, to copy."""
+    copy = tag(
+        "button",
+        "Copy",
+        type="button",
+        class_="qs-copy",
+        data_copy=command.text,
+        aria_label=f"Copy for {command.program}",
+    )
+    return more(
+        f"Open in {command.program}", copy, tag("pre", tag("code", command.text), class_="qs-load", tabindex="0")
+    )
 
 
 def _compared(check: Checked) -> str:
     return (
         f"Compared ({check.what}): {check.identical_answers} of {check.answers} answers word for word those of the chat, "
-        f"the same next token at {check.same_top1:.1%} of the places, KL divergence {check.kl:.4f} nats."
+        f"the same next token at {check.same_top1:.1%} of {check.positions} places, KL divergence {check.kl:.4f} nats."
+        f"{describe_losses(check)}"
     )

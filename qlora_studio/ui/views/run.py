@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
 from qlora_studio.ui.fields import in_labels
 from qlora_studio.ui.views.chart import line, lines
-from qlora_studio.ui.views.html import Html, Tile, empty, says_error, short_count, tag, tiles
+from qlora_studio.ui.views.html import Html, Tile, empty, join, says_error, short_count, tag, tiles
 
 LOG_STEPS = 40
 """Steps in the log; the curve shows them all."""
@@ -76,8 +77,19 @@ def loss_lines(progress: Progress | None) -> dict[str, Any]:
 
 
 def ending(run: RunView | None) -> Html:
-    """What a person has to know when a run did not end well; empty otherwise."""
-    if run is None or run.state not in ("failed", "interrupted"):
+    """What a person has to know: how a run that did not end well ended, and what its curves say of its result."""
+    return join((_broken(run), _diagnosis(run.progress))) if run else Html("")
+
+
+def _diagnosis(progress: Progress) -> Html:
+    found = diagnose(progress)
+    return (
+        says_error([f"{problem.message} {problem.hint}" for problem in found], "Its curves say") if found else Html("")
+    )
+
+
+def _broken(run: RunView) -> Html:
+    if run.state not in ("failed", "interrupted"):
         return Html("")
     if run.state == "failed":
         return says_error(

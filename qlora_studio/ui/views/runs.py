@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.progress import JobView, Progress
-from qlora_studio.core.runs import RunSummary, RunView
+from qlora_studio.core.record import RunRecord
+from qlora_studio.core.runs import RunSummary, RunView, differing_settings
 from qlora_studio.core.words import clock
 from qlora_studio.ui.fields import in_labels, label
 from qlora_studio.ui.views.chart import line, lines
@@ -32,7 +35,7 @@ from qlora_studio.ui.views.plan import proof_card
 from qlora_studio.ui.views.run import ending, evaluation_losses
 from qlora_studio.ui.views.side import state_chip
 
-HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Eval loss", "Steps", "Time", "Peak", "Begun")
+HEADINGS = ("Run", "State", "Base", "Rank", "Train loss", "Best eval", "Steps", "Time", "Peak", "Begun", "Said of it")
 
 
 def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
@@ -44,14 +47,68 @@ def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
             run.base or "–",
             str(run.rank or "–"),
             f"{run.loss:.3f}" if run.loss is not None else "–",
-            f"{run.held_out:.3f}" if run.held_out is not None else "–",
+            f"{run.best_held_out:.3f}" if run.best_held_out is not None else "–",
             f"{run.step}/{run.total_steps}" if run.total_steps else "–",
             clock(run.seconds),
             gib(run.peak_bytes) if run.peak_bytes else "–",
             time.strftime("%m-%d %H:%M", time.localtime(run.created)),
+            _said_of(run),
         ]
         for run in runs
     ]
+
+
+def _said_of(run: RunSummary) -> str:
+    """Pin, tags, and the title or the note where a person gave one."""
+    words = ["★"] if run.pinned else []
+    words += [f"#{one}" for one in run.tags]
+    words += [run.note.partition("\n")[0][:60]] if run.note else []
+    return " ".join(words)
+
+
+def record_link(name: str, record: RunRecord) -> Html:
+    """The record of a run as a file that the browser saves; it never lies on the disk for that."""
+    data = base64.b64encode(record.model_dump_json(indent=1).encode()).decode()
+    link = tag(
+        "a", "Save the record", href=f"data:application/json;base64,{data}", download=f"{name}.record.json",
+        class_="qs-link",
+    )  # fmt: skip
+    return tag(
+        "p",
+        link,
+        ": settings, hashes, versions and losses, from which the command line runs it again.",
+        class_="qs-small",
+    )
+
+
+def deletion_card(run: RunView, size_bytes: int) -> Html:
+    """What goes with a run, before it goes."""
+    kept = "Exports of it lie in folders of their own and stay." if run.has_adapter else ""
+    said = [f"{gib(size_bytes)} of checkpoints, adapter, evaluations and journal go with it.", kept]
+    if run.labels.pinned:
+        said.append("It is pinned: unpin it first.")
+    return says_error([one for one in said if one], f"Delete “{run.title}” ({run.name})?")
+
+
+def differences_card(runs: Sequence[RunView]) -> Html:
+    """The settings in which compared runs differ, side by side, and what came of each."""
+    if len(runs) < 2:
+        return Html("")
+    rows: list[Sequence[object]] = [
+        (label(field), *(number(_short(value)) for value in values))
+        for field, values in differing_settings(runs)
+        if field != "saving.name"
+    ]
+    rows += [
+        ("Best evaluation loss", *(number(_best(run)) for run in runs)),
+        ("Time", *(number(clock(run.seconds)) for run in runs)),
+    ]
+    return card("What tells them apart", table(("", *(run.title for run in runs)), rows, "Differing settings"))
+
+
+def _best(run: RunView) -> str:
+    best = run.progress.held_out.best
+    return f"{best[1]:.4f} at step {best[0]}" if best else "–"
 
 
 def no_runs() -> Html:
@@ -98,17 +155,13 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
 def run_details(run: RunView) -> Html:
     """One run: how it went, what it was told, planned beside measured, notes and samples."""
     progress = run.progress
-    losses = [f"{loss:.3f}" for _, loss in evaluation_losses(progress)]
+    held_out = progress.held_out
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
-            Tile(
-                "Evaluation loss",
-                " → ".join(dict.fromkeys((losses[0], losses[-1]))) if losses else "–",
-                "before and after",
-            ),
+            Tile("Evaluation loss", *_losses(held_out)),
             Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
-            Tile("Adapter", "saved" if run.has_adapter else "none", f"rank {run.config.lora.rank}"),
+            Tile("Adapter", _adapter_of(run), f"rank {run.config.lora.rank}"),
         ]
     )
     notes = [
@@ -121,10 +174,43 @@ def run_details(run: RunView) -> Html:
             ending(run),
             figures,
             proof_card(progress),
+            samples_card(progress),
             card("Notes", bullets(notes)) if notes else "",
             card("", more("Settings", _settings(run))),
         )
     )
+
+
+def _losses(held_out: HeldOut) -> tuple[str, str]:
+    """The best evaluation loss, and where it stands beside its base."""
+    best = held_out.best
+    base = [f"base {held_out.before:.3f}"] if held_out.before is not None else []
+    return (f"{best[1]:.3f}", ", ".join([f"best, step {best[0]}", *base])) if best else ("–", ", ".join(base))
+
+
+def _adapter_of(run: RunView) -> str:
+    if not run.has_adapter:
+        return "none"
+    step = run.progress.adapter_step
+    return "saved" if step is None else f"step {step}"
+
+
+def samples_card(progress: Progress) -> Html:
+    """The answers to the sample prompts while the run was trained, each prompt a timeline."""
+    if not progress.samples:
+        return Html("")
+    timelines = []
+    for prompt in dict.fromkeys(sample.prompt for sample in progress.samples):
+        rows = [
+            (
+                number("base" if sample.side == "base" else f"step {sample.step}"),
+                tag("div", sample.answer, class_="qs-answer"),
+            )
+            for sample in progress.samples
+            if sample.prompt == prompt
+        ]
+        timelines += [tag("p", tag("b", prompt)), table(("When", "Answer"), rows, f"Answers to “{prompt}”")]
+    return card("Sample answers", *timelines)
 
 
 def evaluation_card(job: JobView) -> Html:

@@ -34,6 +34,7 @@ KINDS = {
     "stopping": "warn",
     "finished": "good",
     "stopped": "warn",
+    "paused": "warn",
     "interrupted": "warn",
     "failed": "bad",
 }

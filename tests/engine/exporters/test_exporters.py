@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
 from qlora_studio.core.exports import EXPORT_KINDS
-from qlora_studio.data.render.prompt import RenderOptions
+from qlora_studio.data.render.prompt import RenderOptions, stop_ids
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.exporters import comparison, merged
-from qlora_studio.engine.exporters.comparison import compare_with_chat, record_chat
+from qlora_studio.engine.exporters.comparison import (
+    Answer,
+    ChatRecord,
+    Speaker,
+    check_words,
+    compare_with_chat,
+    record_chat,
+)
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.load import load_adapter, load_base
 from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.conftest import FP32
+from tests.engine.gguf_file.small_models import small_adapter, small_base
+from tests.modelfile_reader import read_modelfile
 
 PROMPTS = ("What can you do?", "Explain what a bicycle is.")
 
@@ -81,8 +93,9 @@ def test_the_merged_model_is_as_large_as_said_and_computes_as_asked(
     source = dataclasses.replace(source, merge_into=merge_into)
     exporter.write(source, stage, events.append)
     exporter.check(source, stage, None, events.append)
-    assert [type(event) for event in events] == [ev.PhaseEntered, ev.Advanced]
-    assert exporter.size_bytes(source) == (stage / "model.safetensors").stat().st_size
+    assert type(events[0]) is ev.PhaseEntered and {type(event) for event in events[1:]} == {ev.Advanced}
+    assert events[-1].done == events[-1].total == exporter.size_bytes(source)
+    assert exporter.size_bytes(source) == pytest.approx((stage / "model.safetensors").stat().st_size, rel=0.05)
     ids = torch.arange(3, 43).unsqueeze(0)
     four_bit = merge_into == "as_chatted"
     live = load_adapter(load_base(tiny_folder, FP32, four_bit=four_bit), source.adapter).eval()
@@ -129,30 +142,48 @@ def short(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short):
+def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short, stage):
     tokenizer = load_tokenizer(smollm2)
-    model = load_base(smollm2, FP32).eval()
-    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS)
-    assert record.prompts == PROMPTS and [len(probe.answer) for probe in record.probes] == [8, 8]
+    chat = Speaker(load_base(smollm2, FP32).eval(), tokenizer, RenderOptions())
+    record = record_chat(chat, PROMPTS, make_rows(2))
+    assert tuple(answer.text for answer in record.answers) == PROMPTS
+    assert [len(answer.answer) for answer in record.answers] == [8, 8]
+    record.save(stage)
+    again = ChatRecord.load(stage)
+    assert torch.equal(again.log_probabilities, record.log_probabilities)
+    assert dataclasses.replace(again, log_probabilities=0) == dataclasses.replace(record, log_probabilities=0)
     events: list[ev.Event] = []
-    compare_with_chat(record, model, tokenizer, "itself", events.append)
+    compare_with_chat(again, chat, ev.Checked(what="itself"), events.append)
     assert [event.prompt for event in events[:-1]] == list(PROMPTS)
-    assert events[-1] == ev.Checked(what="itself", same_top1=1.0, kl=0.0, identical_answers=2, answers=2)
+    itself = events[-1]
+    assert (itself.same_top1, itself.identical_answers, itself.answers) == (1.0, 2, 2)
+    assert abs(itself.kl) < 1e-6 and itself.loss == pytest.approx(record.chat_loss) and itself.positions > 16
     with torch.no_grad():
-        model.model.norm.weight.mul_(torch.linspace(-1, 1, model.config.hidden_size))
-    compare_with_chat(record, model, tokenizer, "broken", events.append)
+        chat.model.model.norm.weight.mul_(torch.linspace(-1, 1, chat.model.config.hidden_size))
+    compare_with_chat(record, chat, ev.Checked(what="broken"), events.append)
     broken = events[-1]
-    assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0
+    assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0 and broken.loss > itself.loss
 
 
-def test_a_tokenizer_that_writes_a_prompt_in_other_ids_is_refused(smollm2, short):
+def make_rows(count: int) -> list[Example]:
+    return [Example(tuple(range(100 + row, 140 + row)), ((20, 40),)) for row in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "{{ other }}"}, "chat template is not that of training"),
+        ({"stops": (0,)}, "answers end with other tokens"),
+        ({"answers": (Answer(PROMPTS[0], (5, 6), (7,), True),)}, "writes a prompt in other tokens"),
+    ],
+)
+def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, said):
     tokenizer = load_tokenizer(smollm2)
-    model = load_base(smollm2, FP32).eval()
-    record = record_chat(model, tokenizer, RenderOptions(), PROMPTS[:1])
-    (probe,) = record.probes
-    changed = dataclasses.replace(record, probes=(dataclasses.replace(probe, prompt=(5, *probe.prompt)),))
-    with pytest.raises(StudioError, match="writes this prompt differently from training"):
-        compare_with_chat(changed, model, tokenizer, "merged", lambda event: None)
+    stops = tuple(sorted(stop_ids(tokenizer)))
+    record = ChatRecord((), (), torch.empty(0, 0), None, RenderOptions(), tokenizer.template, stops)
+    check_words(record, tokenizer)
+    with pytest.raises(StudioError, match=said):
+        check_words(dataclasses.replace(record, **changes), tokenizer)
 
 
 def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage, monkeypatch):
@@ -175,3 +206,80 @@ def test_a_merged_model_that_does_not_fit_the_computers_memory_is_an_error(stage
     with pytest.raises(MemoryError):
         merged.load_merged(stage, FP32, lambda event: None)
     assert len(tries) == 1
+
+
+@pytest.fixture
+def written(tmp_path) -> ExportSource:
+    """A small base with tokenizer and licence, and an adapter as a run saves it."""
+    base = small_base("llama", tmp_path / "base")
+    (base / "LICENSE").write_text("the licence")
+
+    def fill(folder):
+        small_adapter(base, folder)
+        (folder / "README.md").unlink()
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/base"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    write_folder(tmp_path / "adapter", fill)
+    return ExportSource(
+        tmp_path / "adapter",
+        base,
+        FP32,
+        gguf="Q8_0",
+        parts=("adapter", "merged", "gguf"),
+        name="pip",
+        base_name="org/base",
+    )
+
+
+def record_of(source: ExportSource, tokenizer) -> ChatRecord:
+    chat = load_adapter(load_base(source.base_folder(), FP32, four_bit=False), source.adapter).eval()
+    return record_chat(Speaker(chat, tokenizer, RenderOptions()), PROMPTS[:1], make_rows(1))
+
+
+def test_a_gguf_file_comes_with_modelfile_and_licence_and_is_asked(written, stage, short):
+    exporter, events = find_exporter("gguf"), []
+    exporter.write(written, stage, events.append)
+    assert sorted(path.name for path in stage.iterdir()) == ["LICENSE", "Modelfile", "pip.Q8_0.gguf"]
+    assert exporter.size_bytes(written) == pytest.approx((stage / "pip.Q8_0.gguf").stat().st_size, rel=0.2)
+    assert events[-1].done == events[-1].total == exporter.size_bytes(written)
+    parsed = dict(read_modelfile((stage / "Modelfile").read_text()))
+    assert parsed["from"] == "./pip.Q8_0.gguf" and parsed["stop"] == "<|im_end|>"
+    exporter.check(written, stage, record_of(written, load_tokenizer(written.base_folder())), events.append)
+    (check,) = [event for event in events if isinstance(event, ev.Checked)]
+    assert (check.what, check.precision, check.as_chatted) == ("Q8_0, original", "Q8_0", False) and check.kl < 0.05
+    assert any(isinstance(event, ev.Noted) and "llama.cpp" in event.text for event in events)
+
+
+def test_a_pack_holds_its_parts_and_names_no_place_of_this_machine(written, stage, short, tmp_path):
+    exporter, events = find_exporter("pack"), []
+    exporter.write(written, stage, events.append)
+    assert sorted(path.name for path in stage.iterdir()) == [
+        "LICENSE",
+        "Modelfile",
+        "adapter",
+        "merged",
+        "pip.Q8_0.gguf",
+    ]
+    exporter.check(written, stage, record_of(written, load_tokenizer(written.base_folder())), events.append)
+    assert len([event for event in events if isinstance(event, ev.Checked)]) == 2, "the adapter is the chat's own"
+    for path in stage.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+
+
+def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
+    exporter, events = find_exporter("gguf"), []
+    record = record_of(written, load_tokenizer(written.base_folder()))
+    state = load_file(written.adapter / "adapter_model.safetensors")
+    save_file({name: value * 0 for name, value in state.items()}, written.adapter / "adapter_model.safetensors")
+    exporter.write(written, stage, events.append)
+    exporter.check(written, stage, record, events.append)
+    (check,) = [event for event in events if isinstance(event, ev.Checked)]
+    assert check.kl > 0.05
+
+
+def test_a_tokenizer_in_the_folder_of_the_adapter_wins(written):
+    assert written.tokenizer_folder() == written.base_folder()
+    (written.adapter / "tokenizer_config.json").write_text("{}")
+    assert written.tokenizer_folder() == written.adapter

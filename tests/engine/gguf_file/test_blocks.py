@@ -1,0 +1,90 @@
+"""Encoded blocks: those of the reference, or as close to the weights as the reference's."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from qlora_studio.engine.gguf_file.blocks import encode
+from qlora_studio.engine.gguf_file.mixture import Mixture, bytes_of
+from tests.llama_cpp import quantize
+
+KINDS = [Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K]
+
+
+def rows(seed: int = 0) -> torch.Tensor:
+    """Weights as they come: bell-shaped, with a few large ones, a row of zeros and one of one number."""
+    torch.manual_seed(seed)
+    weight = torch.randn(64, 1024) * 0.02
+    weight[:8] *= 10 * torch.rand(8, 1024) ** 8
+    weight[8], weight[9] = 0, 0.125
+    return weight
+
+
+def error(packed: np.ndarray, kind: Type, weight: torch.Tensor) -> float:
+    back = torch.from_numpy(gguf.dequantize(packed.reshape(weight.shape[0], -1), kind))
+    return float((back - weight).norm() / weight.norm())
+
+
+@pytest.mark.parametrize("kind", [Type.F16, Type.BF16, Type.Q8_0, Type.Q5_0, Type.Q5_1])
+def test_a_type_that_the_gguf_package_encodes_is_encoded_as_it_does(kind):
+    weight = rows()
+    assert np.array_equal(encode(weight, kind).view(np.uint8), gguf.quantize(weight.numpy(), kind).view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_k_quants_are_as_good_as_llama_cpps_and_mostly_the_same_bytes(kind):
+    weight = rows()
+    ours, reference = encode(weight, kind), quantize(weight.numpy(), int(kind))
+    assert ours.shape == reference.shape and ours.nbytes == bytes_of(weight.shape, kind)
+    assert error(ours, kind, weight) < 1.01 * error(reference, kind, weight)
+    assert (ours == reference).mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_not_a_number(kind):
+    weight = torch.zeros(2, 256)
+    weight[1, 7] = 1e-30
+    assert np.isfinite(gguf.dequantize(encode(weight, kind), kind)).all()
+
+
+def test_a_vector_keeps_its_numbers():
+    vector = torch.linspace(-1, 1, 33)
+    assert np.array_equal(encode(vector, Type.F32).view(np.float32), vector.numpy())
+
+
+LAYERS = 24
+EXPECTED = {  # llama.cpp's choice, src/llama-quant.cpp
+    ("Q4_K_M", "blk.0.attn_v.weight", 2048): Type.Q6_K,
+    ("Q4_K_M", "blk.4.attn_v.weight", 2048): Type.Q4_K,
+    ("Q4_K_M", "blk.5.ffn_down.weight", 8192): Type.Q6_K,
+    ("Q4_K_M", "blk.23.ffn_down.weight", 8192): Type.Q6_K,
+    ("Q4_K_M", "blk.0.attn_qkv.weight", 2048): Type.Q6_K,
+    ("Q4_K_M", "blk.0.attn_q.weight", 2048): Type.Q4_K,
+    ("Q4_K_M", "token_embd.weight", 2048): Type.Q4_K,
+    ("Q4_K_M", "output.weight", 2048): Type.Q6_K,
+    ("Q4_K_M", "output.weight", 576): Type.Q8_0,
+    ("Q4_K_M", "blk.4.attn_q.weight", 576): Type.Q5_0,
+    ("Q4_K_M", "blk.0.attn_v.weight", 576): Type.Q8_0,
+    ("Q4_K_M", "blk.4.attn_q.weight", 100): Type.F16,
+    ("Q5_K_M", "blk.4.attn_q.weight", 576): Type.Q5_1,
+    ("Q5_K_M", "blk.4.ffn_down.weight", 8192): Type.Q5_K,
+    ("Q6_K", "blk.4.attn_q.weight", 2048): Type.Q6_K,
+    ("Q8_0", "output.weight", 2048): Type.Q8_0,
+    ("Q8_0", "blk.4.attn_q.weight", 100): Type.F16,
+    ("F16", "blk.4.attn_q.weight", 100): Type.F16,
+    ("BF16", "token_embd.weight", 100): Type.BF16,
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "columns"), EXPECTED)
+def test_the_type_of_a_tensor_is_llama_cpps_choice(kind, name, columns):
+    assert Mixture(kind, LAYERS, tied=False).choose(name, (64, columns)) == EXPECTED[kind, name, columns]
+
+
+def test_norms_stay_whole_and_tied_embeddings_are_the_head():
+    assert Mixture("Q4_K_M", LAYERS, tied=False).choose("blk.0.attn_norm.weight", (2048,)) == Type.F32
+    assert Mixture("Q4_K_M", LAYERS, tied=True).choose("token_embd.weight", (64, 2048)) == Type.Q6_K

@@ -1,0 +1,60 @@
+"""The tokenizer in a GGUF file cuts every text as the model's own does, and a kind that is not known is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.gguf_file.vocabulary import name_of_split, read_vocabulary
+from qlora_studio.engine.gguf_file.write import About
+from qlora_studio.engine.tokenizer import load_tokenizer
+from tests.engine.gguf_file.small_models import small_base, write_gguf
+from tests.engine.gguf_file.small_tokenizers import KINDS, nasty_texts, save, train
+from tests.llama_cpp import LlamaCpp
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_200_texts_are_cut_alike_by_llama_cpp(kind, tmp_path):
+    base = small_base("llama", tmp_path / "base", tokenizer=kind)
+    tokenizer = load_tokenizer(base)
+    read = LlamaCpp(write_gguf(base, tmp_path, "F16", About("small")))
+    texts = nasty_texts()
+    assert len(texts) == 200
+    ours = [list(one.ids) for one in tokenizer.encode(texts)]
+    different = [text for text, ids in zip(texts, ours, strict=True) if read.tokenize(text) != ids]
+    assert different == []
+    assert read.template == tokenizer.template and read.adds_bos == (tokenizer.bos_id is not None)
+    assert read.ends(tokenizer.eos_id)
+    read.close()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("pieces")])
+def test_the_name_follows_from_the_rule(kind):
+    assert name_of_split(json.loads(train(kind, 300).to_str())) == kind
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "Whitespace"},
+        {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True},
+        {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated"},
+                                               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
+        None,
+    ],
+)  # fmt: skip
+def test_a_rule_without_a_name_is_refused_and_never_guessed(change):
+    values = json.loads(train("gpt-2", 300).to_str()) | {"pre_tokenizer": change}
+    with pytest.raises(StudioError, match=r"a rule for splitting words that llama\.cpp's names do not cover here"):
+        name_of_split(values)
+
+
+def test_more_tokens_than_rows_are_refused_and_fewer_are_filled_up(tmp_path):
+    save("gpt-2", tmp_path, 300)
+    tokenizer = load_tokenizer(tmp_path)
+    vocabulary = read_vocabulary(tokenizer, 310)
+    assert len(vocabulary.tokens) == len(vocabulary.types) == 310 and vocabulary.tokens[-1] == "[PAD309]"
+    with pytest.raises(StudioError, match="The tokenizer has 300 tokens and the model rows for 299"):
+        read_vocabulary(tokenizer, 299)

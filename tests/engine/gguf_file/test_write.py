@@ -1,0 +1,79 @@
+"""What llama.cpp computes from a file is what base and adapter compute; the file says what it is and no more."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.compare import agreement
+from qlora_studio.engine.gguf_file.families import find_family
+from qlora_studio.engine.gguf_file.write import About, interleave
+from tests.engine.gguf_file.small_models import FAMILIES, reference, small_base, write_gguf
+from tests.llama_cpp import LlamaCpp
+
+IDS = [*range(300, 390)]
+SAME_KL = 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_llama_cpps_logits_are_those_of_base_and_adapter(name, tmp_path):
+    model_type, changes = FAMILIES[name]
+    base = small_base(model_type, tmp_path / "base", **changes)
+    read = LlamaCpp(write_gguf(base, tmp_path, "F32", About("small")))
+    expected = reference(base, tmp_path / "adapter")(torch.tensor([IDS])).logits[0].log_softmax(-1)
+    same, kl = agreement(expected, read.logits(IDS).log_softmax(-1))
+    read.close()
+    assert kl < SAME_KL and same > 0.97
+
+
+@pytest.mark.parametrize(("kind", "most"), [("F16", 1e-4), ("BF16", 1e-2), ("Q8_0", 0.04), ("Q6_K", 0.2), ("Q5_K_M", 0.6), ("Q4_K_M", 1.4)])  # fmt: skip
+@torch.no_grad()
+def test_coarser_types_load_and_stay_near(kind, most, tmp_path):
+    base = small_base("llama", tmp_path / "base", hidden_size=256, num_attention_heads=8)
+    path = write_gguf(base, tmp_path, kind, About("small"))
+    read = LlamaCpp(path)
+    expected = reference(base, tmp_path / "adapter")(torch.tensor([IDS])).logits[0].log_softmax(-1)
+    assert agreement(expected, read.logits(IDS).log_softmax(-1))[1] < most
+    read.close()
+
+
+def test_the_file_says_what_it_is_and_names_no_place_of_this_machine(tmp_path):
+    base = small_base("llama", tmp_path / "base")
+    path = write_gguf(base, tmp_path, "Q8_0", About("My run", "org/Small-Base", "apache-2.0"))
+    fields = gguf.GGUFReader(path).fields
+    said = {name: field.contents() for name, field in fields.items()}
+    assert said["general.name"] == "My run" and said["general.license"] == "apache-2.0"
+    assert said["general.base_model.0.name"] == "Small-Base" and said["general.base_model.0.organization"] == "org"
+    assert said["tokenizer.ggml.eos_token_id"] == 2 and "im_start" in said["tokenizer.chat_template"]
+    assert str(tmp_path) not in path.read_bytes()[: 1 << 20].decode("utf-8", "replace")
+    assert path.stat().st_size > 0 and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "said"),
+    [
+        ("gpt_neox", {}, "A gpt_neox model is not written as GGUF here"),
+        ("llama", {"hidden_act": "gelu"}, "the activation gelu"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}}, "positions scaled by yarn"),
+        ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 64, "tie_word_embeddings": True}, "queries scaled in another way"),
+        ("smollm3", {"no_rope_layer_interval": 3}, "another pattern of layers without positions"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_refused_with_the_way_out(model_type, changes, said, tmp_path):
+    base = small_base(model_type, tmp_path / "base", **changes)
+    with pytest.raises(StudioError, match=said) as refused:
+        write_gguf(base, tmp_path, "F16", About("small"))
+    assert "Export the merged model instead" in refused.value.hint
+
+
+def test_every_family_is_known_to_the_package():
+    assert find_family("llama").arch == "LLAMA"
+    for _, (model_type, _) in FAMILIES.items():
+        assert gguf.MODEL_ARCH[find_family(model_type).arch]
+
+
+def test_rows_are_paired_as_llama_cpp_rotates_them():
+    assert interleave(torch.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

@@ -1,0 +1,88 @@
+"""Rates are tried from the same start over the same rows, and the model is as it was afterwards."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from qlora_studio.core.jobs import RatePoint, RateReport
+from qlora_studio.engine.loop import train
+from qlora_studio.engine.rate_search import RateSearch, choose
+from tests.engine.conftest import make_examples
+from tests.engine.test_loop import Recorder, setup
+
+RATES = (1e-6, 5e-3, 1e-2)
+
+
+def never() -> bool:
+    return False
+
+
+def search(made, steps=3, rates=RATES, advanced=lambda done, total: None, should_stop=never):
+    return RateSearch(made, steps, advanced, should_stop).run(rates)
+
+
+def test_a_trial_comes_to_what_a_run_of_so_many_steps_comes_to(tiny_adapter_model, tmp_path):
+    made = setup(
+        tiny_adapter_model, tmp_path, held_out=make_examples(5, seed=3), optim__max_steps=3,
+        evaluation__every_steps=3, lora__dropout=0.0,
+    )  # fmt: skip
+    found = search(made)
+    assert found is not None and [point.rate for point in found.points] == sorted(RATES)
+    run = train(made, Recorder().emit, lambda: "")
+    assert found.points[1].loss == pytest.approx(run.held_out.newest[1], abs=1e-6)
+    assert found.base_loss == pytest.approx(run.held_out.before, abs=1e-6)
+
+
+def test_the_adapter_is_as_it_was_and_every_trial_begins_there(tiny_adapter_model, tmp_path):
+    made = setup(tiny_adapter_model, tmp_path, held_out=make_examples(5, seed=3))
+    before = {name: value.clone() for name, value in tiny_adapter_model.state_dict().items() if "lora_" in name}
+    first, again = search(made), search(made, rates=RATES[::-1])
+    assert first == again
+    after = tiny_adapter_model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in tiny_adapter_model.parameters())
+
+
+def test_without_held_out_rows_the_last_rows_trained_are_measured(tiny_adapter_model, tmp_path):
+    found = search(setup(tiny_adapter_model, tmp_path))
+    assert found is not None and not found.held_out and found.points[2].loss < found.base_loss
+
+
+def test_progress_is_counted_over_all_rates_and_a_stop_ends_it(tiny_adapter_model, tmp_path):
+    made, heard = setup(tiny_adapter_model, tmp_path, held_out=make_examples(5, seed=3)), []
+    search(made, steps=2, advanced=lambda done, total: heard.append((done, total)))
+    assert heard == [(number, 6) for number in range(1, 7)]
+    assert search(made, should_stop=lambda: len(heard) > 2) is None
+
+
+def test_a_rate_that_breaks_the_model_is_no_choice(tiny_adapter_model, tmp_path, monkeypatch):
+    made = setup(tiny_adapter_model, tmp_path, held_out=make_examples(5, seed=3))
+    monkeypatch.setattr("qlora_studio.engine.rate_search.evaluate", lambda *arguments: math.nan)
+    found = search(made, rates=(1e-3,))
+    assert found is not None and found.points == (RatePoint(rate=1e-3, loss=None),) and found.rate is None
+    assert "no rate is better than the base" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("losses", "base", "rate"),
+    [
+        ([2.0, 1.5, 1.4, 1.8], 2.1, 3.0),
+        ([2.0, 1.404, 1.4, 1.395], 2.1, 2.0),  # alike: the lowest
+        ([2.0, 1.5, 1.4, None], 2.1, 3.0),
+        ([2.3, 2.2, 2.2, 2.2], 2.1, None),
+        ([None, None, None, None], 2.1, None),
+    ],
+)
+def test_the_lowest_of_the_best_is_taken(losses, base, rate):
+    points = [RatePoint(rate=number, loss=loss) for number, loss in enumerate(losses, 1)]
+    assert choose(points, base) == rate
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1.0, "a lower one may be better"), (3.0, "a higher one may be better")])
+def test_a_choice_at_the_edge_says_so(rate, said):
+    points = tuple(RatePoint(rate=number, loss=1.0) for number in (1.0, 2.0, 3.0))
+    assert said in RateReport(steps=9, points=points, held_out=True, rate=rate).sentence
+    assert "better still" not in RateReport(steps=9, points=points, held_out=True, rate=2.0).sentence

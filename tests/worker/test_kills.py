@@ -1,0 +1,72 @@
+"""Kills, errors, full disks and out-of-memories of a real worker cost no checkpoint, no step and no bit of the curve."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from qlora_studio.engine import checkpoints
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
+
+
+@pytest.mark.parametrize(("kills", "seconds"), [(60, 45.0), pytest.param(300, None, marks=pytest.mark.slow)])
+def test_random_faults_cost_nothing(harness, tmp_path, kills, seconds):
+    tally = harness.run_faults(tmp_path, kills, seed=kills, seconds=seconds)
+    assert tally.wrong == []
+    assert tally.kills >= min(kills, 5) and tally.runs >= 2, tally.says()
+
+
+def write_in_place(target, fill):
+    """How a trainer saves that does not think of kills: under the final name, file by file."""
+    target.mkdir(parents=True, exist_ok=True)
+    fill(target)
+    (target / "MANIFEST.json").write_text("{}")
+
+
+def test_the_same_faults_catch_a_writer_that_is_not_whole_or_nothing(harness, tmp_path, monkeypatch):
+    home, config = harness.make_home(tmp_path)
+    folder = harness.new_run(home, config, 0)
+    monkeypatch.setattr(checkpoints, "write_folder", write_in_place)
+    assert harness.end(harness.begin(folder, home, "save.optimizer:kill@2")) == -9
+    wrong, _ = harness.find_wrong(folder, 0)
+    assert any("MANIFEST.json is missing or unreadable" in line for line in wrong)
+
+
+POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.filled", "save.manifest", "save.synced",
+          "save.placed", "save.trashed"]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["kill", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_fault_at_each_point_of_a_save_costs_nothing(harness, whole, point, action):
+    """A kill is resumed; a disk that is full at one write is a word in the log, and the run goes on to its end."""
+    home, config, record = whole
+    folder = harness.new_run(home, config, POINTS.index(point) + 10)
+    code = harness.end(harness.begin(folder, home, f"{point}:{action}@3"))
+    assert code == (-9 if action == "kill" else 0), folder.log.read_text()
+    wrong, newest = harness.find_wrong(folder, 1)
+    assert wrong == [] and newest >= 1
+    if action == "kill":
+        assert harness.end(harness.begin(folder, home)) == 0
+    assert harness.compare(folder, record, exact=True) == []
+    assert not list(folder.path.rglob(".stage")) and not list(folder.path.rglob(".trash"))
+
+
+def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(harness, whole):
+    home, config, record = whole
+    folder = harness.new_run(home, config, 50)
+    faults = ",".join(f"journal:full@{number}" for number in range(6, 40, 3))
+    assert harness.end(harness.begin(folder, home, faults)) == 0
+    assert harness.read_record(folder) == record
+
+
+def test_sample_answers_change_no_bit_of_a_run(harness, whole):
+    home, config, record = whole
+    asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
+    folder = harness.new_run(home, asked, 60)
+    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
+    assert harness.read_record(folder) == record
+    samples = [one for one in harness.events(folder) if one.get("event") == "sample"]
+    assert {one["prompt"] for one in samples} == {"Count 3", "Count 4"} and {one["step"] for one in samples} >= {0, 10}

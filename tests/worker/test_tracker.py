@@ -1,0 +1,96 @@
+"""A tracker is asked for, hears the curves through its own library, and can cost the run nothing."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from qlora_studio.core import events as ev
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.errors import StudioError
+from qlora_studio.worker.tracker import Tracker, open_tracker
+
+WITH = TrainConfig().replace({"saving.tracker": "tensorboard"})
+STEP = ev.StepLogged(
+    step=3, total_steps=9, epoch=0.5, loss=1.25, learning_rate=1e-4, grad_norm=2.0, tokens=9, trained_tokens=9,
+    tokens_per_second=7.0, peak_bytes=11, metrics={"margin": 0.5},
+)  # fmt: skip
+
+
+class FakeWriter:
+    def __init__(self, folder: str = "") -> None:
+        self.folder, self.written, self.full = folder, [], False
+
+    def add_scalar(self, name, value, step):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.written.append((name, value, step))
+
+    def flush(self):
+        self.written.append("flushed")
+
+
+def test_unasked_nothing_is_imported_or_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    open_tracker(TrainConfig(), tmp_path)(STEP)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_missing_is_said_before_anything_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(StudioError, match="TensorBoard is not installed here") as refused:
+        open_tracker(WITH, tmp_path)
+    assert "pip install tensorboard" in refused.value.hint
+
+
+def test_the_curves_are_told_by_step_to_the_librarys_own_writer(tmp_path, monkeypatch):
+    writers = []
+    module = ModuleType("tensorboard.summary")
+    module.Writer = lambda folder: writers.append(FakeWriter(folder)) or writers[-1]
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", module)
+    hear = open_tracker(WITH, tmp_path)
+    for event in (
+        STEP,
+        ev.Noted(text="x"),
+        ev.EvaluationLogged(step=0, loss=2.0, tokens=1, rows=1, adapter=False),
+        ev.EvaluationLogged(step=3, loss=1.5, tokens=1, rows=1),
+    ):
+        hear(event)
+    (writer,) = writers
+    assert writer.folder == str(tmp_path / "tensorboard")
+    assert writer.written == [
+        ("train/loss", 1.25, 3),
+        ("train/learning_rate", 1e-4, 3),
+        ("train/grad_norm", 2.0, 3),
+        ("train/epoch", 0.5, 3),
+        ("train/tokens_per_second", 7.0, 3),
+        ("train/peak_bytes", 11.0, 3),
+        ("train/margin", 0.5, 3),
+        ("held_out/loss_of_base", 2.0, 0),
+        "flushed",
+        ("held_out/loss", 1.5, 3),
+        "flushed",
+    ]
+
+
+def test_a_tracker_on_a_full_disk_costs_lines_and_no_step():
+    writer = FakeWriter()
+    writer.full = True
+    Tracker(writer).hear(STEP)
+
+
+def test_tensorboard_itself_reads_back_what_was_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    hear = open_tracker(WITH, tmp_path)
+    for number in (1, 2):
+        hear(STEP.model_copy(update={"step": number}))
+    hear(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))
+    kept = EventAccumulator(str(tmp_path / "tensorboard"))
+    kept.Reload()
+    assert {"train/loss", "held_out/loss"} <= set(kept.Tags()["tensors"])
+    assert [one.step for one in kept.Tensors("train/loss")] == [1, 2]
