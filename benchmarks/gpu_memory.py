@@ -1,12 +1,15 @@
 """The plan against a card: predicted and measured under 8, 12, 16 and 24 GB, and a run forced out of memory.
 
-    python benchmarks/gpu_memory.py [--models NAME ...] [--caps GIB ...] [--folder SCRATCH]
+    python benchmarks/gpu_memory.py [--models NAME ...] [--caps GIB ...] [--seconds S]
 
-For each model (random weights of the real shape, written into SCRATCH first: 2 bytes a weight) and each cap: plans for a
+**It has never run on a card**; a test rehearses it on a processor.
+
+For each model (random weights of the real shape, drawn on the card) and each cap: plans for a
 card of that size, caps the allocator at the plan's budget, takes two whole optimizer steps of the planned micro-batch and
 compares the bill with the allocator's peak and with what the driver says the process holds. Then, for each model, a
 training whose plan is far too large for the memory it is left with: it has to finish with every step and the same losses
-as the run that had room. Each measurement is a process of its own. Prints Markdown tables; exit code 2 without a card.
+as the run that had room. Each measurement is a process of its own, and none is begun that cannot end within `--seconds`.
+Offloading and tiles are those of the plan. Prints Markdown tables; exit code 2 without a card.
 
 `--rehearse` runs the same code on the processor with the small model. Nothing is capped there, so the second run has
 room as well, and no figure of it says anything about a card.
@@ -18,16 +21,17 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-os.environ.setdefault("USE_HUB_KERNELS", "0")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_models import CONSUMER, draw_base, run_alone
+
+os.environ.update({name: value for name, value in CONSUMER.items() if name not in os.environ})
 
 import torch
 
@@ -38,9 +42,9 @@ from qlora_studio.core.plan import MIB, MemoryPlan
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.formats import DTYPES
-from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.engine.kernels.replace import tile_mlps
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.planned import tensor_budget_bytes
 from qlora_studio.engine.setup import Setup
@@ -57,6 +61,8 @@ ROW = 1024
 STEPS = 4
 ROOM = 0.5
 """Share of what the planned step needs beyond weights and adapter that the forced run is left with."""
+LEAST_SECONDS = 30
+"""No measurement begins with less time than this."""
 LOSS_TOLERANCE = 2e-3
 """Largest relative difference of a loss in bf16 when the same rows are cut into other micro-batches."""
 
@@ -65,59 +71,55 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(REFERENCE_SHAPES))
     parser.add_argument("--caps", nargs="+", type=int, default=list(CAPS_GIB), help="card sizes in GiB")
-    parser.add_argument("--folder", type=Path, help="where the random models are written; a temporary one without it")
+    parser.add_argument("--seconds", type=float, default=560, help="no measurement begins that cannot end within them")
     parser.add_argument("--rehearse", action="store_true", help="run on the processor with the small model")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "MODEL", "CAP"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         kind, model, cap = arguments.one
         work = {"plan": measure_plan, "roomy": run_with_room, "forced": run_without_room}[kind]
-        print(json.dumps(work(arguments.folder / model, model, int(cap))))
+        print(json.dumps(work(model, int(cap))))
         return 0
     if arguments.rehearse:
         arguments.models, arguments.caps = ["SmolLM2-135M"], [6]
-    elif not torch.cuda.is_available():
+    elif not (cards := read_gpus()):  # asked of the driver: torch would open a context on the measured card
         print("This computer has no CUDA card: the benchmark has not been run.")
         return 2
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        for model in arguments.models:
-            if not (folder / model / "config.json").is_file():
-                print(f"writing {model}", file=sys.stderr)
-                write_random_model(REFERENCE_SHAPES[model], folder / model)
-        where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "processor (rehearsal)"
-        print(f"{datetime.date.today()}, {where}, torch {torch.__version__}, rank 16, rows of {ROW} tokens\n")
-        print_plans(folder, arguments.models, arguments.caps)
-        print_forced(folder, arguments.models, min(arguments.caps))
+    where = "processor (rehearsal)" if arguments.rehearse else cards[0].name
+    print(f"{datetime.date.today()}, {where}, torch {torch.__version__}, rank 16, rows of {ROW} tokens\n")
+    until = time.monotonic() + arguments.seconds
+    print_plans(arguments.models, arguments.caps, until)
+    print_forced(arguments.models, min(arguments.caps), until)
     return 0
 
 
-def print_plans(folder: Path, models: list[str], caps: list[int]) -> None:
+def print_plans(models: list[str], caps: list[int], until: float) -> None:
     print(
         "| model | card GB | micro-batch tokens | checkpointed layers | predicted MiB | allocated | error | reserved | driver |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for model in models:
         for cap in caps:
-            found = in_process(folder, "plan", model, cap)
+            found = in_process("plan", model, cap, until)
             if "says" in found:
                 print(f"| {model} | {cap} | {found['says']} | | | | | | |", flush=True)
                 continue
             predicted, allocated = found["predicted"], found["allocated"]
+            driver = f"{found['driver'] / MIB:.0f}" if found["driver"] else "not told"
             print(
                 f"| {model} | {cap} | {found['tokens']} | {found['checkpointed']} | {predicted / MIB:.0f} | "
                 f"{allocated / MIB:.0f} | {predicted / allocated - 1:+.1%} | {found['reserved'] / MIB:.0f} | "
-                f"{found['driver'] / MIB:.0f} |",
+                f"{driver} |",
                 flush=True,
             )
 
 
-def print_forced(folder: Path, models: list[str], cap: int) -> None:
+def print_forced(models: list[str], cap: int, until: float) -> None:
     print("\nForced out of memory: the same run with room and without.\n")
     print("| model | steps | retried smaller | first change | largest relative difference of a loss | finished alike |")
     print("|---|---|---|---|---|---|")
     for model in models:
-        roomy, forced = (in_process(folder, kind, model, cap) for kind in ("roomy", "forced"))
+        roomy, forced = (in_process(kind, model, cap, until) for kind in ("roomy", "forced"))
         if "says" in roomy or "says" in forced:
             print(f"| {model} | {roomy.get('says') or forced['says']} | | | | |", flush=True)
             continue
@@ -132,21 +134,28 @@ def print_forced(folder: Path, models: list[str], cap: int) -> None:
         )
 
 
-def in_process(folder: Path, kind: str, model: str, cap: int) -> dict[str, Any]:
-    """One measurement in a process of its own; `says` where it failed."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--one", kind, model, str(cap)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"says": f"exit {done.returncode}: {last[:200]}"}
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+def in_process(kind: str, model: str, cap: int, until: float) -> dict[str, Any]:
+    """One measurement in a process of its own; `says` where it failed or could not end in time."""
+    left = until - time.monotonic()
+    if left < LEAST_SECONDS:
+        return {"says": "no time left"}
+    said, problem = run_alone(__file__, ["--one", kind, model, str(cap)], left)
+    if problem:
+        return {"says": problem}
+    found = json.loads(said)
     assert isinstance(found, dict)
     return found
 
 
 def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryPlan]:
     """The plan for a card of this size; on the processor for the same amount of memory."""
-    values = {"data.max_length": ROW, "evaluation.before": False, "memory.budget_gib": None, **changes}
+    values = {
+        "data.max_length": ROW,
+        "evaluation.before": False,
+        "memory.budget_gib": None,
+        "optim.learning_rate": 2e-4,
+    }
+    values |= changes
     if not torch.cuda.is_available():
         values |= {"memory.budget_gib": float(cap), "data.max_length": 256}
     config = TrainConfig().replace(values)
@@ -156,13 +165,20 @@ def plan_for(model: str, cap: int, **changes: Any) -> tuple[TrainConfig, MemoryP
     return config, make_plan(config, REFERENCE_SHAPES[model], machine)
 
 
-def load_for(folder: Path, plan: MemoryPlan) -> Any:
+def load_for(model: str, plan: MemoryPlan) -> Any:
+    """The model as the plan wants it: drawn, offloaded, tiled, checkpointed."""
     device = load.choose_device(plan.settings.compute if plan.settings else "auto")
-    base = load.load_base(folder, device)
-    return load.attach_adapter(base, TrainConfig().lora, DTYPES[plan.adapter_precision], seed=0)
+    base = draw_base(REFERENCE_SHAPES[model], device.torch, device.dtype)
+    if plan.offload in ("embeddings", "both") and device.type != "cpu":
+        embeddings = base.get_input_embeddings()
+        embeddings.weight = torch.nn.Parameter(embeddings.weight.cpu(), requires_grad=False)
+        load.look_tokens_up_on_host(base, device.torch)
+    network = load.attach_adapter(base, TrainConfig().lora, DTYPES[plan.adapter_precision], seed=0)
+    tile_mlps(network, plan.tiled_mlp)
+    return network
 
 
-def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
+def measure_plan(model: str, cap: int) -> dict[str, Any]:
     """Two optimizer steps as planned under the cap, and what they took."""
     config, plan = plan_for(model, cap)
     if not plan.fits:
@@ -170,11 +186,12 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     accelerator = choose_accelerator()
     accelerator.prepare()
     accelerator.cap(tensor_budget_bytes(plan))
-    network = load_for(folder, plan).train()
+    network = load_for(model, plan).train()
     loss_function = LossFunction(network)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config, plan.optimizer)
-    checkpoint_layers(network, plan.checkpointed_layers)
+    offload = plan.offload in ("boundaries", "both")
+    checkpoint_layers(network, plan.checkpointed_layers, offload=offload, pin=accelerator.pins_memory)
     row = config.data.max_length
     rows = plan.micro_batch_tokens // row
     ids = torch.arange(rows * row, device=loss_function.head.device).remainder(30_000).view(rows, row)
@@ -200,17 +217,17 @@ def measure_plan(folder: Path, model: str, cap: int) -> dict[str, Any]:
     }
 
 
-def run_with_room(folder: Path, model: str, cap: int) -> dict[str, Any]:
+def run_with_room(model: str, cap: int) -> dict[str, Any]:
     """A short training with all the memory there is."""
-    return run_training(folder, model, cap, forced=False)
+    return run_training(model, cap, forced=False)
 
 
-def run_without_room(folder: Path, model: str, cap: int) -> dict[str, Any]:
+def run_without_room(model: str, cap: int) -> dict[str, Any]:
     """The same training with room for half of its planned step."""
-    return run_training(folder, model, cap, forced=True)
+    return run_training(model, cap, forced=True)
 
 
-def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[str, Any]:
+def run_training(model: str, cap: int, *, forced: bool) -> dict[str, Any]:
     row = ROW if torch.cuda.is_available() else 256
     config, plan = plan_for(
         model,
@@ -223,7 +240,7 @@ def run_training(folder: Path, model: str, cap: int, *, forced: bool) -> dict[st
         },
     )
     accelerator = choose_accelerator()
-    network = load_for(folder, plan)
+    network = load_for(model, plan)
     settings = plan.settings
     assert settings is not None
     if forced and torch.cuda.is_available():

@@ -252,6 +252,8 @@ class MemoryPlan(_Value):
     adapter_precision: Literal["fp32", "bf16"]
     optimizer: str
     offload: Literal["none", "boundaries", "embeddings", "both"] = "none"
+    tiled_mlp: bool = False
+    """Whether MLPs are computed in tiles, forward and again backward."""
     host_bytes: int = 0
     """Pinned memory of the computer that offloading takes."""
     host_budget_bytes: int | None = None

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 
 from qlora_studio.core.example import Example, token_lengths
-from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.dropout import find_row_seeds
 from qlora_studio.engine.ladder import Limits, MemoryLadder
@@ -51,6 +50,7 @@ class Accumulator:
         self.ladder = ladder
         self.seed = seed
         self.device = loss_function.head.device
+        self.layout = loss_function.layout
         self.lengths = token_lengths(examples)
         self.row_seeds = find_row_seeds(loss_function.model)
 
@@ -69,7 +69,7 @@ class Accumulator:
         divisor = self._divisor(step)
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         metrics: dict[str, torch.Tensor] = {}
-        for places in micro_batches(step.rows, self.lengths, limits.micro_batch_tokens):
+        for places in self.layout.cut(step.rows, self.lengths, limits.micro_batch_tokens):
             part = self.objective.loss(self._pair_up(step, places, self._row_losses(step, places)))
             loss = part.summed / divisor
             scale(loss).backward()
@@ -83,7 +83,7 @@ class Accumulator:
 
         The chain rule over one number a row, so rows of a unit may stand in different micro-batches.
         """
-        groups = micro_batches(step.rows, self.lengths, limits.micro_batch_tokens)
+        groups = self.layout.cut(step.rows, self.lengths, limits.micro_batch_tokens)
         losses = torch.empty(len(step.rows), dtype=torch.float32, device=self.device)
         with torch.no_grad():
             for places in groups:
@@ -102,7 +102,7 @@ class Accumulator:
 
     def _row_losses(self, step: StepRows, places: Sequence[int]) -> torch.Tensor:
         """The losses of the rows at these places of the step, as one micro-batch; (places,)."""
-        batch = collate(self.examples, [step.rows[place] for place in places], self.device)
+        batch = self.layout.collate(self.examples, [step.rows[place] for place in places])
         if self.row_seeds is not None:
             self.row_seeds.set(self.seed, step.step, batch)
         return self.loss_function.row_losses(batch)

@@ -1,33 +1,52 @@
 """Steps of whole units, how a step is cut into micro-batches, and the tensors of one.
 
 Which rows make a step (`core.steps`) depends on seed and data alone; only the cutting depends on memory, and the sum of
-losses and gradients over a step does not depend on the cutting.
+losses and gradients over a step does not depend on the cutting. Rows lie side by side in one sequence where the model's
+attention can be cut between them, else below each other, padded to the longest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 
 from qlora_studio.core.config import OptimConfig
-from qlora_studio.core.example import IGNORED, Example
+from qlora_studio.core.example import Example
 from qlora_studio.core.steps import Step, plan_steps
+from qlora_studio.engine.kernels.documents import Documents
+from qlora_studio.engine.kernels.loss import Targets, find_targets
+
+GRAIN = 64
+"""Packed rows are filled up to a multiple of so many tokens: a processor's libraries keep a plan for every new shape, and
+memory grew with their number (docs/memory.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows that go forward and backward together, padded on the right."""
+    """Rows that go forward and backward together."""
 
     rows: tuple[int, ...]
     """Which rows of the data these are, in the order of the batch."""
     ids: torch.Tensor
-    """(batch, length)"""
-    labels: torch.Tensor
-    """(batch, length); IGNORED where nothing is trained."""
-    lengths: tuple[int, ...]
-    """Tokens of each row without padding."""
+    """(batch, length), padded on the right; (1, tokens) where they are packed."""
+    spans: tuple[tuple[int, int], ...]
+    """Where each row lies among all tokens of the batch, without padding."""
+    targets: Targets
+    positions: torch.Tensor | None = None
+    """(1, tokens) where they are packed: from 0 in each row."""
+    documents: Documents | None = None
+    """Where attention is cut, where they are packed."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the model is called with."""
+        if self.documents is None:
+            return {"input_ids": self.ids}
+        return {"input_ids": self.ids, "position_ids": self.positions, "documents": self.documents}
 
 
 def plan_unit_steps(units: Sequence[tuple[int, ...]], lengths: Sequence[int], optim: OptimConfig) -> list[Step]:
@@ -36,41 +55,83 @@ def plan_unit_steps(units: Sequence[tuple[int, ...]], lengths: Sequence[int], op
     return [Step(tuple(row for unit in step.rows for row in units[unit]), step.epoch) for step in steps]
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
-    """Positions in `rows`, in groups whose rows x longest row stays within `micro_batch_tokens`; longest rows first.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the rows of a micro-batch lie."""
 
-    `lengths` are those of the data, by row. A row longer than the bound stands alone: it cannot be made smaller.
-    """
-    groups: list[list[int]] = []
-    for place in sorted(range(len(rows)), key=lambda place: (-lengths[rows[place]], rows[place])):
-        longest = lengths[rows[groups[-1][0]]] if groups else 0
-        if groups and longest * (len(groups[-1]) + 1) <= micro_batch_tokens:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
-    return groups
+    device: torch.device
+    packed: bool = False
+    """Side by side in one sequence; else below each other and padded to the longest."""
+    varlen: bool = False
+    """Whether one kernel cuts attention between packed rows."""
+    repeats: bool = False
+    """Whether packed attention repeats keys and values for every head."""
 
+    def tokens_of(self, lengths: Sequence[int]) -> int:
+        """Tokens of a micro-batch with rows of these lengths, padding included. A row alone is never padded."""
+        if not self.packed:
+            return len(lengths) * max(lengths)
+        return sum(lengths) if len(lengths) == 1 else -(-sum(lengths) // GRAIN) * GRAIN
 
-def largest_micro_batch(steps: Sequence[Step], lengths: Sequence[int], micro_batch_tokens: int) -> tuple[int, ...]:
-    """The rows of that micro-batch of a run which takes the most memory: most tokens with padding, then most rows."""
-    batches = (
-        tuple(step.rows[place] for place in places)
-        for step in steps
-        for places in micro_batches(step.rows, lengths, micro_batch_tokens)
-    )
-    return max(batches, key=lambda rows: (len(rows) * max(lengths[row] for row in rows), len(rows)))
+    def cut(self, rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+        """Positions in `rows`, in groups that stay within `micro_batch_tokens`; longest rows first.
 
+        `lengths` are those of the data, by row. A row longer than the bound stands alone: it cannot be made smaller.
+        """
+        groups: list[list[int]] = []
+        for place in sorted(range(len(rows)), key=lambda place: (-lengths[rows[place]], rows[place])):
+            open_groups = groups if self.packed else groups[-1:]
+            for group in open_groups:
+                if self.tokens_of([lengths[rows[one]] for one in (*group, place)]) <= micro_batch_tokens:
+                    group.append(place)
+                    break
+            else:
+                groups.append([place])
+        return groups
 
-def collate(examples: Sequence[Example], rows: Sequence[int], device: torch.device) -> MicroBatch:
-    """The micro-batch of these rows of the data, padded to the longest.
+    def largest(self, steps: Sequence[Step], lengths: Sequence[int], micro_batch_tokens: int) -> tuple[int, ...]:
+        """The rows of that micro-batch of a run which takes the most memory: most tokens with padding, then most rows."""
+        batches = (
+            tuple(step.rows[place] for place in places)
+            for step in steps
+            for places in self.cut(step.rows, lengths, micro_batch_tokens)
+        )
+        return max(batches, key=lambda rows: (self.tokens_of([lengths[row] for row in rows]), len(rows)))
 
-    Causal attention never looks right, and padding carries no label, so neither mask nor position ids are needed: the
-    real tokens are computed exactly as if they stood alone.
-    """
-    lengths = tuple(len(examples[row].input_ids) for row in rows)
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    labels = torch.full((len(rows), max(lengths)), IGNORED, dtype=torch.long)
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        ids[index, :length] = torch.tensor(examples[row].input_ids)
-        labels[index, :length] = torch.tensor(examples[row].labels())
-    return MicroBatch(tuple(rows), ids.to(device, non_blocking=True), labels.to(device, non_blocking=True), lengths)
+    def collate(self, examples: Sequence[Example], rows: Sequence[int]) -> MicroBatch:
+        """The micro-batch of these rows of the data, on the device.
+
+        Causal attention never looks right, and padding carries no label, so padded rows need neither mask nor position
+        ids: the real tokens are computed exactly as if they stood alone. So they are where attention is cut by row.
+        """
+        lengths = [len(examples[row].input_ids) for row in rows]
+        tokens, step = self.tokens_of(lengths), max(lengths)
+        starts = [sum(lengths[:place]) if self.packed else place * step for place in range(len(rows))]
+        spans = tuple((start, start + length) for start, length in zip(starts, lengths, strict=True))
+        ids = torch.zeros(tokens, dtype=torch.long)
+        for row, (start, end) in zip(rows, spans, strict=True):
+            ids[start:end] = torch.tensor(examples[row].input_ids)
+        targets = find_targets([examples[row].labels() for row in rows], starts)
+        batch = MicroBatch(tuple(rows), self._send(ids), spans, targets.sent(self._send))
+        if not self.packed:
+            return replace(batch, ids=batch.ids.view(len(rows), -1))
+        positions = torch.cat([torch.arange(length) for length in (*lengths, tokens - sum(lengths))])
+        return replace(
+            batch,
+            ids=batch.ids.unsqueeze(0),
+            positions=self._send(positions).unsqueeze(0),
+            documents=self._documents(spans, tokens),
+        )
+
+    def _documents(self, spans: tuple[tuple[int, int], ...], tokens: int) -> Documents:
+        if not self.varlen:
+            return Documents(spans, repeats=self.repeats)
+        cuts = [0, *(end for _, end in spans), *([tokens] if tokens > spans[-1][1] else [])]
+        longest = max(after - before for before, after in pairwise(cuts))
+        return Documents(spans, self._send(torch.tensor(cuts, dtype=torch.int32)), longest)
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device, on its way when this returns."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

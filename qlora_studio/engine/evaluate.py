@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from qlora_studio.core.example import Example, token_lengths
-from qlora_studio.engine.batches import collate, micro_batches
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.objectives.protocol import Objective, RowLosses
@@ -41,15 +40,15 @@ def row_losses(
     advanced: Advanced = lambda done, total: None,
 ) -> torch.Tensor:
     """The loss of each example in nats, summed over its trained tokens; (examples,) fp32 on the CPU."""
-    lengths = token_lengths(examples)
+    lengths, layout = token_lengths(examples), loss_function.layout
     losses = torch.zeros(len(examples), dtype=torch.float32)
     waiting = list(range(len(examples)))
 
     def work(limits: Limits) -> None:
         rows = list(waiting)
-        for places in micro_batches(rows, lengths, limits.micro_batch_tokens):
+        for places in layout.cut(rows, lengths, limits.micro_batch_tokens):
             group = [rows[place] for place in places]
-            losses[group] = loss_function.row_losses(collate(examples, group, loss_function.head.device)).cpu()
+            losses[group] = loss_function.row_losses(layout.collate(examples, group)).cpu()
             for row in group:
                 waiting.remove(row)
             advanced(len(examples) - len(waiting), len(examples))

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qlora_studio.core.example import IGNORED
-from qlora_studio.engine.batches import MicroBatch
-from qlora_studio.engine.kernels.loss import CHUNK, next_token_losses
+from qlora_studio.engine.batches import Layout, MicroBatch
+from qlora_studio.engine.kernels.loss import CHUNK, Targets, find_targets, next_token_losses, sum_by_row
+from qlora_studio.engine.packing import find_layout
 
 LOSS_TOLERANCE = 5e-3
 """Relative; bf16 logits of a few positions differ by less, a missing soft-cap or logit scale by much more."""
@@ -35,10 +35,11 @@ class LossFunction:
     """Next-token loss of a causal model, in nats, by chunks where that is the same mathematics.
 
     Some architectures scale or cap their logits after the head. Whether this one does is measured on a few tokens at
-    the start, not guessed from its name; if so, the model's own logits are used.
+    the start, not guessed from its name; if so, the model's own logits are used. Whether rows may be packed is measured
+    likewise, unless `pack` is false.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, *, pack: bool = True) -> None:
         causal: Any = model.get_base_model()
         self.model = model
         self.decoder = causal.get_decoder()
@@ -46,33 +47,41 @@ class LossFunction:
         self.head: torch.Tensor = head.weight
         self.chunk = CHUNK
         self.chunked = getattr(head, "bias", None) is None and self._agrees()
+        self.layout = Layout(self.head.device)
+        self.padded_because: str | None = None
+        """Why rows are padded; None where they are packed, or where nobody asked for it."""
+        if pack:
+            with without_dropout(model):
+                self.layout, self.padded_because = find_layout(self.decoder, self.head)
 
     def __call__(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum over trained positions of ids, labels (batch, length); fp32 scalar."""
-        return self._by_row(ids, labels).sum()
+        """Sum over trained positions of ids, labels (batch, length), IGNORED where nothing is trained; fp32 scalar."""
+        starts = range(0, ids.numel(), ids.shape[1])
+        targets = find_targets(labels.tolist(), starts).sent(lambda tensor: tensor.to(ids.device))
+        batch = MicroBatch(
+            tuple(range(len(ids))), ids, tuple((start, start + ids.shape[1]) for start in starts), targets
+        )
+        return self.row_losses(batch).sum()
 
     def row_losses(self, batch: MicroBatch) -> torch.Tensor:
-        """Sum over the trained positions of each row; fp32 (batch,)."""
-        return self._by_row(batch.ids, batch.labels)
+        """Sum over the trained positions of each row; fp32 (rows,)."""
+        if not self.chunked:
+            return self._plain(batch.inputs, batch.targets)
+        hidden = self.decoder(**batch.inputs, use_cache=False).last_hidden_state  # (batch, length, width)
+        return next_token_losses(hidden, self.head, batch.targets, self.chunk)
 
-    def _by_row(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.chunked:
-            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # (batch, length, width)
-            return next_token_losses(hidden, self.head, labels, self.chunk)
-        return self._plain(ids, labels)
-
-    def _plain(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (batch, length - 1, vocab)
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view(len(ids), -1).sum(dim=1)
+    def _plain(self, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
+        logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)  # (tokens, vocab)
+        trained = logits.index_select(0, targets.places).float()
+        return sum_by_row(nn.functional.cross_entropy(trained, targets.tokens, reduction="none"), targets)
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        ids = torch.arange(8, device=self.head.device).remainder(self.head.shape[0]).unsqueeze(0)
+        few = [number % self.head.shape[0] for number in range(8)]
+        ids = torch.tensor([few], device=self.head.device)
+        targets = find_targets([few], [0]).sent(lambda tensor: tensor.to(self.head.device))
         with without_dropout(self.model):
-            plain = self._plain(ids, ids).sum()
+            plain = self._plain({"input_ids": ids}, targets).sum()
             hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        chunked = next_token_losses(hidden, self.head, ids, self.chunk).sum()
+        chunked = next_token_losses(hidden, self.head, targets, self.chunk).sum()
         return bool((plain - chunked).abs() <= LOSS_TOLERANCE * plain.abs())

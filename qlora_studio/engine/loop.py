@@ -23,10 +23,11 @@ from qlora_studio.core.example import token_lengths
 from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.steps import Step, evaluation_steps
 from qlora_studio.engine.accumulator import Accumulator, StepRows, StepSums
-from qlora_studio.engine.batches import largest_micro_batch, plan_unit_steps
+from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
+from qlora_studio.engine.kernels.replace import tile_mlps
 from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
@@ -64,6 +65,7 @@ class TrainingLoop:
         lengths = token_lengths(setup.train)
         self.steps = plan_unit_steps(self.objective.units(len(setup.train)), lengths, config.optim)
         model.train()
+        tile_mlps(model, plan.tiled_mlp)
         self.loss_function = LossFunction(model)
         self.ladder = MemoryLadder(
             model,
@@ -145,8 +147,10 @@ class TrainingLoop:
         self.emit(ev.PhaseEntered(phase="trying the largest step"))
         accelerator, lengths = self.setup.accelerator, self.accumulator.lengths
         accelerator.reset_peak()
-        largest = largest_micro_batch(self.steps, lengths, self.ladder.limits.micro_batch_tokens)
-        longest = max(lengths[row] for row in largest)
+        layout = self.accumulator.layout
+        largest = layout.largest(self.steps, lengths, self.ladder.limits.micro_batch_tokens)
+        if (reason := self.loss_function.padded_because) is not None:
+            self.emit(ev.Noted(text=f"Rows are padded and not packed: {reason}."))
         self.accumulator.add_gradients(StepRows(largest, 0))
         self.setup.model.zero_grad(set_to_none=True)
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
@@ -154,8 +158,8 @@ class TrainingLoop:
             ev.ProbeMeasured(
                 predicted_bytes=comparable_bytes(self.setup.plan, accelerator),
                 measured_bytes=accelerator.peak().reserved_bytes + states,
-                tokens=len(largest) * longest,
-                row_tokens=longest,
+                tokens=layout.tokens_of([lengths[row] for row in largest]),
+                row_tokens=max(lengths[row] for row in largest),
                 trained_tokens=self._trained_tokens(largest),
             )
         )

@@ -9,6 +9,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
+from qlora_studio.planner.activations import MLP_TILE
 from qlora_studio.planner.budget import choose_compute, find_budget, find_host_budget, repeats_kv
 from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
@@ -73,6 +74,7 @@ def make_plan(
         adapter_precision=settings.adapter_precision,
         optimizer=settings.optimizer,
         offload=settings.offload,
+        tiled_mlp=settings.tiled_mlp,
         host_bytes=host_bytes(shape, settings),
         host_budget_bytes=situation.host_budget_bytes,
         settings=settings,
@@ -102,6 +104,8 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         )
         pinned = gib(host_bytes(situation.shape, settings))
         yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory, {pinned} of it pinned: {whose}."
+    if settings.tiled_mlp:
+        yield f"MLPs are computed in tiles of {MLP_TILE} tokens: with all tokens at once nothing fits."
     if situation.repeats_kv:
         yield "Keys and values are repeated for every head: this card has no attention kernel for grouped queries."
     if situation.correction != 1:
@@ -127,6 +131,6 @@ def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
     if not checkpointed:
         return f"{said}: everything fits, and nothing is recomputed."
     tokens, precision, offload = settings.micro_batch_tokens, settings.adapter_precision, settings.offload
-    fewer = settings_for(situation, tokens, checkpointed - 1, precision, offload)
+    fewer = settings_for(situation, tokens, checkpointed - 1, precision, offload, tiled_mlp=settings.tiled_mlp)
     over = total_bytes(situation.shape, fewer) - situation.budget_bytes
     return f"{said}: with one less, {gib(over)} would be missing."

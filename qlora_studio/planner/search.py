@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import ModelShape, PlanSettings
+from qlora_studio.planner.activations import MLP_TILE
 from qlora_studio.planner.estimate import host_bytes, total_bytes
 from qlora_studio.planner.families import count_recomputed, count_weights
 
@@ -46,14 +48,15 @@ class Situation:
 def choose_settings(situation: Situation) -> PlanSettings | None:
     """The fastest settings that fit; None where nothing fits.
 
-    What the result feels goes last: first everything on the card, then what may wait outside, then bf16 adapters.
+    What the result feels goes last: first everything on the card, then the MLP in tiles, then what may wait outside, then
+    bf16 adapters.
     """
     for precision in adapter_choices(situation):
-        for offload in offload_choices(situation):
+        for offload, tiled in product(offload_choices(situation), tile_choices(situation)):
             fitting = []
             for tokens in micro_batch_choices(situation):
                 for layers in checkpoint_choices(situation):
-                    settings = settings_for(situation, tokens, layers, precision, offload)
+                    settings = settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled)
                     if takes(situation, settings) <= situation.budget_bytes:
                         fitting.append(settings)
                         break
@@ -68,7 +71,8 @@ def smallest_settings(situation: Situation) -> PlanSettings:
     precision = adapter_choices(situation)[-1]
     for offload in reversed(offload_choices(situation)):
         every = (
-            settings_for(situation, tokens, layers, precision, offload) for layers in checkpoint_choices(situation)
+            settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled)
+            for layers, tiled in product(checkpoint_choices(situation), tile_choices(situation))
         )
         smallest = min(every, key=lambda settings: takes(situation, settings))
         if takes(situation, smallest) < NEVER:
@@ -135,8 +139,20 @@ def offload_choices(situation: Situation) -> tuple[Offload, ...]:
     return ("none", "boundaries") if situation.shape.tied_embeddings else ("none", "embeddings", "boundaries", "both")
 
 
+def tile_choices(situation: Situation) -> tuple[bool, ...]:
+    """Whether the MLP may be computed in tiles: worth it for rows of more than one, where the engine's kernel is used."""
+    able = situation.shape.measured is None and not situation.config.lora.dropout
+    return (False, True) if able and situation.longest_row > MLP_TILE else (False,)
+
+
 def settings_for(
-    situation: Situation, tokens: int, layers: int, precision: Literal["fp32", "bf16"], offload: Offload = "none"
+    situation: Situation,
+    tokens: int,
+    layers: int,
+    precision: Literal["fp32", "bf16"],
+    offload: Offload = "none",
+    *,
+    tiled_mlp: bool = False,
 ) -> PlanSettings:
     """These choices together with what the situation fixes."""
     return PlanSettings(
@@ -152,6 +168,7 @@ def settings_for(
         correction=situation.correction,
         repeats_kv=situation.repeats_kv,
         offload=offload,
+        tiled_mlp=tiled_mlp,
     )
 
 

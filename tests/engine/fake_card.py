@@ -30,6 +30,7 @@ from transformers.utils import import_utils
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
+from qlora_studio.engine.kernels.dropout import RowSeeds
 from qlora_studio.engine.load import Device, attach_adapter, choose_attention, look_tokens_up_on_host
 from tests.engine.fake_attention import choose_kernel
 
@@ -144,6 +145,13 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         seen.attention[name] += 1
         return out
 
+    def attend_by_row(q: Any, k: Any, v: Any, starts: Any, *_: Any, **options: Any) -> torch.Tensor:
+        assert starts.dtype == torch.int32 and lies_on_card(starts)
+        seen.attention["varlen"] += 1
+        grouped = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+        out = choose_kernel(capability, *grouped, is_causal=True, enable_gqa=options["enable_gqa"])[1]
+        return out.squeeze(0).transpose(0, 1)
+
     def to_list(tensor: FakeTensor) -> list[float]:
         seen.waits["tolist"] += int(lies_on_card(tensor))
         return [0.0] * tensor.numel()
@@ -165,6 +173,9 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         mock.patch.object(torch, "tensor", _made_on_host(torch.tensor)),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor),
         mock.patch.object(F, "scaled_dot_product_attention", attend),
+        mock.patch.object(RowSeeds, "keep_mask", lambda _, x, *__: torch.ones_like(x, dtype=torch.bool)),
+        mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True),
+        mock.patch("qlora_studio.engine.kernels.documents.varlen_attn", attend_by_row),
         mock.patch.object(FakeTensor, "tolist", to_list),
         mock.patch.object(FakeTensor, "__torch_dispatch__", classmethod(_tell_meta)),
         mock.patch.object(FakeTensorMode, "dispatch", _make_on_card),
@@ -217,7 +228,12 @@ def _apply_without_swapping(module: nn.Module, change: Any, recurse: bool = True
 
 
 def build_on_card(
-    config: PreTrainedConfig, device: Device, adapter: torch.dtype, *, embeddings_on_host: bool = False
+    config: PreTrainedConfig,
+    device: Device,
+    adapter: torch.dtype,
+    *,
+    embeddings_on_host: bool = False,
+    dropout: float = 0.0,
 ) -> PeftModel:
     """A model as `load_base` and `attach_adapter` leave it on a card: NF4 linear layers but the head, with LoRA."""
     dtype, attention = device.dtype, choose_attention(config, device)
@@ -235,7 +251,7 @@ def build_on_card(
     model.is_loaded_in_4bit = True
     model.requires_grad_(False)
     model.config.use_cache = False
-    return attach_adapter(model, LoraSettings(rank=8), adapter, seed=0)
+    return attach_adapter(model, LoraSettings(rank=8, dropout=dropout), adapter, seed=0)
 
 
 def _four_bit(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:

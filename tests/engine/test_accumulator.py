@@ -10,7 +10,7 @@ import torch
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accumulator import Accumulator, StepRows
-from qlora_studio.engine.batches import collate
+from qlora_studio.engine.batches import Layout
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.load import attach_adapter, load_base
@@ -21,11 +21,13 @@ from tests.engine.conftest import FP32, make_examples, relative
 WHOLE = 10_000
 
 
-def make_accumulator(model, examples, tokens=WHOLE, checkpointed=0, offload=False, objective=None) -> Accumulator:
+def make_accumulator(
+    model, examples, tokens=WHOLE, checkpointed=0, offload=False, objective=None, pack=True
+) -> Accumulator:
     model.train()
     model.zero_grad(set_to_none=True)
     ladder = MemoryLadder(model, FP32.accelerator, Limits(tokens, checkpointed, 2), offload=offload)
-    return Accumulator(objective or Supervised(), LossFunction(model), examples, ladder, seed=42)
+    return Accumulator(objective or Supervised(), LossFunction(model, pack=pack), examples, ladder, seed=42)
 
 
 def gradient_of(model) -> torch.Tensor:
@@ -42,9 +44,9 @@ def test_loss_and_gradient_are_the_mean_over_all_trained_tokens(tiny_adapter_mod
     examples = make_examples(3, seed=3)
     loss, gradient = accumulate(tiny_adapter_model, examples, tokens=1)
     tiny_adapter_model.zero_grad(set_to_none=True)
-    batch = collate(examples, range(3), torch.device("cpu"))
-    logits = tiny_adapter_model(batch.ids).logits[:, :-1].flatten(0, 1)
-    mean = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:].flatten(), ignore_index=-100)
+    batch = Layout(torch.device("cpu")).collate(examples, range(3))
+    logits = tiny_adapter_model(batch.ids).logits.flatten(0, 1)[batch.targets.places]
+    mean = torch.nn.functional.cross_entropy(logits, batch.targets.tokens)
     mean.backward()
     assert loss == pytest.approx(float(mean), rel=1e-6)
     assert relative(gradient, gradient_of(tiny_adapter_model)) < 1e-5
@@ -56,6 +58,14 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(tiny_adapter_model, t
     loss, gradient = accumulate(tiny_adapter_model, examples, tokens=1)
     other_loss, other = accumulate(tiny_adapter_model, examples, tokens=tokens)
     assert other_loss == pytest.approx(loss, rel=1e-6) and relative(other, gradient) < 1e-5
+
+
+@pytest.mark.parametrize("tokens", [60, 130, WHOLE])
+def test_packed_and_padded_rows_have_the_same_gradient(tiny_adapter_model, tokens):
+    examples = make_examples(8, seed=3)
+    loss, gradient = accumulate(tiny_adapter_model, examples, tokens=tokens, pack=False)
+    packed_loss, packed = accumulate(tiny_adapter_model, examples, tokens=tokens)
+    assert packed_loss == pytest.approx(loss, rel=1e-6) and relative(packed, gradient) < 1e-5
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["here", "offloaded"])
@@ -87,7 +97,9 @@ def model_with_dropout(tiny_folder):
 
 
 @pytest.mark.parametrize(
-    "how", [{"tokens": 60}, {"tokens": 130}, {"tokens": 130, "checkpointed": 2}], ids=["rows", "some", "checkpointed"]
+    "how",
+    [{"tokens": 60}, {"tokens": 130}, {"tokens": 130, "checkpointed": 2}, {"pack": False}],
+    ids=["rows", "some", "checkpointed", "padded"],
 )
 def test_dropout_is_the_same_however_a_step_is_cut(model_with_dropout, how):
     examples = make_examples(8, seed=3)
@@ -106,7 +118,7 @@ def test_dropout_differs_by_step_row_and_layer_and_keeps_its_share(model_with_dr
         same, copy = accumulator._row_losses(StepRows((0, 1), 1), (0, 1)).tolist()
     assert same != copy
     seeds = accumulator.row_seeds
-    x = torch.ones(2 * seeds.lengths[0], 4096)
+    x = torch.ones(seeds.spans[-1][1], 4096)
     one, two = seeds.keep_mask(x, 0, 0.7), seeds.keep_mask(x, 1, 0.7)
     assert not torch.equal(one, two) and one.float().mean().item() == pytest.approx(0.7, abs=0.01)
 

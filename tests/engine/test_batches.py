@@ -8,10 +8,13 @@ from collections import Counter
 import pytest
 import torch
 
-from qlora_studio.core.example import IGNORED, Example
+from qlora_studio.core.example import Example
 from qlora_studio.core.steps import Step, plan_steps
-from qlora_studio.engine.batches import collate, largest_micro_batch, micro_batches, plan_unit_steps
+from qlora_studio.engine.batches import GRAIN, Layout, plan_unit_steps
 from tests.engine.conftest import make_config
+
+PADDED = Layout(torch.device("cpu"))
+PACKED = Layout(torch.device("cpu"), packed=True)
 
 
 def optim(**changes):
@@ -51,7 +54,7 @@ def test_a_row_longer_than_the_batch_is_a_step_of_its_own():
 @pytest.mark.parametrize("bound", [50, 64, 200])
 def test_micro_batches_keep_rows_times_longest_within_the_bound(bound):
     lengths = [random.Random(2).randint(5, 50) for _ in range(40)]
-    groups = micro_batches(range(40), lengths, bound)
+    groups = PADDED.cut(range(40), lengths, bound)
     assert sorted(row for group in groups for row in group) == list(range(40))
     assert all(len(group) * max(lengths[row] for row in group) <= bound for group in groups)
 
@@ -95,22 +98,59 @@ def test_units_of_one_row_are_rows():
 
 def test_micro_batches_are_places_in_the_step_longest_first():
     lengths = [5, 9, 7, 3, 9]
-    assert micro_batches((4, 0, 2, 1), lengths, 18) == [[3, 0], [2, 1]]
-    assert micro_batches((4, 0, 2, 1), lengths, 17) == [[3], [0], [2, 1]]
-    assert micro_batches((3, 3), lengths, 1) == [[0], [1]]
+    assert PADDED.cut((4, 0, 2, 1), lengths, 18) == [[3, 0], [2, 1]]
+    assert PADDED.cut((4, 0, 2, 1), lengths, 17) == [[3], [0], [2, 1]]
+    assert PADDED.cut((3, 3), lengths, 1) == [[0], [1]]
 
 
 def test_the_largest_micro_batch_of_a_run_counts_padding_then_rows():
     lengths = [30, 10, 11, 30, 15, 15]
     steps = [Step((0,), 0.3), Step((1, 2), 0.6), Step((3,), 0.8), Step((4, 5), 1.0)]
-    assert largest_micro_batch(steps, lengths, 30) == (4, 5)
-    assert largest_micro_batch(steps, lengths, 1) == (0,)
-    assert largest_micro_batch(steps[1:2], lengths, 22) == (2, 1)
+    assert PADDED.largest(steps, lengths, 30) == (4, 5)
+    assert PADDED.largest(steps, lengths, 1) == (0,)
+    assert PADDED.largest(steps[1:2], lengths, 22) == (2, 1)
 
 
-def test_collate_pads_right_and_labels_only_what_is_trained():
+def test_padded_rows_are_padded_right_and_only_what_is_trained_has_a_target():
     examples = [Example((5,), ()), Example((1, 2), ()), Example((7, 8, 9), ((1, 3),))]
-    batch = collate(examples, (2, 0), torch.device("cpu"))
+    batch = PADDED.collate(examples, (2, 0))
     assert batch.ids.tolist() == [[7, 8, 9], [5, 0, 0]]
-    assert batch.labels.tolist() == [[IGNORED, 8, 9], [IGNORED] * 3]
-    assert (batch.rows, batch.lengths) == ((2, 0), (3, 1))
+    assert (batch.rows, batch.spans, batch.documents) == ((2, 0), ((0, 3), (3, 4)), None)
+    assert batch.targets.places.tolist() == [0, 1] and batch.targets.tokens.tolist() == [8, 9]
+    assert (batch.targets.slots.tolist(), batch.targets.table) == ([0, 1], (2, 2))
+
+
+def test_packed_rows_lie_side_by_side_with_positions_of_their_own():
+    examples = [Example((5, 6), ((0, 2),)), Example((7, 8, 9), ((1, 3),))]
+    batch = PACKED.collate(examples, (1, 0))
+    assert batch.ids.tolist() == [[7, 8, 9, 5, 6] + [0] * (GRAIN - 5)]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, *range(GRAIN - 5)]]
+    assert batch.documents.spans == batch.spans == ((0, 3), (3, 5))
+    # 5 begins a row: it is nobody's next token, though it is trained
+    assert batch.targets.places.tolist() == [0, 1, 3] and batch.targets.tokens.tolist() == [8, 9, 6]
+    assert (batch.targets.slots.tolist(), batch.targets.table) == ([0, 1, 2], (2, 2))
+    assert PACKED.collate(examples, (1,)).ids.tolist() == [[7, 8, 9]]
+
+
+def test_flash_attention_is_told_every_cut_and_the_padding_as_a_row():
+    examples = [Example((5, 6), ()), Example((7, 8, 9), ())]
+    documents = Layout(torch.device("cpu"), packed=True, varlen=True).collate(examples, (1, 0)).documents
+    assert documents.starts.tolist() == [0, 3, 5, GRAIN]
+    assert (documents.starts.dtype, documents.longest) == (torch.int32, GRAIN - 5)
+
+
+@pytest.mark.parametrize("bound", [64, 128, 1024])
+def test_packed_micro_batches_hold_every_row_once_within_the_bound_in_few_shapes(bound):
+    lengths = [random.Random(2).randint(5, 60) for _ in range(40)]
+    groups = PACKED.cut(range(40), lengths, bound)
+    assert sorted(row for group in groups for row in group) == list(range(40))
+    sizes = [PACKED.tokens_of([lengths[row] for row in group]) for group in groups]
+    assert max(sizes) <= bound
+    assert all(size % GRAIN == 0 for size, group in zip(sizes, groups, strict=True) if len(group) > 1)
+    full = sum(sum(lengths[row] for row in group) for group in groups[:-1])
+    assert bound == 64 or full >= 0.9 * bound * (len(groups) - 1)
+
+
+def test_a_row_longer_than_the_bound_stands_alone_unpadded():
+    assert PACKED.cut((0, 1, 2), [200, 30, 20], 64) == [[0], [1, 2]]
+    assert PACKED.tokens_of([200]) == 200

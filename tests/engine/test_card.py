@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from qlora_studio.core import events as ev
 from qlora_studio.core.example import Example
 from qlora_studio.engine import loop
-from qlora_studio.engine.batches import collate
+from qlora_studio.engine.batches import Layout
 from qlora_studio.engine.checkpoints import RunCheckpoints
 from qlora_studio.engine.kernels import loss
 from qlora_studio.engine.load import Device
@@ -27,9 +27,10 @@ LAYERS = 2
 ADAPTER_TENSORS = 2 * 7 * LAYERS
 """A and B of seven linear layers in each decoder layer of a Llama."""
 MICRO_BATCHES = 2
-WAITS = Counter({"item": MICRO_BATCHES, "nonzero": MICRO_BATCHES, "tolist": 1})
-"""The budget of one step: for each micro-batch transformers looks whether a mask is needed and the loss asks which
-positions are trained; the step's numbers are read once."""
+WAITS = Counter({"tolist": 1})
+"""The budget of one step: its numbers are read once."""
+MASK_SCAN = Counter({"item": MICRO_BATCHES})
+"""Where rows are padded, transformers looks for each micro-batch whether a mask is needed."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Case:
     checkpointed: int = 0
     offload: str = "none"
     adapter: torch.dtype = torch.float32
+    tiled: bool = False
+    dropout: float = 0.0
 
 
 @dataclass
@@ -66,20 +69,26 @@ def short(family: str) -> PreTrainedConfig:
 def train(case: Case, folder: Any) -> Watched:
     """Three steps of two micro-batches on the fake card, all but the saving of the adapter, which wants numbers."""
     with fake_card(case.capability) as accelerator, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunCheckpoints, "save_adapter", lambda checkpoints: None)
+        patch.setattr(RunCheckpoints, "save_adapter", lambda *_: None)
         return _train(case, folder, accelerator)
 
 
 def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
     watched, before = Watched(), Counter[str]()
-    plan = make_plan(200, case.optimizer, case.checkpointed)
-    plan = plan.model_copy(update={"device": "cuda", "layers": LAYERS, "offload": case.offload})
+    plan = make_plan(256, case.optimizer, case.checkpointed)
+    plan = plan.model_copy(
+        update={"device": "cuda", "layers": LAYERS, "offload": case.offload, "tiled_mlp": case.tiled}
+    )
     setup = Setup(
-        config=make_config(optim__batch_tokens=400, optim__max_steps=3),
+        config=make_config(optim__batch_tokens=400, optim__max_steps=3, optim__learning_rate=1e-4),
         plan=plan,
         accelerator=accelerator,
         model=build_on_card(
-            short(case.family), Device(accelerator, case.dtype), case.adapter, embeddings_on_host=case.offload == "both"
+            short(case.family),
+            Device(accelerator, case.dtype),
+            case.adapter,
+            embeddings_on_host=case.offload == "both",
+            dropout=case.dropout,
         ),
         train=[Example(tuple(range(100)), ((50, 100),))] * 12,
         held_out=[],
@@ -112,21 +121,21 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
             WAITS + Counter({"copy to the host": MICRO_BATCHES}),  # the ids whose embeddings are looked up there
             id="llama-embeddings-on-the-host",
         ),
+        pytest.param(Case(tiled=True), WAITS, id="llama-tiled"),
+        pytest.param(Case("gemma3_text", checkpointed=LAYERS, tiled=True), WAITS, id="gemma-checkpointed-tiled"),
+        pytest.param(Case(checkpointed=1, dropout=0.1), WAITS, id="llama-dropout"),
     ],
 )
 def test_training_on_a_card_stays_on_it_and_waits_no_more_than_stated(case, waits, tmp_path):
     watched = train(case, tmp_path)
     assert [event.step for event in watched.events if isinstance(event, ev.StepLogged)] == [1, 2, 3]
-    assert set(watched.attention) == {"flash"}
+    assert set(watched.attention) == {"flash", "varlen"}  # the first before rows are packed
     assert watched.waits == waits
 
 
 def test_a_tensor_left_on_the_host_is_noticed(tmp_path, monkeypatch):
-    def on_the_host(examples, rows, device):
-        return collate(examples, rows, torch.device("cpu"))
-
-    monkeypatch.setattr("qlora_studio.engine.accumulator.collate", on_the_host)
-    with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+    monkeypatch.setattr(Layout, "_send", lambda layout, tensor: tensor)
+    with pytest.raises(RuntimeError, match=r"(?s)cuda:0.*cpu|cpu.*cuda:0"):
         train(Case(), tmp_path)
 
 

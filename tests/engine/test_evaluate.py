@@ -39,7 +39,7 @@ class Small:
     """A loss that runs out of memory above so many tokens, padding included, and notes every row it computed."""
 
     def __init__(self, loss_function: LossFunction, most: int) -> None:
-        self.loss_function, self.most, self.head = loss_function, most, loss_function.head
+        self.loss_function, self.most, self.layout = loss_function, most, loss_function.layout
         self.done: list[int] = []
         self.failed: list[int] = []
         """Tokens of the micro-batches that did not fit."""

@@ -8,13 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from qlora_studio.core.config import LoraSettings
-from qlora_studio.core.example import Example
-from qlora_studio.engine.batches import collate
+from qlora_studio.core.example import IGNORED, Example
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.load import attach_adapter, load_base
 from tests.engine.conftest import FP32, make_examples, relative
-
-CPU = torch.device("cpu")
 
 
 def trained_gradients(model, loss):
@@ -26,7 +23,7 @@ def test_the_chunked_loss_equals_the_models_own_row_by_row(tiny_adapter_model):
     loss_function = LossFunction(tiny_adapter_model)
     assert loss_function.chunked
     loss_function.chunk = 3
-    batch = collate(examples, range(5), CPU)
+    batch = loss_function.layout.collate(examples, range(5))
     chunked = loss_function.row_losses(batch)
     weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
     grads = trained_gradients(tiny_adapter_model, (chunked * weights).sum())
@@ -41,15 +38,18 @@ def test_the_chunked_loss_equals_the_models_own_row_by_row(tiny_adapter_model):
 def test_the_losses_of_rows_do_not_depend_on_their_company(tiny_adapter_model):
     examples = make_examples(5, seed=5)
     loss_function = LossFunction(tiny_adapter_model)
-    together = loss_function.row_losses(collate(examples, (3, 0, 4), CPU))
-    alone = [loss_function.row_losses(collate(examples, (row,), CPU)).item() for row in (3, 0, 4)]
+    together = loss_function.row_losses(loss_function.layout.collate(examples, (3, 0, 4)))
+    alone = [loss_function.row_losses(loss_function.layout.collate(examples, (row,))).item() for row in (3, 0, 4)]
     assert together.tolist() == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_sum_of_the_rows_is_the_loss_of_the_micro_batch(tiny_adapter_model):
     loss_function = LossFunction(tiny_adapter_model)
-    batch = collate(make_examples(3), range(3), CPU)
-    assert float(loss_function(batch.ids, batch.labels)) == float(loss_function.row_losses(batch).sum())
+    ids = torch.randint(3, 250, (3, 17))
+    labels = torch.where(torch.arange(17) > 9, ids, IGNORED)
+    examples = [Example(tuple(row), ((10, 17),)) for row in ids.tolist()]
+    rows = loss_function.row_losses(loss_function.layout.collate(examples, range(3)))
+    assert float(loss_function(ids, labels)) == pytest.approx(float(rows.detach().sum()), rel=1e-6)
 
 
 def test_the_lora_forward_equals_pefts(tiny_folder, tiny_adapter_model):
@@ -63,7 +63,8 @@ def test_the_lora_forward_equals_pefts(tiny_folder, tiny_adapter_model):
 
 
 def test_a_row_of_one_token_trains_nothing_and_breaks_nothing(tiny_adapter_model):
-    loss = LossFunction(tiny_adapter_model).row_losses(collate([Example((5,), ((0, 1),))], (0,), CPU))
+    loss_function = LossFunction(tiny_adapter_model)
+    loss = loss_function.row_losses(loss_function.layout.collate([Example((5,), ((0, 1),))], (0,)))
     assert loss.tolist() == [0.0]
 
 
@@ -79,6 +80,6 @@ def test_an_architecture_that_caps_its_logits_is_computed_with_its_own(tmp_path)
     loss_function = LossFunction(model)
     assert not loss_function.chunked
     examples = make_examples(4, seed=3)
-    together = loss_function.row_losses(collate(examples, range(4), CPU))
-    alone = [loss_function.row_losses(collate(examples, (row,), CPU)).item() for row in range(4)]
+    together = loss_function.row_losses(loss_function.layout.collate(examples, range(4)))
+    alone = [loss_function.row_losses(loss_function.layout.collate(examples, (row,))).item() for row in range(4)]
     assert together.tolist() == pytest.approx(alone, rel=1e-5)

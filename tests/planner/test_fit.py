@@ -221,9 +221,9 @@ def test_where_no_single_change_does_the_smallest_combination_is_named_as_mild_a
     wish = config(lora__rank=512, data__max_length=32768, optim__optimizer="adamw")
     plan = make_plan(wish, EIGHT, imagine_machine(8))
     assert plan.changes == (
-        "12.32 GiB are missing: the smallest settings need 19.92 GiB, the budget is 7.60 GiB.",
-        "Together these fit: rank 64 instead of 512 and max sequence length 8192 instead of 32768: 7.5 of 7.6 GiB.",
-        "A smaller model fits with these settings: Llama-3.2-1B, 6.8 of 7.6 GiB.",
+        "11.21 GiB are missing: the smallest settings need 18.81 GiB, the budget is 7.60 GiB.",
+        "Together these fit: rank 64 instead of 512 and max sequence length 8192 instead of 32768: 7.1 of 7.6 GiB.",
+        "A smaller model fits with these settings: Llama-3.2-1B, 6.1 of 7.6 GiB.",
     )
     followed = follow_advice(wish, plan.changes[1])
     for milder in ({"lora.rank": 128}, {"data.max_length": 16384}):
@@ -391,3 +391,15 @@ def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
         "Offloading would pin 1.41 GiB of the computer's memory, and 512 MiB may be.",
         "Offload auto instead of boundaries fits: 5.5 of 11.6 GiB.",
     )
+
+
+def test_mlps_go_in_tiles_only_where_nothing_fits_without():
+    longest = make_plan(config(lora__rank=32), EIGHT, imagine_machine(12)).longest_context
+    small, large = (
+        make_plan(config(lora__rank=32, data__max_length=n), EIGHT, imagine_machine(12)) for n in (4096, longest)
+    )
+    said = "MLPs are computed in tiles of 1024 tokens: with all tokens at once nothing fits."
+    assert (small.tiled_mlp, said in small.reasons) == (False, False)
+    assert (large.tiled_mlp, large.settings.tiled_mlp, said in large.reasons) == (True, True, True)
+    with_dropout = make_plan(config(lora__rank=32, lora__dropout=0.1), EIGHT, imagine_machine(12))
+    assert with_dropout.longest_context < longest / 2

@@ -22,28 +22,26 @@ class RowSeeds:
 
     seeds: tuple[str, ...] = ()
     """One for each row of the micro-batch; empty: dropout draws from torch's own stream."""
-    lengths: tuple[int, ...] = ()
-    """Tokens of each row without padding."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Where each row lies among all tokens, without padding."""
     generators: dict[torch.device, torch.Generator] = field(default_factory=dict)
 
     def set(self, run: int, step: int, batch: MicroBatch) -> None:
         """Takes the seeds of a micro-batch's rows in this step of a run with this seed."""
         self.seeds = tuple(f"{run}:{step}:{row}" for row in batch.rows)
-        self.lengths = batch.lengths
+        self.spans = batch.spans
 
     def keep_mask(self, x: torch.Tensor, layer: int, share: float) -> torch.Tensor:
         """True with probability `share` for each number of x (tokens, width); padding is False."""
         generator = self.generators.get(x.device)
         if generator is None:
             generator = self.generators[x.device] = torch.Generator(x.device)
-        mask = torch.zeros(
-            len(self.seeds), x.shape[0] // len(self.seeds), x.shape[1], dtype=torch.bool, device=x.device
-        )
-        for row, (seed, length) in enumerate(zip(self.seeds, self.lengths, strict=True)):
+        mask = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+        for seed, (start, end) in zip(self.seeds, self.spans, strict=True):
             digest = hashlib.blake2b(f"{seed}:{layer}".encode(), digest_size=7).digest()
             generator.manual_seed(int.from_bytes(digest, "little"))
-            mask[row, :length].bernoulli_(share, generator=generator)
-        return mask.view(x.shape)
+            mask[start:end].bernoulli_(share, generator=generator)
+        return mask
 
 
 class RowDropout(nn.Dropout):
@@ -55,7 +53,7 @@ class RowDropout(nn.Dropout):
         self.row_seeds = seeds
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (tokens, width), the rows of a micro-batch one after the other, each padded to the same length."""
+        """x (tokens, width), the rows of a micro-batch one after the other."""
         if not self.training or not self.row_seeds.seeds:
             return super().forward(x)
         keep = 1 - self.p

@@ -6,7 +6,8 @@ chunk's logits live only until its gradient with respect to the hidden states is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,17 +50,48 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype).unsqueeze(1), None, None, None
 
 
-def next_token_losses(
-    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
-) -> torch.Tensor:
-    """Loss of each row in nats, fp32 (batch,), summed over its trained positions.
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which tokens are trained, found on the host, so that the device is never asked."""
 
-    hidden is (batch, length, width), labels (batch, length).
+    places: torch.Tensor
+    """(trained,) tokens of the batch, one after the other, whose next token is trained."""
+    tokens: torch.Tensor
+    """(trained,) these next tokens."""
+    slots: torch.Tensor
+    """(trained,) where the loss of each stands in a table of rows by trained tokens of a row."""
+    table: tuple[int, int]
+
+    def sent(self, send: Callable[[torch.Tensor], torch.Tensor]) -> Targets:
+        """The same on another device."""
+        return Targets(send(self.places), send(self.tokens), send(self.slots), self.table)
+
+
+def find_targets(labels: Sequence[Sequence[int]], starts: Sequence[int]) -> Targets:
+    """The targets of rows with these labels, IGNORED where nothing is trained, that begin at these tokens of a batch.
+
+    The first token of a row is nobody's next.
     """
-    targets = labels[:, 1:].reshape(-1)
-    trained = (targets != IGNORED).nonzero().squeeze(1)
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, trained)  # (trained, width)
+    trained = [[place for place, label in enumerate(row) if place and label != IGNORED] for row in labels]
+    width = max(1, *(len(row) for row in trained))
+    places = [start + place - 1 for start, row in zip(starts, trained, strict=True) for place in row]
+    tokens = [row[place] for row, places_of in zip(labels, trained, strict=True) for place in places_of]
+    slots = [index * width + number for index, row in enumerate(trained) for number in range(len(row))]
+    first, second, third = (torch.tensor(numbers, dtype=torch.long) for numbers in (places, tokens, slots))
+    return Targets(first, second, third, (len(labels), width))
+
+
+def next_token_losses(hidden: torch.Tensor, head: torch.Tensor, targets: Targets, chunk: int = CHUNK) -> torch.Tensor:
+    """Loss of each row in nats, fp32 (rows,), summed over its trained tokens; hidden is (batch, length, width)."""
+    states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.places)  # (trained, width)
     cross_entropy: Callable[..., torch.Tensor] = ChunkedCrossEntropy.apply
-    losses = cross_entropy(states, head, targets.index_select(0, trained), chunk)
-    # Put back and summed along the row: adding by index would sum in another order each time on a card.
-    return losses.new_zeros(targets.shape).index_copy(0, trained, losses).view(len(labels), -1).sum(dim=1)
+    return sum_by_row(cross_entropy(states, head, targets.tokens, chunk), targets)
+
+
+def sum_by_row(losses: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """The sum of each row's losses, (trained,) -> (rows,).
+
+    Put into a table and summed along it: adding by index would sum in another order each time on a card.
+    """
+    rows, width = targets.table
+    return losses.new_zeros(rows * width).index_copy(0, targets.slots, losses).view(rows, width).sum(dim=1)

@@ -167,12 +167,12 @@ def find_kind(norm: type[nn.Module], eps_name: str) -> NormKind | None:
 
     Asked of a copy with real numbers, because a dry run's model has none.
     """
-    with unset_fake_temporarily(), torch.device("cpu"):
-        generator = torch.Generator().manual_seed(0)
+    with unset_fake_temporarily():
+        generator = torch.Generator("cpu").manual_seed(0)
         probe: Any = norm.__new__(norm)
         nn.Module.__init__(probe)
-        x = torch.randn(4, 64, generator=generator).add_(0.5).bfloat16()
-        probe.weight = nn.Parameter(torch.randn(64, generator=generator).bfloat16(), requires_grad=False)
+        x = torch.randn(4, 64, generator=generator, device="cpu").add_(0.5).bfloat16()
+        probe.weight = nn.Parameter(torch.randn(64, generator=generator, device="cpu").bfloat16(), requires_grad=False)
         setattr(probe, eps_name, 1e-2)
         try:
             wanted = norm.forward(probe, x)

@@ -87,8 +87,8 @@ def find_activation(module: nn.Module) -> Activation | None:
 
 def _compare(kind: type[nn.Module], names: tuple[str, ...], act: Any) -> Activation | None:
     """Asked of a copy of the class with small layers of real numbers, because a dry run's model has none."""
-    with unset_fake_temporarily(), torch.device("cpu"), torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
+    with unset_fake_temporarily(), torch.no_grad():
+        generator = torch.Generator("cpu").manual_seed(0)
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             layer = nn.Linear(inputs, outputs, bias=False, device="cpu", dtype=torch.float32)
@@ -100,7 +100,7 @@ def _compare(kind: type[nn.Module], names: tuple[str, ...], act: Any) -> Activat
         for name in names:
             setattr(probe, name, linear(4, 12 // len(names)))
         probe.down_proj, probe.act_fn, probe.activation_fn = linear(6, 4), act, act
-        x = torch.randn(5, 4, generator=generator)
+        x = torch.randn(5, 4, generator=generator, device="cpu")
         try:
             wanted = kind.forward(probe, x)
         except Exception:  # a class of any kind, given a body that it does not expect

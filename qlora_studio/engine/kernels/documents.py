@@ -1,0 +1,146 @@
+"""Attention over rows that lie side by side in one sequence: each looks at itself alone.
+
+transformers would make a mask of every pair of tokens for that, or look through the batch for one. Registered without a
+mask function, this attention is asked for none. On a card with flash attention all rows are one kernel; elsewhere each
+row is one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+DOCUMENTS = "sdpa_documents"
+"""The name under which transformers knows this attention; with `sdpa` in it, it makes the same checks as for torch's."""
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Where each row of a packed micro-batch lies."""
+
+    spans: tuple[tuple[int, int], ...]
+    """First token of each row and the one behind its last."""
+    starts: torch.Tensor | None = None
+    """(rows + 1,) int32 on the device: where flash attention is to cut, the padding as a row of its own."""
+    longest: int = 0
+    repeats: bool = False
+    """Whether keys and values are repeated for every head: no kernel of this device groups queries."""
+    windows: list[int | None] = field(default_factory=list)
+    """What window each layer asked for, in order."""
+
+
+def register_documents() -> None:
+    """Tells transformers of this attention; again is harmless."""
+    AttentionInterface.register(DOCUMENTS, attend_documents)
+
+
+def attend_documents(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    documents: Documents | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of query (1, heads, tokens, head_dim) over key and value (1, kv_heads, tokens, head_dim), by row.
+
+    Returns (1, tokens, heads, head_dim), and None for the weights, as transformers' attention functions do. Without
+    `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
+    """
+    if documents is None:
+        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+        return out, None
+    documents.windows.append(sliding_window)
+    if documents.starts is not None:
+        q, k, v = (part.transpose(1, 2).squeeze(0) for part in (query, key, value))  # (tokens, heads, head_dim)
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        starts, longest = documents.starts, documents.longest
+        grouped = k.shape[1] < q.shape[1]
+        cut: Any = varlen_attn
+        by_kernel: torch.Tensor = cut(
+            q, k, v, starts, starts, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
+        )
+        return by_kernel.unsqueeze(0), None
+    if documents.repeats:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.device.type == "cpu":
+        by_row: Callable[..., torch.Tensor] = ProcessorAttention.apply
+        return by_row(query, key, value, documents.spans, scaling, sliding_window).transpose(1, 2), None
+    whole = []
+    for start, end in documents.spans:
+        q, k, v = (part[:, :, start:end] for part in (query, key, value))
+        local, grouped = local_mask(end - start, sliding_window, query), query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=local, is_causal=local is None, scale=scaling, enable_gqa=grouped
+        )
+        whole.append(out)
+    if (rest := query.shape[2] - documents.spans[-1][1]) > 0:
+        whole.append(query.new_zeros(1, query.shape[1], rest, value.shape[-1]))
+    return torch.cat(whole, dim=2).transpose(1, 2), None
+
+
+def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+    """What a row looks at, (length, length) in the dtype of `like`, where it is longer than the window; else None."""
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length, device=like.device)
+    distance = places[:, None] - places[None, :]
+    seen = (distance >= 0) & (distance < window)
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
+
+
+class ProcessorAttention(torch.autograd.Function):
+    """torch's own kernel for processors, row by row into one tensor; pieces put together would be kept twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spans: tuple[tuple[int, int], ...],
+        scale: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        heads, tokens, width = query.shape[1:]
+        out = query.new_zeros(1, tokens, heads, width).transpose(1, 2)  # in memory as the next product wants it
+        sums = []
+        for start, end in spans:
+            mask = local_mask(end - start, window, query)
+            parts = (part[:, :, start:end] for part in (query, key, value))
+            piece, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
+                *parts, 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            out[:, :, start:end] = piece
+            sums.append(logsumexp)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.spans, ctx.scale, ctx.window = spans, scale, window
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, out, *sums = ctx.saved_tensors
+        gradients = [torch.zeros_like(part) for part in (query, key, value)]
+        for (start, end), logsumexp in zip(ctx.spans, sums, strict=True):
+            mask = local_mask(end - start, ctx.window, query)
+            parts = (part[:, :, start:end] for part in (grads[0], query, key, value, out))
+            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+            )
+            for whole, piece in zip(gradients, found, strict=True):
+                whole[:, :, start:end] = piece
+        return (*gradients, None, None, None)
