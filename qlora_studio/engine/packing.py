@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from qlora_studio.core.example import Example
+from qlora_studio.engine.accelerator.attention import has_varlen
 from qlora_studio.engine.batches import Layout
 from qlora_studio.engine.kernels.attention import REPEATED_HEADS
 from qlora_studio.engine.kernels.documents import DOCUMENTS, register_documents
@@ -22,7 +23,6 @@ LEAK = 1e-3
 ALONE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative difference between a row alone and packed that other kernels for the same mathematics may make."""
 CUTTABLE = ("full_attention", "sliding_attention")
-VARLEN_CAPABILITY = (8, 0)
 
 
 def find_layout(decoder: Any, head: torch.Tensor) -> tuple[Layout, str | None]:
@@ -72,12 +72,9 @@ def _find_hindrance(config: Any) -> str | None:
 
 
 def _has_varlen(config: Any, head: torch.Tensor) -> bool:
-    """Whether torch's flash attention, which cuts rows itself, runs here (torch.nn.attention.varlen: Ampere, 16 bit)."""
-    if head.device.type != "cuda" or head.dtype == torch.float32:
-        return False
+    """Whether this model's rows can be cut by the kernel itself where it lies."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    able = torch.cuda.get_device_capability(head.device) >= VARLEN_CAPABILITY
-    return bool(able and torch.backends.cuda.is_flash_attention_available() and width <= 256 and width % 8 == 0)
+    return has_varlen(head.device, head.dtype, width)
 
 
 @torch.no_grad()

@@ -15,6 +15,9 @@ KERNELS = {
     "plain": SDPBackend.MATH,
 }
 
+VARLEN_CAPABILITY = (8, 0)
+"""Ampere: the first cards for which torch's flash attention cuts a sequence into rows itself (torch.nn.attention.varlen)."""
+
 
 def find_kernels(device: torch.device, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
     """The names of the kernels that compute causal attention on this device in this dtype.
@@ -29,6 +32,14 @@ def find_kernels(device: torch.device, dtype: torch.dtype, *, grouped: bool) -> 
 def has_fused(kernels: tuple[str, ...]) -> bool:
     """Whether any of these kernels does without a number for every pair of tokens."""
     return any(name != "plain" for name in kernels)
+
+
+def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether torch's flash attention, which cuts rows itself, runs here for heads of this width."""
+    if device.type != "cuda" or dtype == torch.float32 or head_dim > 256 or head_dim % 8:
+        return False
+    able = torch.cuda.get_device_capability(device) >= VARLEN_CAPABILITY
+    return able and torch.backends.cuda.is_flash_attention_available()
 
 
 def _runs(q: torch.Tensor, kv: torch.Tensor, backend: SDPBackend) -> bool:
