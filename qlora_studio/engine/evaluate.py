@@ -1,4 +1,4 @@
-"""Evaluation loss: the objective over the whole evaluation set, the same for any micro-batch."""
+"""Held-out loss: the objective over the whole evaluation set, the same for any micro-batch."""
 
 from __future__ import annotations
 

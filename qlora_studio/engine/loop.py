@@ -290,7 +290,7 @@ class TrainingLoop:
         self.emit(ev.PhaseEntered(phase="training"))
 
     def _evaluate(self, *, adapter: bool) -> float:
-        """Evaluation loss with or without the adapter; dropout is off and comes back."""
+        """Held-out loss with or without the adapter; dropout is off and comes back."""
         self.emit(ev.PhaseEntered(phase="measuring the held-out loss"))
         held_out = self.setup.held_out
         off = nullcontext() if adapter else self.setup.model.disable_adapter()

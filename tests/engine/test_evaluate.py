@@ -1,4 +1,4 @@
-"""Evaluation loss: the same for any micro-batch, also when memory runs out in the middle."""
+"""Held-out loss: the same for any micro-batch, also when memory runs out in the middle."""
 
 from __future__ import annotations
 

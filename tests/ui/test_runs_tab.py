@@ -47,8 +47,8 @@ def test_a_run_says_its_best_step_and_that_it_went_past_it(tab):
 
 
 def test_its_weights_can_be_chosen_wherever_they_are_used(tab):
-    choices = [("the adapter, step 5", ""), ("step 10, evaluation loss 2.000, last", "step-10"),
-               ("step 5, evaluation loss 1.700, best", "step-5")]  # fmt: skip
+    choices = [("the adapter, step 5", ""), ("step 10, held-out loss 2.000, last", "step-10"),
+               ("step 5, held-out loss 1.700, best", "step-5")]  # fmt: skip
     shows(tab, "first")
     assert tab.props["run-weights"]["choices"] == choices
     tab.workspace.chat.choose("first", "step-10")
@@ -188,8 +188,8 @@ def test_the_settings_of_a_run_become_the_draft_of_the_next(tab):
 def test_a_checkpoint_that_is_pinned_says_so_wherever_it_is_chosen(tab):
     tab.workspace.studio.runs.pin_checkpoint("first", 10, pinned=True)
     shows(tab, "first")
-    assert tab.props["run-checkpoint"]["choices"][0] == ("step 10, evaluation loss 2.000, last, pinned", "step-10")
+    assert tab.props["run-checkpoint"]["choices"][0] == ("step 10, held-out loss 2.000, last, pinned", "step-10")
     tab.workspace.studio.runs.pin_checkpoint("first", 10, pinned=False)
-    assert tab.look().props["run-checkpoint"]["choices"][0] == ("step 10, evaluation loss 2.000, last", "step-10")
+    assert tab.look().props["run-checkpoint"]["choices"][0] == ("step 10, held-out loss 2.000, last", "step-10")
     with pytest.raises(StudioError, match="has kept no checkpoint 'step-7'"):
         tab.workspace.studio.runs.pin_checkpoint("first", 7, pinned=True)

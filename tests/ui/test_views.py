@@ -136,7 +136,7 @@ def test_the_tiles_follow_a_run(tmp_path):
     )
     said = words(run.run_tiles(make_run(tmp_path, progress)))
     assert said == (
-        "Train loss 1.500 step 4 of 10 Evaluation loss 1.750 on the evaluation set "
+        "Train loss 1.500 step 4 of 10 Held-out loss 1.750 on the evaluation set "
         "Speed 1\u202f234 tokens / s Time left 1 m 01 s until the last step"
     )
 

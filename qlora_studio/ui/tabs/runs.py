@@ -105,7 +105,7 @@ def build(workspace: Workspace) -> RunsTab:
         prompts = gr.Textbox(
             "\n".join(workspace.studio.data.demo().prompts),
             label="Prompts",
-            info="One a line. Base and adapter answer each, greedily; the evaluation loss of both is computed too.",
+            info="One a line. Base and adapter answer each, greedily; the held-out loss of both is computed too.",
             lines=4,
             max_lines=12,
             elem_id="run-prompts",

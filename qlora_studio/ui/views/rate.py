@@ -38,7 +38,7 @@ def _found(report: RateReport) -> Html:
         )
         for point in report.points
     ]
-    kind = "Evaluation loss" if report.held_out else "Training loss"
+    kind = "Held-out loss" if report.held_out else "Training loss"
     base = f"base {report.base_loss:.4f}" if report.base_loss is not None else ""
     shown = table(("Rate", kind, "Gain over the base", ""), rows, "Learning rates that were tried")
     return card("Learning rates", shown, tag("p", report.sentence, class_="qs-small"), aside=base)

@@ -31,7 +31,7 @@ def run_tiles(run: RunView | None) -> Html:
         return tiles(
             [
                 Tile("Train loss", "–", "no run yet"),
-                Tile("Evaluation loss", "–"),
+                Tile("Held-out loss", "–"),
                 Tile("Speed", "–", "tokens / s"),
                 Tile("Time left", "–"),
             ]
@@ -47,7 +47,7 @@ def run_tiles(run: RunView | None) -> Html:
                 f"{last.loss:.3f}" if last else "–",
                 f"step {progress.step} of {progress.total_steps}" if last else progress.phase,
             ),
-            Tile("Evaluation loss", evaluation, before),
+            Tile("Held-out loss", evaluation, before),
             Tile("Speed", short_count(last.tokens_per_second) if last else "–", "tokens / s"),
             Tile(
                 "Time left",
@@ -61,12 +61,12 @@ def run_tiles(run: RunView | None) -> Html:
 
 
 def evaluation_losses(progress: Progress) -> tuple[tuple[int, float], ...]:
-    """Evaluation losses by step; the base's own stands at step 0."""
+    """Held-out losses by step; the base's own stands at step 0."""
     return (*(((0, progress.base_loss),) if progress.base_loss is not None else ()), *progress.evaluations)
 
 
 def loss_lines(progress: Progress | None) -> dict[str, Any]:
-    """Training and evaluation loss over the steps."""
+    """Training and held-out loss over the steps."""
     if progress is None:
         return lines([])
     series = [

@@ -100,7 +100,7 @@ def differences_card(runs: Sequence[RunView]) -> Html:
         if field != "saving.name"
     ]
     rows += [
-        ("Best evaluation loss", *(number(_best(run)) for run in runs)),
+        ("Best held-out loss", *(number(_best(run)) for run in runs)),
         ("Time", *(number(clock(run.seconds)) for run in runs)),
     ]
     return card("What tells them apart", table(("", *(run.title for run in runs)), rows, "Differing settings"))
@@ -159,7 +159,7 @@ def run_details(run: RunView) -> Html:
     figures = tiles(
         [
             Tile("Train loss", f"{progress.last.loss:.3f}" if progress.last else "–", f"{progress.step} steps"),
-            Tile("Evaluation loss", *_losses(held_out)),
+            Tile("Held-out loss", *_losses(held_out)),
             Tile("Took", clock(run.seconds), time.strftime("%d %b %Y, %H:%M", time.localtime(run.created))),
             Tile("Adapter", _adapter_of(run), f"rank {run.config.lora.rank}"),
         ]
@@ -182,7 +182,7 @@ def run_details(run: RunView) -> Html:
 
 
 def _losses(held_out: HeldOut) -> tuple[str, str]:
-    """The best evaluation loss, and where it stands beside its base."""
+    """The best held-out loss, and where it stands beside its base."""
     best = held_out.best
     base = [f"base {held_out.before:.3f}"] if held_out.before is not None else []
     return (f"{best[1]:.3f}", ", ".join([f"best, step {best[0]}", *base])) if best else ("–", ", ".join(base))
@@ -223,8 +223,8 @@ def evaluation_card(job: JobView) -> Html:
     tuned = progress.evaluations[-1][1] if progress.evaluations else None
     figures = tiles(
         [
-            Tile("Evaluation loss, base", f"{progress.base_loss:.3f}" if progress.base_loss is not None else "–"),
-            Tile("Evaluation loss, adapter", f"{tuned:.3f}" if tuned is not None else "–"),
+            Tile("Held-out loss, base", f"{progress.base_loss:.3f}" if progress.base_loss is not None else "–"),
+            Tile("Held-out loss, adapter", f"{tuned:.3f}" if tuned is not None else "–"),
             Tile("Took", clock(seconds), state),
         ]
     )

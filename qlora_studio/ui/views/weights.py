@@ -19,6 +19,6 @@ def weight_choices(run: RunView | None, kept: Sequence[CheckpointView]) -> list[
 
 def _says(one: CheckpointView) -> str:
     words = [f"step {one.step}"]
-    words += [f"evaluation loss {one.held_out:.3f}"] if one.held_out is not None else []
+    words += [f"held-out loss {one.held_out:.3f}"] if one.held_out is not None else []
     words += [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]
     return ", ".join(words)
