@@ -62,6 +62,9 @@ class Saving:
 
     def save_if_possible(self, step: int, held_out: HeldOut) -> None:
         """A checkpoint whose failing costs the run nothing but a word: it is tried again before long."""
+        if not self.setup.all_logged():
+            self.pacing.failed()
+            return
         try:
             self.save(step, held_out)
         except StudioError as error:

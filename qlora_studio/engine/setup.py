@@ -38,6 +38,8 @@ class Setup:
     """Writes what stands beside the final adapter, such as a tokenizer with its template."""
     answers: Callable[[], Iterable[tuple[str, str]]] = tuple
     """Prompts and what the model in memory answers them now; it is in evaluation mode while they are read."""
+    all_logged: Callable[[], bool] = lambda: True
+    """Whether every event is on the disk: a checkpoint must not be ahead of the losses that a kill would take along."""
     pinned: Callable[[], Collection[int]] = tuple
     """Steps whose checkpoints a person wants kept."""
 

@@ -26,13 +26,18 @@ class Journal:
         """Writes one event. While the disk is full it waits in memory, and costs the run nothing."""
         line = json.dumps({"time": time.time(), **event.to_json()}, ensure_ascii=False) + "\n"
         self.waiting += line.encode(errors="replace")
+        self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Writes what waits; whether all of it is on the disk now."""
         try:
             while self.waiting:
                 fault("journal")
                 written = self.file.write(self.waiting)
                 self.waiting = self.waiting[written:]
         except OSError:
-            return
+            return False
+        return True
 
     def close(self) -> None:
         self.file.close()

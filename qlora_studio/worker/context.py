@@ -38,6 +38,8 @@ class Context:
     write: Callable[[ev.Event], None]
     guard: int
     """The process that holds the folder's lock; without it nobody may go on here."""
+    all_written: Callable[[], bool] = lambda: True
+    """Whether everything that was said is on the disk; tries again what is not."""
     stopped: bool = False
     """A signal asked for a stop."""
     home: Home = field(default_factory=Home.find)

@@ -78,6 +78,7 @@ def run(context: Context) -> ev.Event:
         answers=lambda: sample_answers(
             config, LoadedRun(base, tokenizer, loaded.model, loaded.device, thinks(config, rows))
         ),
+        all_logged=context.all_written,
         pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 

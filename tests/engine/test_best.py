@@ -265,3 +265,11 @@ def test_every_kind_of_run_goes_on_to_the_last_bit(tiny_folder, tmp_path, optimi
     rest, outcome = train(tmp_path / "cut", resume=checkpoint)
     assert first.losses + rest.losses == whole.losses and outcome.held_out == expected.held_out
     assert weights(tmp_path / "cut" / "adapter") == weights(tmp_path / "whole" / "adapter")
+
+
+def test_no_checkpoint_is_ahead_of_the_journal(tiny_adapter_model, tmp_path):
+    """Where lines wait for a full disk, a kill would take them along: a newer checkpoint would never log them again."""
+    made = setup(tiny_adapter_model, tmp_path, saving__every_minutes=1e-9, optim__max_steps=4)
+    behind = Recorder()
+    loop.train(dataclasses.replace(made, all_logged=lambda: len(behind.losses) < 2), behind.emit, lambda: "")
+    assert [event.step for event in behind.of(ev.CheckpointSaved)] == [1]
