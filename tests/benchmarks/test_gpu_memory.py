@@ -30,7 +30,7 @@ def test_the_speed_benchmark_goes_from_end_to_end_on_a_processor():
     said = {line[2].strip(): line[3] for line in lines}
     for contender in ("studio", "studio, checkpointed", "peft", "peft, checkpointed", "trl"):
         assert "tokens" in said[contender] or float(said[contender]) > 0
-    assert lines[-1][1:] == ["longest row in 8 GB", "studio", "256 tokens (planned 256) |" + " |" * 4 + " |"]
+    assert lines[-1][1:4] == ["longest row in 8 GB", "studio", "256 tokens (planned 256)"]
 
 
 @pytest.mark.slow
