@@ -39,6 +39,9 @@ SMALL = {
 }
 
 
+ABOVE = "a dry run counts what norms and MLPs copy in blocks as if it grew with the tokens"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Gemma-3-4B"])
 def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
@@ -50,7 +53,10 @@ def test_the_formulas_agree_with_a_dry_run_of_the_whole_size(name):
         for twice in (0, shape.layers // 2, shape.layers):
             for rank in (16, 64):
                 plan = PlanSettings(micro_batch_tokens=tokens, row_tokens=256, checkpointed_layers=twice, rank=rank)
-                assert 0.98 <= step_peak(measured, plan).total / step_peak(shape, plan).total <= 1.12
+                ratio = step_peak(measured, plan).total / step_peak(shape, plan).total
+                if 1.02 < ratio <= 1.12:
+                    pytest.xfail(ABOVE)
+                assert ratio == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.slow
@@ -77,7 +83,10 @@ def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
         plan = PlanSettings(
             device="cpu", rank=8, micro_batch_tokens=1024, trained_tokens=1023, checkpointed_layers=twice
         )
-        assert 0.98 <= step_peak(shape, plan).total / real <= 1.45
+        ratio = step_peak(shape, plan).total / real
+        if 1.05 < ratio <= 1.45:
+            pytest.xfail(ABOVE)
+        assert ratio == pytest.approx(1, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -124,5 +133,7 @@ def test_odd_architectures_take_no_more_than_is_planned_and_not_much_less(family
                 device="cpu", rank=8, micro_batch_tokens=1024, row_tokens=1024 // rows, trained_tokens=1024 - rows,
                 checkpointed_layers=layers,
             )  # fmt: skip
-            least = 0.95 if family == "qwen3_moe" else 0.98
-            assert least <= step_peak(shape, plan).total / real <= 1.4, (rows, layers)
+            ratio = step_peak(shape, plan).total / real
+            if family == "qwen3_moe" and 0.95 <= ratio < 0.98:
+                pytest.xfail("the fp32 copies in a norm's backward pass are not in a dry run")
+            assert 0.98 <= ratio <= 1.4, (rows, layers)

@@ -105,14 +105,11 @@ def test_optimizer_states_are_the_bytes_allocated(loaded, name):
     assert estimate(shape, settings(optimizer=name, micro_batch_tokens=128)).part_bytes("optimizer") == bytes_of(states)
 
 
-ABOVE = {"phi3": 0.07, "gemma3_text": 0.10}
-"""How far a plan may lie above the peak where a model is so small: oneDNN's scratch memory, and four norms a layer that are
-counted as if their copies met the worst moment. Below it no plan may lie by more than 5 % (Phi-3: 7 %)."""
-
-
 def assert_near(planned, measured, shape):
-    below = 0.07 if shape.family == "phi3" else 0.05
-    assert (1 - below) * measured <= planned <= (1 + ABOVE.get(shape.family, 0.05)) * measured
+    if shape.family == "gemma3_text" and 1.05 * measured < planned <= 1.10 * measured:
+        pytest.xfail("four norms a layer are counted as if their copies met the worst moment")
+    allowed = 0.07 if shape.family == "phi3" else 0.05  # oneDNN's scratch memory, which shows where a model is so small
+    assert planned == pytest.approx(measured, rel=allowed)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3], ids=lambda count: f"{count} twice")
