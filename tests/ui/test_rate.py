@@ -8,6 +8,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import RatePoint, RateReport
 from qlora_studio.core.progress import Progress
 from qlora_studio.ui.tabs import rate
+from qlora_studio.ui.tabs import train as train_tab
 from qlora_studio.ui.views import rate as rate_view
 from tests.ui.fakes import words
 
@@ -54,3 +55,6 @@ def test_a_search_starts_only_where_a_run_could(ready):
     assert ready.workspace.started.count("rate") == 1
     ready.look()
     assert not ready.props["find-rate-btn"]["visible"] and ready.props["stop-rate-btn"]["visible"]
+    with pytest.raises(StudioError, match="Learning rates are being tried"):
+        train_tab.start(ready.workspace, anyway=False)
+    assert ready.workspace.studio.runs.all() == []

@@ -155,6 +155,8 @@ def wire(page: Page, tab: TrainTab) -> None:
 
 def start(workspace: Workspace, *, anyway: bool) -> str:
     """Starts the run of the draft. Raises a StudioError where it is blocked; `anyway` allows an over-full plan."""
+    if workspace.rates.progress is not None:
+        raise StudioError("Learning rates are being tried, and that needs the memory.", "Wait for it, or stop trying.")
     config = workspace.draft.config()
     readiness = workspace.outlook(fresh=True).readiness
     assert readiness is not None, "a config that can be read has a readiness"
