@@ -186,12 +186,12 @@ class TrainingLoop:
         self.updates.end_step()
         self.step += 1
         self.updating = False
-        fault("step.end")
         self.loss = measured.loss
+        self._log(step, measured, rate, time.monotonic() - begun)  # before what may fail: a saved step is a logged one
+        fault("step.end")
         every = self.setup.accelerator.release_every_steps
         if every is not None and self.step % every == 0:
             self.setup.accelerator.release()
-        self._log(step, measured, rate, time.monotonic() - begun)
 
     def _apply(self) -> None:
         self.updating = True

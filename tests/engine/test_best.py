@@ -273,3 +273,17 @@ def test_no_checkpoint_is_ahead_of_the_journal(tiny_adapter_model, tmp_path):
     behind = Recorder()
     loop.train(dataclasses.replace(made, all_logged=lambda: len(behind.losses) < 2), behind.emit, lambda: "")
     assert [event.step for event in behind.of(ev.CheckpointSaved)] == [1]
+
+
+def test_an_error_right_after_a_step_leaves_it_logged_as_well_as_saved(tiny_adapter_model, tmp_path, monkeypatch):
+    made, recorder = setup(tiny_adapter_model, tmp_path, optim__max_steps=4), Recorder()
+    passed = iter((None, OSError("gone")))
+
+    def fail_second(point):
+        if point == "step.end" and (error := next(passed)) is not None:
+            raise error
+
+    monkeypatch.setattr(loop, "fault", fail_second)
+    with pytest.raises(OSError, match="gone"):
+        loop.train(made, recorder.emit, lambda: "")
+    assert len(recorder.losses) == 2 and recorder.of(ev.CheckpointSaved)[-1].step == 2
