@@ -325,14 +325,17 @@ def test_dora_answers_alike_once_a_processor_has_packed_the_weights(tmp_path):
     )
     shake(model)
     before = model.eval()(IDS).logits.clone()
+    with model.disable_adapter():
+        base_before = model(IDS).logits.clone()
     for layer in adapted_layers(model):
         layer.kept_norm = None
     keep_layout(model, canonical=False)
     with model.disable_adapter():
         base = model(IDS).logits.clone()
-    assert relative(base, before) > 0.1
+    rounding = relative(base, base_before)  # another kernel, on weights large enough to tell
+    assert relative(base, before) > 3 * rounding
     for _ in range(2):
-        assert relative(model(IDS).logits, before) < 3e-2
+        assert relative(model(IDS).logits, before) <= 2 * rounding
     assert all(layer.kept_norm is not None for layer in adapted_layers(model))
 
 
