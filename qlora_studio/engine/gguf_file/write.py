@@ -122,16 +122,7 @@ class GgufFile:
 
     def _describe(self, tokenizer: ChatTokenizer, about: About) -> None:
         writer = self.writer
-        writer.add_type("model")
-        writer.add_name(about.name)
-        if about.licence:
-            writer.add_license(about.licence)
-        if about.base:
-            writer.add_base_model_count(1)
-            writer.add_base_model_name(0, about.base.rpartition("/")[2])
-            if "/" in about.base:
-                writer.add_base_model_organization(0, about.base.partition("/")[0])
-                writer.add_base_model_repo_url(0, f"https://huggingface.co/{about.base}")
+        describe(writer, "model", about)
         write_configuration(writer, self.config, self.family)
         writer.add_file_type(FILES[self.kind][0])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -158,6 +149,20 @@ class GgufFile:
     def _heads(self, part: str) -> int:
         """How many heads the rows of queries (`q`) or keys (`k`) are."""
         return int(self.config.num_attention_heads if part == "q" else self.config.num_key_value_heads)
+
+
+def describe(writer: gguf.GGUFWriter, kind: str, about: About) -> None:
+    """What a file of this kind, `model` or `adapter`, says of itself."""
+    writer.add_type(kind)
+    writer.add_name(about.name)
+    if about.licence:
+        writer.add_license(about.licence)
+    if about.base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, about.base.rpartition("/")[2])
+        if "/" in about.base:
+            writer.add_base_model_organization(0, about.base.partition("/")[0])
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{about.base}")
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
