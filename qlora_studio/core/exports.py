@@ -17,12 +17,12 @@ class ExportKind:
     """One kind of artefact, as a person chooses it."""
 
     name: str
-    """In requests and on the command line; the module that writes it has this name."""
+    """In requests and on the command line; the module that writes it has this name, with `_` for `-`."""
     title: str
     says: str
     """What it is good for, in a sentence."""
     needs_base: bool
-    """Whether the base's weights are read for it."""
+    """Whether the base's folder is needed for it."""
     compares_with_chat: bool
     """Whether it computes in its own way, so that it is asked what the chat was asked."""
     as_large_as: Literal["adapter", "base", "gguf", "parts"] = "adapter"
@@ -35,6 +35,7 @@ EXPORT_KINDS: tuple[ExportKind, ...] = (
     ExportKind("adapter", "adapter", "The small part on top of the base, in PEFT's format.", False, False),
     ExportKind("merged", "merged model", "A whole model in safetensors that runs alone.", True, True, "base", True),
     ExportKind("gguf", "GGUF file", "One file for llama.cpp, Ollama and LM Studio.", True, True, "gguf", True),
+    ExportKind("gguf-lora", "LoRA as GGUF", "The adapter alone for llama.cpp, beside a GGUF of its base.", True, False),
     ExportKind("pack", "pack", "One folder of these with a model card, to share.", True, True, "parts", True),
 )
 """In the order they are offered."""
@@ -168,6 +169,11 @@ def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:
     return "as_chatted", f"As chatted is chosen: with the original weights an earlier export measured {losses}."
 
 
+def lora_file_name(run: str) -> str:
+    """What a run's adapter is called as GGUF."""
+    return f"{run}.lora.gguf"
+
+
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
     """How one program opens an export."""
@@ -189,6 +195,9 @@ def load_commands(wish: ExportWish, folder: str, name: str, base: str) -> list[L
             LoadCommand("Ollama", f'ollama create {name} -f "{folder}/Modelfile"\nollama run {name}'),
             LoadCommand("LM Studio", f'lms import "{file}" --user-repo me/{name} --copy -y'),
         ]
+    if "gguf-lora" in parts:
+        adapter = f"{folder}/{lora_file_name(name)}"
+        commands.append(LoadCommand("llama.cpp", f'llama-cli -m BASE.gguf --lora "{adapter}" --jinja  # on {base}'))
     if "merged" in parts:
         commands += [
             LoadCommand(

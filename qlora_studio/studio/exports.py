@@ -71,7 +71,7 @@ class Exports:
         facts = ExportFacts(
             kind=wish.kind.title,
             result_bytes=wish.result_bytes(adapter, merged),
-            read_bytes=adapter + ((merged or 0) if wish.kind.needs_base else 0),
+            read_bytes=adapter + ((merged or 0) if wish.kind.merges else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
             encoded_values=(merged or 0) // 2 if wish.searches_blocks else 0,

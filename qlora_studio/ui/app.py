@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_studio.ui.server.export import chosen_run
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
@@ -121,7 +122,7 @@ def _seconds(scene: Scene) -> float:
         return HIDDEN_SECONDS
     workspace, view = scene.workspace, scene.view
     jobs = [
-        scene.world.newest_job(export_tab.chosen_run(scene), "exports"),
+        scene.world.newest_job(chosen_run(scene), "exports"),
         scene.world.newest_job(runs_tab.shown_run(scene.world, view), "evaluations"),
     ]
     at_work = any(job is not None and job.at_work for job in jobs) or scene.world.training is not None
