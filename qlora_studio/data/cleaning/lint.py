@@ -169,8 +169,8 @@ class Lint:
         self.rows += 1
         self.places.append(row.source)
         self.lengths.append(len(text))
-        self.row_hashes.append(text_hash(all_trained(row)))
-        self.near.remember(row, number)
+        self.row_hashes.append(text_hash(all_trained(row, text)))
+        self.near.remember(row, text, number)
         if row.turns:
             self._look_at_turns(row, where)
         if row.tokens is None:
