@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -151,6 +152,21 @@ def find_gguf(name: str) -> GgufType:
             return choice.name
     names = ", ".join(choice.name for choice in GGUF_CHOICES)
     raise StudioError(f"There is no GGUF type '{name}'.", f"Choose one of: {names}.", field="--gguf")
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """`0.7, 0.3` as one weight for each of `count` adapters; 1 each where nothing is given. Raises a StudioError else."""
+    if not text.strip():
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in text.replace(";", ",").split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        raise StudioError(
+            f"'{text}' is not {count} weights.", "Write one for each run, with commas between, such as 0.7, 0.3."
+        )
+    return weights
 
 
 def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:

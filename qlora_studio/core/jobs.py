@@ -24,6 +24,10 @@ GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
 """How the numbers of a GGUF file are kept, by llama.cpp's names."""
 
 
+CombineHow = Literal["cat", "linear"]
+"""How adapters are combined, by PEFT's names: side by side, which is exact, or factor added to factor."""
+
+
 class _Request(BaseModel):
     """What a job is asked to do; paths are absolute."""
 
@@ -89,6 +93,23 @@ class AdoptRequest(_Request):
 
     job: Literal["adopt"] = "adopt"
     adapter: Path
+
+
+class CombinePart(_Request):
+    """One adapter of a combination."""
+
+    run: Path
+    weight: float = Field(allow_inf_nan=False)
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
+
+
+class CombineRequest(_Request):
+    """Makes a run of the adapters of several runs of one base; the folder's `config.json` names the base."""
+
+    job: Literal["combine"] = "combine"
+    parts: tuple[CombinePart, ...] = Field(min_length=2)
+    how: CombineHow = "cat"
 
 
 class ChatJobRequest(_Request):
@@ -255,6 +276,14 @@ class AdoptReport(_Report):
     """Layers that the adapter changes."""
 
 
+class CombineReport(_Report):
+    """What was combined."""
+
+    job: Literal["combine"] = "combine"
+    layers: int
+    rank: int
+
+
 class ChatReport(_Report):
     """A chat has nothing to report: its answers went through the pipe."""
 
@@ -282,6 +311,7 @@ Request = Annotated[
     | EvaluateRequest
     | ExportRequest
     | AdoptRequest
+    | CombineRequest
     | ChatJobRequest
     | DoctorRequest
     | ResolveRequest,
@@ -294,6 +324,7 @@ Report = Annotated[
     | EvaluateReport
     | ExportReport
     | AdoptReport
+    | CombineReport
     | ChatReport
     | DoctorReport
     | ResolveReport,
