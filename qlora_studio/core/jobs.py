@@ -28,6 +28,10 @@ CombineHow = Literal["cat", "linear"]
 """How adapters are combined, by PEFT's names: side by side, which is exact, or factor added to factor."""
 
 
+PushTo = Literal["lmstudio", "ollama", "hub"]
+"""Where a finished export can be handed on to."""
+
+
 class _Request(BaseModel):
     """What a job is asked to do; paths are absolute."""
 
@@ -110,6 +114,18 @@ class CombineRequest(_Request):
     job: Literal["combine"] = "combine"
     parts: tuple[CombinePart, ...] = Field(min_length=2)
     how: CombineHow = "cat"
+
+
+class PushRequest(_Request):
+    """Hands a finished export on."""
+
+    job: Literal["push"] = "push"
+    export: Path
+    to: PushTo
+    name: str = Field(min_length=1, max_length=200)
+    """What it is called there."""
+    public: bool = False
+    """On the hub: whether everybody may see it."""
 
 
 class ChatJobRequest(_Request):
@@ -284,6 +300,14 @@ class CombineReport(_Report):
     rank: int
 
 
+class PushReport(_Report):
+    """Where an export can be found now."""
+
+    job: Literal["push"] = "push"
+    place: str
+    """A path, a command, or an address."""
+
+
 class ChatReport(_Report):
     """A chat has nothing to report: its answers went through the pipe."""
 
@@ -312,6 +336,7 @@ Request = Annotated[
     | ExportRequest
     | AdoptRequest
     | CombineRequest
+    | PushRequest
     | ChatJobRequest
     | DoctorRequest
     | ResolveRequest,
@@ -325,6 +350,7 @@ Report = Annotated[
     | ExportReport
     | AdoptReport
     | CombineReport
+    | PushReport
     | ChatReport
     | DoctorReport
     | ResolveReport,

@@ -29,6 +29,7 @@ from qlora_studio.ui.server.export import (
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
+from qlora_studio.ui.tabs import push as push_fold
 from qlora_studio.ui.tabs.export_form import (
     Elsewhere,
     ExportChoice,
@@ -39,6 +40,7 @@ from qlora_studio.ui.tabs.export_form import (
     build_several,
     build_target,
 )
+from qlora_studio.ui.tabs.push import PushFold
 from qlora_studio.ui.views import export as view
 from qlora_studio.ui.views.html import Html, page_head
 
@@ -51,6 +53,7 @@ class ExportTab:
     target: ExportTarget
     elsewhere: Elsewhere
     several: Several
+    onward: PushFold
     start: gr.Button
     stop: gr.Button
     again: gr.Button
@@ -60,7 +63,7 @@ class ExportTab:
 
 
 def build() -> ExportTab:
-    gr.HTML(page_head("Export", "Written to your disk only; nothing is uploaded."))
+    gr.HTML(page_head("Export", "Written to your disk; nothing is uploaded unless you hand it on to the hub."))
     with gr.Row():
         with gr.Column(scale=6, min_width=330), gr.Group():
             choice, target = build_choice(), build_target()
@@ -69,11 +72,12 @@ def build() -> ExportTab:
             notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
+            onward = push_fold.build()
     with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(choice, target, elsewhere, several, start, stop, again, notes, readiness, state)
+    return ExportTab(choice, target, elsewhere, several, onward, start, stop, again, notes, readiness, state)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -118,6 +122,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
         slot(tab.again, lambda scene: gr.update(visible=newest_disagrees(scene))),
+        *push_fold.slots(tab.onward),
     ]
 
 
@@ -169,6 +174,7 @@ def wire(page: Page, tab: ExportTab) -> None:
         workspace.forget_world()
         notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
 
+    push_fold.wire(page, tab.onward)
     page.on(tab.several.combine.click, combine, [tab.several.runs, tab.several.weights, tab.several.how])
     page.on(tab.elsewhere.adopt.click, adopt, [tab.elsewhere.folder, tab.elsewhere.base])
     for event in (tab.choice.run.input, tab.choice.what.input, tab.choice.gguf.input, tab.choice.parts.input):
