@@ -85,6 +85,22 @@ GGUF_CHOICES: tuple[GgufChoice, ...] = (
 )
 
 
+GGUF_FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
+)  # fmt: skip
+"""The model types that are written as GGUF: those of `engine/gguf_file/families.py`, known here without torch."""
+
+
+def find_gguf_limit(model_type: str) -> str:
+    """Why no GGUF file can be made of such a model, as a sentence; empty where one can."""
+    if model_type in GGUF_FAMILIES:
+        return ""
+    return (
+        f"No GGUF file can be made of a {model_type} model here, for LM Studio, Ollama and llama.cpp; a merged model can, "
+        "and llama.cpp's convert_hf_to_gguf.py may know it."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ExportWish:
     """What a person wants of a run."""
@@ -103,6 +119,12 @@ class ExportWish:
             return
         if not self.parts or not set(self.parts) <= set(PACK_PARTS):
             raise StudioError("A pack holds at least one part.", f"Choose from: {', '.join(PACK_PARTS)}.")
+
+    @property
+    def writes_gguf(self) -> bool:
+        """Whether the model's family must be known to llama.cpp."""
+        holds = self.parts if self.kind.name == "pack" else (self.kind.name,)
+        return "gguf" in holds or "gguf-lora" in holds
 
     @property
     def searches_blocks(self) -> bool:

@@ -86,6 +86,7 @@ class Exports:
             free_bytes=free_bytes_at(find_target(to)),
             encoded_values=(merged or 0) // 2 if wish.searches_blocks else 0,
             cores=os.cpu_count() or 1,
+            gguf=wish.writes_gguf,
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
         return assess_export(base, facts, needs_base=wish.kind.needs_base)
