@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -84,6 +85,22 @@ GGUF_CHOICES: tuple[GgufChoice, ...] = (
 )
 
 
+GGUF_FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
+)  # fmt: skip
+"""The model types that are written as GGUF: those of `engine/gguf_file/families.py`, known here without torch."""
+
+
+def find_gguf_limit(model_type: str) -> str:
+    """Why no GGUF file can be made of such a model, as a sentence; empty where one can."""
+    if model_type in GGUF_FAMILIES:
+        return ""
+    return (
+        f"No GGUF file can be made of a {model_type} model here, for LM Studio, Ollama and llama.cpp; a merged model can, "
+        "and llama.cpp's convert_hf_to_gguf.py may know it."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ExportWish:
     """What a person wants of a run."""
@@ -102,6 +119,12 @@ class ExportWish:
             return
         if not self.parts or not set(self.parts) <= set(PACK_PARTS):
             raise StudioError("A pack holds at least one part.", f"Choose from: {', '.join(PACK_PARTS)}.")
+
+    @property
+    def writes_gguf(self) -> bool:
+        """Whether the model's family must be known to llama.cpp."""
+        holds = self.parts if self.kind.name == "pack" else (self.kind.name,)
+        return "gguf" in holds or "gguf-lora" in holds
 
     @property
     def searches_blocks(self) -> bool:
@@ -151,6 +174,21 @@ def find_gguf(name: str) -> GgufType:
             return choice.name
     names = ", ".join(choice.name for choice in GGUF_CHOICES)
     raise StudioError(f"There is no GGUF type '{name}'.", f"Choose one of: {names}.", field="--gguf")
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """`0.7, 0.3` as one weight for each of `count` adapters; 1 each where nothing is given. Raises a StudioError else."""
+    if not text.strip():
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in text.replace(";", ",").split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        raise StudioError(
+            f"'{text}' is not {count} weights.", "Write one for each run, with commas between, such as 0.7, 0.3."
+        )
+    return weights
 
 
 def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:

@@ -8,7 +8,7 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import ExportWish, find_export_kind
-from qlora_studio.core.jobs import ExportRequest, TrainRequest
+from qlora_studio.core.jobs import ExportRequest, JobRef, PushReport, PushRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.ui.server import export as export_server
 from tests.ui.fakes import Tab
@@ -142,3 +142,29 @@ def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp
     write_events(job, ev.JobStarted(job="export"), exported, compared, ev.Finished())
     exporting.look()
     assert "differs" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]
+
+
+def test_a_finished_export_can_be_handed_on_once_at_a_time(exporting, run, tmp_path):
+    assert exporting.props["push"]["visible"] is False
+    folder = tmp_path / "My Export"
+    folder.mkdir()
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
+    write_events(job, ev.JobStarted(job="export"), ev.Exported(what="gguf", path=str(folder), bytes=1), ev.Finished())
+    exporting.look()
+    assert (
+        exporting.props["push"]["visible"] and exporting.props["push-name"]["placeholder"] == "qlora-studio/my-export"
+    )
+    handed = create_job(tmp_path / "pushes", "push", PushRequest(export=folder, to="hub", name="me/model"))
+    write_events(handed, ev.JobStarted(job="push"), ev.Finished(report=PushReport(place="https://hub/me/model")))
+    exporting.view.push_job, exporting.view.push_to = JobRef(handed.path), "hub"
+    exporting.look()
+    assert (
+        exporting.words("push-state") == "Handed on https://hub/me/model" and exporting.props["push-public"]["visible"]
+    )
+    refused = create_job(tmp_path / "pushes", "push", PushRequest(export=folder, to="hub", name="me/model"))
+    exporting.view.push_job = JobRef(refused.path)
+    write_events(refused, ev.JobStarted(job="push"), ev.Failed(message="The hub refuses access (403).", hint="Log in."))
+    exporting.look()
+    assert "not handed on" in exporting.words("push-state") and "403" in exporting.words("push-state")
+    folder.rmdir()
+    assert exporting.look().props["push"]["visible"] is False

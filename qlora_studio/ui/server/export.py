@@ -161,3 +161,12 @@ def newest_disagrees(scene: Scene) -> bool:
     """Whether the newest export says something else than the chat, and another one would not."""
     job = scene.world.newest_job(chosen_run(scene), "exports")
     return job is not None and job.state == "finished" and any(map(could_agree_better, job.progress.checks))
+
+
+def newest_folder(scene: Scene) -> str | None:
+    """Where the newest finished export of the chosen run lies; None where there is none, or it was taken away."""
+    job = scene.world.newest_job(chosen_run(scene), "exports")
+    if job is None or job.state != "finished" or not job.progress.exported:
+        return None
+    folder = job.progress.exported[-1].path
+    return folder if Path(folder).is_dir() else None

@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, find_export_kind
+from qlora_studio.core.exports import MERGE_CHOICES, find_export_kind, parse_weights
+from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
     CHECK_PROMPTS,
@@ -28,14 +29,18 @@ from qlora_studio.ui.server.export import (
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
+from qlora_studio.ui.tabs import push as push_fold
 from qlora_studio.ui.tabs.export_form import (
     Elsewhere,
     ExportChoice,
     ExportTarget,
+    Several,
     build_choice,
     build_elsewhere,
+    build_several,
     build_target,
 )
+from qlora_studio.ui.tabs.push import PushFold
 from qlora_studio.ui.views import export as view
 from qlora_studio.ui.views.html import Html, page_head
 
@@ -47,6 +52,8 @@ class ExportTab:
     choice: ExportChoice
     target: ExportTarget
     elsewhere: Elsewhere
+    several: Several
+    onward: PushFold
     start: gr.Button
     stop: gr.Button
     again: gr.Button
@@ -56,19 +63,21 @@ class ExportTab:
 
 
 def build() -> ExportTab:
-    gr.HTML(page_head("Export", "Written to your disk only; nothing is uploaded."))
+    gr.HTML(page_head("Export", "Written to your disk; nothing is uploaded unless you hand it on to the hub."))
     with gr.Row():
         with gr.Column(scale=6, min_width=330), gr.Group():
-            choice, target, elsewhere = build_choice(), build_target(), build_elsewhere()
+            choice, target = build_choice(), build_target()
+            elsewhere, several = build_elsewhere(), build_several()
         with gr.Column(scale=6, min_width=330):
             notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
+            onward = push_fold.build()
     with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(choice, target, elsewhere, start, stop, again, notes, readiness, state)
+    return ExportTab(choice, target, elsewhere, several, onward, start, stop, again, notes, readiness, state)
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -77,6 +86,12 @@ def slots(tab: ExportTab) -> list[Slot]:
             tab.choice.run,
             lambda scene: gr.update(choices=scene.world.with_adapter, value=chosen_run(scene)),
             lambda scene: (scene.world.with_adapter, chosen_run(scene)),
+        ),
+        Slot(
+            (tab.several.runs,),
+            lambda scene: {tab.several.runs: gr.update(choices=scene.world.with_adapter)},
+            lambda scene: scene.world.with_adapter,
+            confirmed=False,
         ),
         slot(
             tab.choice.weights,
@@ -107,6 +122,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
         slot(tab.again, lambda scene: gr.update(visible=newest_disagrees(scene))),
+        *push_fold.slots(tab.onward),
     ]
 
 
@@ -152,6 +168,14 @@ def wire(page: Page, tab: ExportTab) -> None:
         workspace.forget_world()
         notify(f"The adapter becomes the run '{job.name}'; a moment, and it can be chosen.")
 
+    def combine(view_: View, runs: list[str], weights: str, how: CombineHow) -> None:
+        pairs = list(zip(runs, parse_weights(weights, len(runs)), strict=True))
+        job = workspace.studio.combinations.start(pairs, how)
+        workspace.forget_world()
+        notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
+
+    push_fold.wire(page, tab.onward)
+    page.on(tab.several.combine.click, combine, [tab.several.runs, tab.several.weights, tab.several.how])
     page.on(tab.elsewhere.adopt.click, adopt, [tab.elsewhere.folder, tab.elsewhere.base])
     for event in (tab.choice.run.input, tab.choice.what.input, tab.choice.gguf.input, tab.choice.parts.input):
         page.on(event, choose, [tab.choice.run, tab.choice.what, tab.choice.gguf, tab.choice.parts])

@@ -41,6 +41,16 @@ class Elsewhere:
     adopt: gr.Button
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Runs whose adapters become one."""
+
+    runs: gr.Dropdown
+    weights: gr.Textbox
+    how: gr.Radio
+    combine: gr.Button
+
+
 def build_choice() -> ExportChoice:
     """Run, weights, kind, and what the kind asks for."""
     run = gr.Dropdown(
@@ -131,3 +141,32 @@ def build_elsewhere() -> Elsewhere:
             interactive=True,
         )
         return Elsewhere(folder, base, gr.Button("Make a run of it", size="sm", elem_id="adopt-btn"))
+
+
+def build_several() -> Several:
+    """A closed fold in which the adapters of several runs become one."""
+    with gr.Accordion("Several adapters as one", open=False, elem_id="export-several"):
+        runs = gr.Dropdown(
+            [],
+            value=[],
+            multiselect=True,
+            label="Runs",
+            info="Two or more of one base. What comes of them is a run, to chat with, evaluate and export.",
+            elem_id="combine-runs",
+            interactive=True,
+        )
+        weights = gr.Textbox(
+            label="Weights",
+            info="One for each, with commas between, such as 0.7, 0.3; empty: 1 each.",
+            max_lines=1,
+            elem_id="combine-weights",
+            interactive=True,
+        )
+        how = gr.Radio(
+            [("Side by side: exactly the weighted sum", "cat"), ("Factors added, at one rank", "linear")],
+            value="cat",
+            label="How",
+            elem_id="combine-how",
+            interactive=True,
+        )
+        return Several(runs, weights, how, gr.Button("Make a run of them", size="sm", elem_id="combine-btn"))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import GGUF_FAMILIES
 from qlora_studio.engine import merge
 from qlora_studio.engine.compare import agreement
+from qlora_studio.engine.gguf_file import families
 from qlora_studio.engine.gguf_file.families import find_family
 from qlora_studio.engine.gguf_file.write import About, interleave
 from tests.engine.gguf_file.small_models import FAMILIES, reference, small_base, write_gguf
@@ -71,7 +73,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused_with_the_way_out(mode
     assert "Export the merged model instead" in refused.value.hint
 
 
-def test_every_family_is_known_to_the_package():
+def test_every_family_is_known_to_the_package_and_to_those_who_ask_before():
+    assert tuple(families.FAMILIES) == GGUF_FAMILIES
     assert find_family("llama").arch == "LLAMA"
     for _, (model_type, _) in FAMILIES.items():
         assert gguf.MODEL_ARCH[find_family(model_type).arch]
