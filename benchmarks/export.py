@@ -38,11 +38,11 @@ from qlora_studio.core.exports import GGUF_CHOICES
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine import merge
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
-from qlora_studio.engine.compare import log_probabilities
+from qlora_studio.engine.compare import Probe, log_probabilities
 from qlora_studio.engine.copies import write_random_model
 from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare, record_chat
 from qlora_studio.engine.exporters.gguf import gguf_name, plan_gguf
-from qlora_studio.engine.exporters.merged import open_merged
+from qlora_studio.engine.exporters.merged import layers_of_merged, open_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.gguf_file.read import load_gguf
 from qlora_studio.engine.gguf_file.write import About, GgufFile
@@ -158,15 +158,21 @@ def measure_memory(kind: str, place: Path) -> None:
     )
     before, begun = psutil.Process().memory_info().rss, time.process_time()
     with scratch() as out, open_merged(source) as weights:
+        values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
         if kind == "gguf":
             GgufFile(weights, load_tokenizer(place / "base"), "Q4_K_M", About("wide")).write(out / "wide.gguf")
-        else:
+        elif kind == "merged":
             merge.write_merged(weights, out)
+        else:
+            probes = [Probe(tuple(range(300, 400)), tuple(range(50, 99)))] * 6
+            layers_of_merged(place / "base", source.device).log_probabilities(probes)
         size = sum(path.stat().st_size for path in out.iterdir())
-        values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
     seconds, above = time.process_time() - begun, (peak_bytes() - before) / 2**20
     rate = values / seconds / 1e6
-    print(f"| {kind}, as chatted | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
+    what = {"merged": "merged, as chatted", "gguf": "Q4_K_M, as chatted", "check": "check by layers, 294 positions"}[
+        kind
+    ]
+    print(f"| {what} | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
 
 
 def memory() -> None:
@@ -181,7 +187,7 @@ def memory() -> None:
         save_adapter(TunedModel(adapter, "wide"), place / "adapter")
         del plain, adapter
         print("| artefact | MiB | peak above start, MiB | CPU s | million values a CPU second |\n|---|---|---|---|---|")
-        for kind in ("merged", "gguf"):
+        for kind in ("merged", "gguf", "check"):
             command = [sys.executable, __file__, "--one", kind, str(place)]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 

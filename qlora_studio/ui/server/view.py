@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import FormatGuess
 from qlora_studio.core.errors import Problem
+from qlora_studio.core.jobs import JobRef, PushTo
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,10 @@ class View:
         """What a pack holds."""
         self.export_folder: str | None = None
         """What was typed as its folder; None where one is offered."""
+        self.push_to: PushTo = "lmstudio"
+        """Where a finished export would be handed on to."""
+        self.push_job: JobRef | None = None
+        """The newest job that hands one on."""
         self.formatted = False
         """Whether answers of the chat have their Markdown laid out."""
         self.hidden = False
