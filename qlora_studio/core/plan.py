@@ -269,7 +269,7 @@ class MemoryPlan(_Value):
     tiled_mlp: bool = False
     """Whether MLPs are computed in tiles, forward and again backward."""
     host_bytes: int = 0
-    """Pinned memory of the computer that offloading takes."""
+    """Memory of the computer that offloading takes."""
     host_budget_bytes: int | None = None
     """How much of it there may be."""
     settings: PlanSettings | None = None
@@ -289,9 +289,9 @@ class MemoryPlan(_Value):
 
     @property
     def missing_bytes(self) -> int:
-        """What is missing, of the budget or of the memory that may be pinned; 0 where it fits."""
-        pinned = self.host_bytes - self.host_budget_bytes if self.host_budget_bytes is not None else 0
-        return max(0, -self.spare_bytes, pinned)
+        """What is missing, of the budget or of the memory that offloading may take; 0 where it fits."""
+        offloaded = self.host_bytes - self.host_budget_bytes if self.host_budget_bytes is not None else 0
+        return max(0, -self.spare_bytes, offloaded)
 
     @property
     def spare_bytes(self) -> int:
