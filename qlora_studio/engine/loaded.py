@@ -10,6 +10,7 @@ from peft import PeftModel
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.engine.accelerator.formats import DTYPES
+from qlora_studio.engine.kernels.dropout import add_noise
 from qlora_studio.engine.load import Device, attach_adapter, choose_device, load_base
 from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.planned import tensor_budget_bytes
@@ -31,4 +32,5 @@ def load_for_training(folder: Path, config: TrainConfig, plan: MemoryPlan) -> Lo
     device.accelerator.cap(tensor_budget_bytes(plan))
     base = load_base(folder, device, embeddings_on_host=plan.offload in ("embeddings", "both"))
     model = attach_adapter(base, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
+    add_noise(model, config.optim.neftune_alpha)
     return Loaded(device, model, tuple(check_loaded(model, plan)))

@@ -31,9 +31,9 @@ from transformers.integrations.moe import ExpertsInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from qlora_studio.engine.adapters import ADAPTER
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION
 from qlora_studio.engine.kernels.lora import lora_forward
-from qlora_studio.engine.load import ADAPTER
 
 RANK = 16
 """Rank of the adapters that stand in."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
-from qlora_studio.planner.families import family_of, is_in_mlp, list_linears, rotary_tables
+from qlora_studio.planner.families import family_of, is_in_mlp, list_adapted, rotary_tables
 
 LOSS_CHUNK = 256
 """Positions whose logits exist at once: the constant of the engine's loss (a test compares them)."""
@@ -21,6 +21,8 @@ MLP_ROWS = {"cpu": 256, "cuda": 1024}
 """Tokens whose inner tensors the gated MLP makes again at once: the engine's constants (a test compares them)."""
 MLP_TILE = 1024
 """Tokens of a tile, likewise."""
+DORA_ROWS = 256
+"""Tokens of which DoRA's backward pass multiplies outputs and gradients at once, likewise."""
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
@@ -126,7 +128,7 @@ def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSe
         costs,
         saved=costs.saved
         + settings.compute_bytes * (settings.rank - measured.rank) * per_layer
-        + _dropout_bytes(shape, settings)
+        + _dora_bytes(shape, settings)
         + _repeated_bytes(shape, settings),
         saved_fixed=_adapter_copies(shape, settings) // shape.layers,
     )
@@ -143,15 +145,12 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     attention += _repeated_bytes(shape, settings)
     if family.fused:
         attention += e * (queries + keys) + e * queries  # v keeps the matrix it is part of; the output is copied
-    if settings.dropout:
-        norms -= 2 * e * shape.hidden  # what adapters keep instead is counted below
-        attention -= e * queries if family.fused else 0
-    adapted = [linear for linear in list_linears(shape) if not (settings.tiled_mlp and is_in_mlp(linear))]
+    if settings.dora:
+        attention += 2 * e * shape.hidden + (0 if shape.qk_norm else e * (queries + keys))  # outputs nobody else keeps
+    adapted = [linear for linear in list_adapted(shape, settings) if not (settings.tiled_mlp and is_in_mlp(linear))]
     low_rank = e * settings.rank * sum(linear.count for linear in adapted) / shape.layers
-    kept = (
-        3 if settings.dropout else 0 if settings.tiled_mlp else 2
-    )  # with dropout its activation as well as gate and up
-    return norms + attention + low_rank + kept * e * shape.intermediate + _dropout_bytes(shape, settings)
+    kept = 4 if settings.dora else 0 if settings.tiled_mlp else 2  # DoRA: act(gate) and the product as well
+    return norms + attention + low_rank + kept * e * shape.intermediate
 
 
 def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
@@ -159,13 +158,10 @@ def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     return 2 * settings.compute_bytes * (shape.heads - shape.kv_heads) * shape.head_dim if settings.repeats_kv else 0
 
 
-def _dropout_bytes(shape: ModelShape, settings: PlanSettings) -> float:
-    """Kept by a layer for dropout: of every linear layer the input as it was thinned out, and the mask."""
-    if not settings.dropout:
-        return 0.0
-    mask = 1 if settings.device == "cuda" else settings.compute_bytes  # torch keeps a number for each on a CPU
-    inputs = sum(linear.inputs * linear.count for linear in list_linears(shape)) / shape.layers
-    return (settings.compute_bytes + mask) * inputs
+def _dora_bytes(shape: ModelShape, settings: PlanSettings) -> float:
+    """Kept more by a layer of a measured family with DoRA: the output of every layer, at most."""
+    outputs = sum(linear.outputs * linear.count for linear in list_adapted(shape, settings)) / shape.layers
+    return settings.compute_bytes * outputs if settings.dora else 0.0
 
 
 def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
@@ -177,10 +173,10 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     if family_of(shape).norms == 4:
         moments.append(Moment(per_token=2 * h, fixed=_norm_copies(shape, settings, shape.hidden)))
         gradient = h - 4  # the norm behind the MLP is gone with what it kept
-    if settings.dropout:
-        moments.append(Moment(per_token=gradient + 2 * inner))
-        moments.append(Moment(per_token=gradient + inner, fixed=matrix))
-        return moments
+    if settings.dora:
+        wide = 7 if family_of(shape).fused else 3  # gradients of the inner width; parts of one matrix have whole ones
+        part = settings.compute_bytes * min(DORA_ROWS, settings.micro_batch_tokens) * shape.intermediate
+        return [*moments, Moment(per_token=gradient + h + wide * inner, fixed=2 * matrix + part)]
     first = matrix * (2 if family_of(shape).fused else 1)
     rows = min(MLP_ROWS[settings.device], settings.micro_batch_tokens)
     if settings.tiled_mlp:
@@ -188,8 +184,11 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
         moments.append(Moment(per_token=gradient + h, fixed=2 * inner * (tile + min(tile, rows)) + matrix))
         moments.append(Moment(per_token=gradient + h, fixed=2 * inner * tile + first))
     else:
-        moments.append(Moment(per_token=gradient, fixed=2 * inner * rows + matrix))
-        moments.append(Moment(per_token=gradient + h, fixed=first))
+        drawn = shape.intermediate if settings.dropout else 0  # what dropout leaves, a byte a number
+        thin = 2 * h + shape.hidden if settings.dropout else 0
+        spread = 3 if settings.dropout and settings.device == "cpu" else 2  # a processor spreads the mask to numbers
+        moments.append(Moment(per_token=gradient + drawn, fixed=spread * inner * rows + matrix))
+        moments.append(Moment(per_token=gradient + h + thin, fixed=first))
     return [*moments, *_attention_moments(shape, settings)]
 
 
@@ -221,8 +220,8 @@ def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
     """
     if settings.adapter_bytes == settings.compute_bytes:
         return 0
-    again = shape.measured is None and not settings.dropout
-    copied = [linear for linear in list_linears(shape) if not (again and is_in_mlp(linear))]
+    again = shape.measured is None and not settings.dora
+    copied = [linear for linear in list_adapted(shape, settings) if not (again and is_in_mlp(linear))]
     numbers = sum((linear.inputs + linear.outputs) * linear.count for linear in copied)
     return settings.compute_bytes * settings.rank * numbers
 

@@ -15,8 +15,8 @@ from qlora_studio.data.render.prompt import RenderOptions
 from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.adapters import start_from
 from qlora_studio.engine.checkpoints import newest_checkpoint
-from qlora_studio.engine.load import start_from
 from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
