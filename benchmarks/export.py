@@ -234,7 +234,7 @@ def main() -> None:
         os.environ["QLORA_STUDIO_HOME"] = asked.home
     home = Home.find()
     folder = JobFolder(home.runs / asked.run)
-    context = Context(folder, lambda event: None, 0, home=home)
+    context = Context(folder, lambda event: None, os.getppid(), home=home)
     live, config = open_run(context, folder), context.config(folder)
     rows = held_out(context, config, live.tokenizer).examples
     record = record_chat(Speaker(live.model, live.tokenizer, live.options), Studio().data.demo().prompts[:3], rows)
