@@ -17,6 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.engine.kernels.short_rows import row_gradients, suits
+
 DOCUMENTS = "sdpa_documents"
 """The name under which transformers knows this attention; with `sdpa` in it, it makes the same checks as for torch's."""
 aten = torch.ops.aten
@@ -144,7 +146,14 @@ class ProcessorAttention(torch.autograd.Function):
         gradients = [torch.zeros_like(part) for part in (query, key, value)]
         for (start, end), logsumexp in zip(ctx.spans, sums, strict=True):
             mask = local_mask(end - start, ctx.window, query)
-            parts = (part[:, :, start:end] for part in (grads[0], query, key, value, out))
+            parts = [part[:, :, start:end] for part in (grads[0], query, key, value, out)]
+            if mask is None and suits(query, end - start):
+                gradient, q, k, v, result = (part[0] for part in parts)
+                scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
+                pieces = row_gradients(gradient, (q, k, v), result, logsumexp[0], scale)
+                for whole, piece in zip(gradients, pieces, strict=True):
+                    whole[0, :, start:end] = piece
+                continue
             found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )
