@@ -43,6 +43,14 @@ def find_verdict(check: Checked) -> Verdict:
             f"exported {check.loss:.3f}).",
             "Export it as chatted." if not check.as_chatted else "Export again; if it stays so, please report it.",
         )
+    if check.layers_off:
+        return Verdict(
+            "bad",
+            "lost a layer",
+            f"In {check.layers_off} of {check.layers} layers the export does not hold what was trained: of the change in "
+            f"{check.layer_off}, {check.share_off:.0%} is there where {check.share_wanted:.0%} should be.",
+            "Export again; if it stays so, please report it.",
+        )
     if check.kl <= limit:
         if check.stops and not check.stops_kept:
             return Verdict("bad", "does not stop", "The exported model does not come to an end where the chat did.")

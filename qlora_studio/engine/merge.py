@@ -101,12 +101,17 @@ class MergedWeights:
         if len(tensor.shape) != 2 or tensor.parameter in self.layout.transposed:
             yield self._read(tensor)
             return
+        for rows, weight in self.before(tensor, multiple):
+            yield self.adapter.apply(tensor.parameter, weight, rows=rows) if tensor.changed else weight
+
+    def before(self, tensor: MergedTensor, multiple: int = 1) -> Iterator[tuple[RowRange, torch.Tensor]]:
+        """The matrix that takes the adapter, in the same pieces: the base's, or what the chat computes with."""
         rows, columns = tensor.shape
         step = max(1, PIECE_VALUES // columns // multiple) * multiple if self._goes_by_rows(tensor) else rows
         ranges = [RowRange(first, min(rows, first + step), rows) for first in range(0, rows, step)]
         read = self._reader(tensor, ranges)
         for one in ranges:
-            yield self.adapter.apply(tensor.parameter, read(one), rows=one) if tensor.changed else read(one)
+            yield one, read(one)
 
     def _reader(self, tensor: MergedTensor, ranges: list[RowRange]) -> Callable[[RowRange], torch.Tensor]:
         """How rows of the weight that takes the adapter are read."""

@@ -6,7 +6,7 @@ The chat's side is recorded and kept as files, so that the artefact is asked in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine.compare import Probe, agreement, log_probabilities, mean_loss, probe_answer, probe_rows
 from qlora_studio.engine.generate import generate
 from qlora_studio.engine.layerwise import LayerwiseModel
+from qlora_studio.engine.strength import Strength
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
 Emit = Callable[[ev.Event], None]
@@ -211,6 +212,14 @@ def ask_layers(model: LayerwiseModel, tokenizer: ChatTokenizer, record: ChatReco
         same = written == list(asked.answer) and all(one in record.stops for one in last)
         answers.append(tokenizer.decode(asked.answer) if same else None)
     return Said(tuple(answers), sum(answer is not None for answer in answers), found)
+
+
+def look_at_layers(like: ev.Checked, strengths: Iterable[Strength]) -> ev.Checked:
+    """`like` with what was found of each layer's trained change in the file."""
+    found = list(strengths)
+    off = sorted((one for one in found if one.is_off), key=lambda one: -abs(one.share - one.expected))
+    first = {"layer_off": off[0].layer, "share_off": off[0].share, "share_wanted": off[0].expected} if off else {}
+    return like.model_copy(update={"layers": len(found), "layers_off": len(off), **first})
 
 
 def compare_with_chat(record: ChatRecord, said: Said, like: ev.Checked, emit: Emit) -> None:

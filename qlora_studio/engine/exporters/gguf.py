@@ -20,11 +20,13 @@ from qlora_studio.engine.exporters.comparison import (
     ask_model,
     check_words,
     compare_with_chat,
+    look_at_layers,
 )
 from qlora_studio.engine.exporters.merged import BY_LAYERS, open_merged
 from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.gguf_file.llama_cpp import compare_with_llama_cpp, is_installed
 from qlora_studio.engine.gguf_file.read import layers_of_gguf, load_gguf
+from qlora_studio.engine.gguf_file.strength import measure_gguf
 from qlora_studio.engine.gguf_file.write import About, GgufFile
 from qlora_studio.engine.layerwise import fits_in_memory
 from qlora_studio.engine.modelfile import write_modelfile
@@ -58,7 +60,10 @@ class GgufExporter:
             as_chatted=source.merge_into == "as_chatted",
             precision=source.gguf if source.gguf not in ("F32", "F16", "BF16") else "16-bit",
         )
-        compare_with_chat(record, ask_gguf(path, source, record, emit), like, emit)
+        said = ask_gguf(path, source, record, emit)
+        with plan_gguf(source) as file:
+            like = look_at_layers(like, measure_gguf(file, path))
+        compare_with_chat(record, said, like, emit)
         if is_installed() and record.answers:
             emit(ev.Noted(text=compare_with_llama_cpp(path, record.answers)))
         elif record.answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qlora_studio.engine.exporters.comparison import (
     ask_model,
     check_words,
     compare_with_chat,
+    look_at_layers,
 )
 from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.layerwise import LayerwiseModel, fits_in_memory
@@ -29,6 +30,7 @@ from qlora_studio.engine.merge import MergedWeights, MergeRecipe, write_merged
 from qlora_studio.engine.model_layout import find_layout
 from qlora_studio.engine.model_weights import ModelWeights
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.engine.strength import measure_merged
 from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.weight_files import find_weight_files
 
@@ -61,6 +63,9 @@ class MergedExporter:
         like = ev.Checked(
             what=f"merged model, {source.merge_into.replace('_', ' ')}", as_chatted=source.merge_into == "as_chatted"
         )
+        del model
+        with open_merged(source) as merged, closing(ModelWeights(stage)) as written:
+            like = look_at_layers(like, measure_merged(merged, written))
         compare_with_chat(record, said, like, emit)
 
 

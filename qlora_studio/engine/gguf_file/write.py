@@ -136,19 +136,24 @@ class GgufFile:
         if isinstance(source, torch.Tensor):
             yield source
             return
-        rotated = self.family.interleaved and ROTATED.search(tensor.name)
-        head_rows = source.shape[0] // self._heads(rotated[1]) if rotated else 1
-        for weight in self.merged.pieces(source, head_rows):
-            if rotated:
-                yield interleave(weight, weight.shape[0] // head_rows)
-            elif self.family.raised_norms and source.parameter.endswith("norm.weight"):
-                yield weight.float() + 1
-            else:
-                yield weight
+        for weight in self.merged.pieces(source, self.head_rows(tensor)):
+            yield self.lay_out(tensor, weight)
 
-    def _heads(self, part: str) -> int:
-        """How many heads the rows of queries (`q`) or keys (`k`) are."""
-        return int(self.config.num_attention_heads if part == "q" else self.config.num_key_value_heads)
+    def head_rows(self, tensor: Planned) -> int:
+        """How many rows are laid out together: those of a head where llama.cpp pairs them, else each is for itself."""
+        rotated = self.family.interleaved and ROTATED.search(tensor.name)
+        if not rotated:
+            return 1
+        queries = rotated[1] == "q"
+        return int(tensor.shape[0] // (self.config.num_attention_heads if queries else self.config.num_key_value_heads))
+
+    def lay_out(self, tensor: Planned, weight: torch.Tensor) -> torch.Tensor:
+        """Rows of the loaded model's weight, whole heads of them, as llama.cpp has them."""
+        together = self.head_rows(tensor)
+        if together > 1:
+            return interleave(weight, weight.shape[0] // together)
+        raised = self.family.raised_norms and tensor.name.endswith("norm.weight")
+        return weight.float() + 1 if raised else weight
 
 
 def describe(writer: gguf.GGUFWriter, kind: str, about: About) -> None:
