@@ -254,6 +254,7 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     results: dict[str, list[str]] = {
         "state": [str(run.state) for run in runs],
         "steps": [f"{run.progress.step}/{run.progress.total_steps}" for run in runs],
+        "tokens": [f"{run.progress.tokens[-1][1]:,.0f}" if run.progress.tokens else "–" for run in runs],
         "loss": [f"{run.progress.last.loss:.4f}" if run.progress.last else "–" for run in runs],
         "held-out loss": [
             f"{run.progress.evaluations[-1][1]:.4f}" if run.progress.evaluations else "–" for run in runs
