@@ -82,10 +82,11 @@ def record_link(name: str, record: RunRecord) -> Html:
     )
 
 
-def deletion_card(run: RunView, size_bytes: int) -> Html:
-    """What goes with a run, before it goes."""
+def deletion_card(run: RunView, size_bytes: int, referring: Sequence[str] = ()) -> Html:
+    """What goes with a run, and what refers to it, before it goes."""
     kept = "Exports of it lie in folders of their own and stay." if run.has_adapter else ""
     said = [f"{gib(size_bytes)} of checkpoints, adapter, evaluations and journal go with it.", kept]
+    said += referring
     if run.labels.pinned:
         said.append("It is pinned: unpin it first.")
     return says_error([one for one in said if one], f"Delete “{run.title}” ({run.name})?")
