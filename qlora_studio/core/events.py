@@ -67,9 +67,11 @@ class ProbeMeasured(Event):
     measured_bytes: int
     """Peak of the probe, with the optimizer's states that the first update will add."""
     tokens: int = 0
-    """Rows times padded length of the step that was tried."""
+    """Of the step that was tried, padding included."""
     row_tokens: int = 0
     trained_tokens: int = 0
+    padded: bool = False
+    """Whether its rows were padded and not packed."""
 
 
 class Resumed(Event):

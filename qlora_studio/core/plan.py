@@ -125,6 +125,14 @@ class Moment:
     """Bytes whatever the number of tokens, such as one dequantised weight matrix."""
     per_pair: float = 0.0
     """Bytes per pair of tokens of a row: what attention without a fused kernel holds."""
+    norm_width: float = 0.0
+    """Numbers a token of a norm whose gradient is computed at this moment, in fp32 copies of a block at a time; else 0."""
+    norm_fused: bool = False
+    """Whether a card has one kernel for that norm, which needs no copies."""
+    inner_width: float = 0.0
+    """Numbers a token of each inner tensor of a gated MLP that is made again at this moment, in blocks; else 0."""
+    attention: bool = False
+    """Whether fused attention goes backward at this moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,8 @@ class MeasuredShape(_Value):
     """Bytes of everything that is not kept in four bits, in bf16, buffers included."""
     stacked: tuple[StackedShape, ...] = ()
     """Experts; their bytes are among the others."""
+    padded_because: str | None = None
+    """Why its rows will be padded; None where they will lie side by side in one sequence."""
     eager: bool = False
     """Whether its attention runs without a fused kernel, so that memory grows with the square of a row."""
     costs: dict[str, StepCosts]
@@ -184,9 +194,13 @@ class PlanSettings(_Value):
     adapted_layers: int | None = None
     """Decoder layers with an adapter; empty: all."""
     micro_batch_tokens: int = 2048
-    """Rows times padded length computed at once."""
+    """Tokens computed at once, padding included."""
     row_tokens: int | None = None
-    """Padded length of the longest row; empty: one row fills the micro-batch."""
+    """Length of the longest row; empty: one row fills the micro-batch."""
+    packed: bool = False
+    """Whether rows lie side by side in one sequence; else below each other, padded to the longest."""
+    cut_by_row: bool = False
+    """Whether packed attention is one kernel a row, with masks of its own where a window is: a card without flash."""
     trained_tokens: int | None = None
     """Positions of the micro-batch that carry a loss; empty: all of them."""
     checkpointed_layers: int = 0
@@ -261,7 +275,7 @@ class MemoryPlan(_Value):
     tiled_mlp: bool = False
     """Whether MLPs are computed in tiles, forward and again backward."""
     host_bytes: int = 0
-    """Pinned memory of the computer that offloading takes."""
+    """Memory of the computer that offloading takes."""
     host_budget_bytes: int | None = None
     """How much of it there may be."""
     settings: PlanSettings | None = None
@@ -281,9 +295,9 @@ class MemoryPlan(_Value):
 
     @property
     def missing_bytes(self) -> int:
-        """What is missing, of the budget or of the memory that may be pinned; 0 where it fits."""
-        pinned = self.host_bytes - self.host_budget_bytes if self.host_budget_bytes is not None else 0
-        return max(0, -self.spare_bytes, pinned)
+        """What is missing, of the budget or of the memory that offloading may take; 0 where it fits."""
+        offloaded = self.host_bytes - self.host_budget_bytes if self.host_budget_bytes is not None else 0
+        return max(0, -self.spare_bytes, offloaded)
 
     @property
     def spare_bytes(self) -> int:

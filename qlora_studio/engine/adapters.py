@@ -74,6 +74,14 @@ def prepare_start(model: PeftModel, lora: LoraSettings) -> None:
             start_at_largest(layer, lora.rank)
 
 
+def keep_norms(model: nn.Module) -> None:
+    """Computes what DoRA needs of the base's weights once, of a model in evaluation; later they may lie otherwise."""
+    for layer in adapted_layers(model):
+        for name in layer.lora_magnitude_vector if layer.lora_variant else ():
+            state = getattr(layer.base_layer.weight, "quant_state", layer.base_layer.weight)
+            weight_norm(layer, name, state.dtype)
+
+
 def adapted_layers(model: nn.Module) -> list[Any]:
     """The layers with an adapter, in order."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -16,13 +16,10 @@ import torch
 
 from qlora_studio.core.config import OptimConfig
 from qlora_studio.core.example import Example
+from qlora_studio.core.micro_batches import cut_rows, tokens_of
 from qlora_studio.core.steps import Step, plan_steps
 from qlora_studio.engine.kernels.documents import Documents
 from qlora_studio.engine.kernels.loss import Targets, find_targets
-
-GRAIN = 64
-"""Packed rows are filled up to a multiple of so many tokens: a processor's libraries keep a plan for every new shape, and
-memory grew with their number (docs/memory.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +66,11 @@ class Layout:
 
     def tokens_of(self, lengths: Sequence[int]) -> int:
         """Tokens of a micro-batch with rows of these lengths, padding included. A row alone is never padded."""
-        if not self.packed:
-            return len(lengths) * max(lengths)
-        return sum(lengths) if len(lengths) == 1 else -(-sum(lengths) // GRAIN) * GRAIN
+        return tokens_of(lengths, packed=self.packed)
 
     def cut(self, rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
-        """Positions in `rows`, in groups that stay within `micro_batch_tokens`; longest rows first.
-
-        `lengths` are those of the data, by row. A row longer than the bound stands alone: it cannot be made smaller.
-        """
-        groups: list[list[int]] = []
-        for place in sorted(range(len(rows)), key=lambda place: (-lengths[rows[place]], rows[place])):
-            open_groups = groups if self.packed else groups[-1:]
-            for group in open_groups:
-                if self.tokens_of([lengths[rows[one]] for one in (*group, place)]) <= micro_batch_tokens:
-                    group.append(place)
-                    break
-            else:
-                groups.append([place])
-        return groups
+        """Positions in `rows`, in groups that stay within `micro_batch_tokens`; see `cut_rows`."""
+        return cut_rows(rows, lengths, micro_batch_tokens, packed=self.packed)
 
     def largest(self, steps: Sequence[Step], lengths: Sequence[int], micro_batch_tokens: int) -> tuple[int, ...]:
         """The rows of that micro-batch of a run which takes the most memory: most tokens with padding, then most rows."""

@@ -7,21 +7,24 @@ that would be there can be counted. Copies with two and with four layers give wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MeasuredShape, Moment, StepCosts
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.architecture import adapted_layers, check_adapter, count_model, quantised_names
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers
+from qlora_studio.engine.kernels.documents import Documents
 from qlora_studio.engine.kernels.norm import replace_norms
 from qlora_studio.engine.kernels.replace import replace_gated_mlps
+from qlora_studio.engine.planned_packing import find_padding
+from qlora_studio.engine.stand_in_kernels import Mark, Marks, attention_kernel, mlp_kernel, norm_kernel
 from qlora_studio.engine.stand_ins import (
     ATTENTION,
     RANK,
@@ -53,7 +56,11 @@ class Run:
     kept: int
     """When it reaches the last layer, the gradient there included."""
     layer_peak: int
-    """Most from then on."""
+    """Most from then on, without what kernels hold in blocks."""
+    end_marks: tuple[Mark, ...]
+    """Where kernels work in blocks before the backward pass reaches the last layer."""
+    layer_marks: tuple[Mark, ...]
+    """Where they do from then on."""
 
 
 def measure_folder(folder: Path) -> MeasuredShape:
@@ -84,18 +91,20 @@ def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32"))
             raise StudioError(
                 f"A {config.model_type} model has no layers that this version can adapt.", field="model_type"
             )
-        costs = {compute: _measure_costs(config, DTYPES[compute]) for compute in formats}
+        padded = find_padding(config)
+        costs = {compute: _measure_costs(config, DTYPES[compute], packed=padded is None) for compute in formats}
     return MeasuredShape(
         linears=found.linears,
         other_bytes=found.other_bytes,
         stacked=found.stacked,
         eager=attends_in_squares(config),
+        padded_because=padded,
         costs=costs,
         rank=RANK,
     )
 
 
-def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
+def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype, *, packed: bool) -> StepCosts:
     """Costs of a step from copies with two and four layers, none or all of them checkpointed.
 
     With a fused kernel for attention everything grows in straight lines, and two lengths show a line; without one it
@@ -104,7 +113,7 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
     lengths = SQUARES if attends_in_squares(config) else MANY
     groups = (SQUARES,) if lengths == SQUARES else (FEW, MANY, MOST)
     runs = {
-        (layers, checkpointed, tokens): _run(config, dtype, layers, checkpointed, tokens)
+        (layers, checkpointed, tokens): _run(config, Copy(dtype, layers, checkpointed, tokens, packed))
         for layers, checkpointed in ((2, False), (4, False), (2, True), (4, True))
         for tokens in {*lengths, *(tokens for group in groups for tokens in group)}
         if (layers == 2 and checkpointed) or tokens in lengths
@@ -116,12 +125,14 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
     ending = {n: runs[2, True, n].held - 2 * boundary * n - start[n] for n in lengths}
     first = 2 * kept[high] + start[high] - (runs[2, False, high].kept - hidden * high)
     saved, around = _fit(kept), _fit(start)
-    top = {
-        n: run.layer_peak - boundary * n - _value(around, n) - _value(saved, n)
-        for (layers, checkpointed, n), run in runs.items()
-        if layers == 2 and checkpointed
+    below = {
+        n: boundary * n + _value(around, n) + _value(saved, n) for n in {*lengths, *(n for g in groups for n in g)}
     }
-    end = {n: runs[2, True, n].end_peak - runs[2, True, n].held for n in lengths}
+    top = {n: runs[2, True, n].layer_peak - below[n] for n in below}
+    layer = [_fit({n: top[n] for n in group}) for group in groups]
+    layer += _fit_marks({n: (runs[2, True, n].layer_marks, below[n]) for n in lengths})
+    end = _fit({n: runs[2, True, n].end_peak - runs[2, True, n].held for n in lengths})
+    ends = _fit_marks({n: (runs[2, True, n].end_marks, runs[2, True, n].held) for n in lengths})
     return StepCosts(
         boundary=boundary,
         saved=saved.per_token,
@@ -129,8 +140,8 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype) -> StepCosts:
         first_saved_less=first / high,
         around=around.per_token,
         ending=ending[high] / high,
-        layer=tuple(dict.fromkeys(_fit({n: top[n] for n in group}) for group in groups)),
-        end=_fit(end),
+        layer=tuple(dict.fromkeys(layer)),
+        end=ends[-1] if ends else end,
         saved_pairs=saved.per_pair,
         around_pairs=around.per_pair,
     )
@@ -155,32 +166,70 @@ def _fit(points: Mapping[int, float]) -> Moment:
     return Moment(linear, round(y1 - linear * x1 - square * x1 * x1), ROWS * square)
 
 
+def _fit_marks(runs: Mapping[int, tuple[Sequence[Mark], float]]) -> list[Moment]:
+    """A moment for each mark that the runs have in common, on top of the bytes that stand beside them."""
+    found = []
+    for marks in zip(*(marks for marks, _ in runs.values()), strict=True):
+        points = {n: mark.held - below for mark, (n, (_, below)) in zip(marks, runs.items(), strict=True)}
+        (tokens, *_), one = runs, marks[0]
+        found.append(
+            replace(
+                _fit(points),
+                norm_width=one.norm_numbers / tokens,
+                norm_fused=one.norm_fused,
+                inner_width=one.inner_numbers / tokens,
+                attention=one.attention,
+            )
+        )
+    return found
+
+
 def _value(moment: Moment, tokens: int) -> float:
     """Bytes at one number of tokens of a run."""
     return moment.per_token * tokens + moment.per_pair * tokens * tokens / ROWS + moment.fixed
 
 
-def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, checkpointed: bool, tokens: int) -> Run:
-    """One forward and backward pass of a copy with so many layers, counted."""
-    model = build(shorten(config, layers), dtype)
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A small copy of a model, and what goes through it."""
+
+    dtype: torch.dtype
+    layers: int
+    checkpointed: bool
+    tokens: int
+    packed: bool
+
+
+def _run(config: PreTrainedConfig, one: Copy) -> Run:
+    """One forward and backward pass of a copy, counted."""
+    marks = Marks()
+    AttentionInterface.register(ATTENTION, attention_kernel(marks))
+    model = build(shorten(config, one.layers), one.dtype)
     quantised = quantised_names(model)
     for name, module in adapted_layers(model).items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, AdaptedLinear(module, name in quantised))
-    replace_norms(model)
-    replace_gated_mlps(model)
+    replace_norms(model, norm_kernel(marks))
+    replace_gated_mlps(model, mlp_kernel(marks))
     model.train()
-    checkpoint_layers(model.get_decoder(), layers if checkpointed else 0)
+    checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
     parameters = [*model.parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     count = StorageCount([*parameters, *[p.grad for p in parameters if p.grad is not None], *model.buffers()])
+    marks.held = lambda: count.now
     rows = ROWS if attends_in_squares(config) else 1
-    ids = torch.zeros(rows, tokens // rows, dtype=torch.long)
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(rows, one.tokens // rows, dtype=torch.long)}
+    if one.packed:
+        inputs |= {"position_ids": torch.zeros(1, one.tokens, dtype=torch.long)}
+        inputs |= {"documents": Documents(((0, one.tokens),))}
+    before: list[tuple[Mark, ...]] = []
 
     def reach(_: torch.Tensor) -> None:
-        count.turning = count.turn is None
+        if count.turn is None:
+            count.turning = True
+            before.append(marks.take())
 
     def watch(_: nn.Module, __: Any, output: Any) -> None:
         (output[0] if isinstance(output, tuple) else output).register_hook(reach)
@@ -188,10 +237,17 @@ def _run(config: PreTrainedConfig, dtype: torch.dtype, layers: int, checkpointed
     handle = decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
     with count:
         keep_gradient: Callable[..., torch.Tensor] = GradientKept.apply
-        loss = keep_gradient(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+        loss = keep_gradient(model.get_decoder()(**inputs, use_cache=False).last_hidden_state)
         handle.remove()
-        held = count.now - tokens * config.get_text_config().hidden_size * dtype.itemsize
+        held = count.now - one.tokens * config.get_text_config().hidden_size * one.dtype.itemsize
         count.most = count.now
         loss.backward()
     assert count.turn is not None
-    return Run(held=held, end_peak=count.turn[1], kept=count.turn[0], layer_peak=count.most)
+    return Run(
+        held=held,
+        end_peak=count.turn[1],
+        kept=count.turn[0],
+        layer_peak=count.most,
+        end_marks=before[0],
+        layer_marks=tuple(mark for mark in marks.take() if not (mark.attention and attends_in_squares(config))),
+    )

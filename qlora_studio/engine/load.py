@@ -29,7 +29,7 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
-from qlora_studio.engine.adapters import ADAPTER, file_name, peft_settings, prepare_start, saved_tensors
+from qlora_studio.engine.adapters import ADAPTER, file_name, keep_norms, peft_settings, prepare_start, saved_tensors
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
@@ -123,11 +123,22 @@ def load_base(
         )
     model.requires_grad_(False)
     model.config.use_cache = False
+    leave_file(model)
     keep_layout(model, canonical=True)
     if len(places) > 1:
         remove_hook_from_submodules(model)  # they would copy the embeddings to the card in every forward pass
         look_tokens_up_on_host(model, device.torch)
     return model
+
+
+def leave_file(model: PreTrainedModel) -> None:
+    """Copies what was not quantised out of the weights' file, which otherwise stays mapped whole for an embedding's sake.
+
+    Measured with SmolLM2-135M: 160 MiB less resident memory throughout a run on a processor.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
 
 
 def _no_room(folder: Path, device: Device) -> StudioError:
@@ -192,8 +203,10 @@ def keep_layout(model: nn.Module, *, canonical: bool) -> None:
 
     bitsandbytes 0.50 repacks a layer for AVX512-BF16 at its first inference forward; a backward pass and a
     dequantisation after that read wrong weights of the right shape. Only a process that will never train again may
-    allow it (decoding is several times faster then).
+    allow it (decoding is several times faster then). What DoRA needs of the weights is computed before.
     """
+    if not canonical:
+        keep_norms(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)

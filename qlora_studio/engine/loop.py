@@ -162,6 +162,7 @@ class TrainingLoop:
                 tokens=layout.tokens_of([lengths[row] for row in largest]),
                 row_tokens=max(lengths[row] for row in largest),
                 trained_tokens=self._trained_tokens(largest),
+                padded=not layout.packed,
             )
         )
 

@@ -22,6 +22,8 @@ LEAK = 1e-3
 """Relative difference of a row's hidden states above which its neighbour has a part in them; without one there is none."""
 ALONE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative difference between a row alone and packed that other kernels for the same mathematics may make."""
+RANDOM = "it leaves something out at random by itself"
+UNCUT = "its attention has no fused kernel that could be cut by row"
 CUTTABLE = ("full_attention", "sliding_attention")
 
 
@@ -41,8 +43,8 @@ def find_layout(decoder: Any, head: torch.Tensor) -> tuple[Layout, str | None]:
     first, other, second = ([number % head.shape[0] for number in numbers] for numbers in ROWS)
     alone, again = (_states(decoder, padded, [second])[-1] for _ in range(2))
     if _relative(alone, again) > LEAK:
-        return padded, "it leaves something out at random by itself"
-    _attend_by(decoder, DOCUMENTS)
+        return padded, RANDOM
+    attend_by(decoder, DOCUMENTS)
     try:
         packed_states = _states(decoder, packed, [first, second])
         beside_other = _states(decoder, packed, [other, second])[-1]
@@ -50,10 +52,10 @@ def find_layout(decoder: Any, head: torch.Tensor) -> tuple[Layout, str | None]:
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         if is_out_of_memory(error):
             raise
-        reason = f"its layers cannot be told where rows end ({type(error).__name__})"
+        reason = says_untold(error)
     if reason is None:
         return packed, None
-    _attend_by(decoder, before)
+    attend_by(decoder, before)
     return padded, reason
 
 
@@ -64,11 +66,21 @@ ROWS = ((5, 17, 29, 41, 53), (7, 71, 3, 101, 13), (19, 31, 43, 2, 11, 23, 37))
 def _find_hindrance(config: Any) -> str | None:
     """What rules packing out before anything is computed."""
     if config._attn_implementation not in ("sdpa", REPEATED_HEADS, DOCUMENTS):
-        return "its attention has no fused kernel that could be cut by row"
+        return UNCUT
+    return find_uncut_layers(config)
+
+
+def find_uncut_layers(config: Any) -> str | None:
+    """The layers of a decoder's config that know no rows, in words; None where there are none."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - set(CUTTABLE):
         return f"it has layers that are not cut by row ({', '.join(sorted(kinds - set(CUTTABLE)))})"
     return None
+
+
+def says_untold(error: Exception) -> str:
+    """Why rows are padded where a model stumbles over being told where they end."""
+    return f"its layers cannot be told where rows end ({type(error).__name__})"
 
 
 def _has_varlen(config: Any, head: torch.Tensor) -> bool:
@@ -84,11 +96,11 @@ def _states(decoder: Any, layout: Layout, rows: Sequence[Sequence[int]]) -> list
     batch = layout.collate(examples, range(len(rows)))
     hidden = decoder(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
     if batch.documents is not None:
-        _check_windows(decoder.config, batch.documents.windows)
+        check_windows(decoder.config, batch.documents.windows)
     return [hidden[start:end] for start, end in batch.spans]
 
 
-def _check_windows(config: Any, windows: Sequence[int | None]) -> None:
+def check_windows(config: Any, windows: Sequence[int | None]) -> None:
     """Raises ValueError where local layers do not say their window: without a mask they would see whole rows."""
     kinds = getattr(config, "layer_types", None)
     local = kinds.count("sliding_attention") if kinds else 0
@@ -110,7 +122,7 @@ def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.float() - other.float()).norm() / other.float().norm())
 
 
-def _attend_by(decoder: Any, name: str) -> None:
+def attend_by(decoder: Any, name: str) -> None:
     """Every attention layer of the model under this name from here on."""
     for module in decoder.modules():
         if hasattr(getattr(module, "config", None), "_attn_implementation"):

@@ -28,12 +28,12 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.integrations.moe import ExpertsInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from qlora_studio.engine.adapters import ADAPTER
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION
 from qlora_studio.engine.kernels.lora import lora_forward
+from qlora_studio.engine.stand_in_kernels import Marks, attention_kernel
 
 RANK = 16
 """Rank of the adapters that stand in."""
@@ -48,7 +48,7 @@ VOCAB = 256
 @contextmanager
 def without_numbers() -> Iterator[None]:
     """Models made in here have shapes and storages and no numbers, and stand-ins where numbers would decide shapes."""
-    AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+    AttentionInterface.register(ATTENTION, attention_kernel(Marks()))
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
     ExpertsInterface.register(EXPERTS, planned_experts)
     with warnings.catch_warnings(), FakeTensorMode(), no_init_weights():

@@ -51,7 +51,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     """
     costs, tokens = step_costs(shape, settings), settings.micro_batch_tokens
     checkpointed, whole = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
-    pairs = tokens * (settings.row_tokens or tokens)
+    pairs = tokens * _row_tokens(settings)
     window = _window_bytes(shape, settings)
     layer = costs.saved * tokens + costs.saved_fixed + costs.saved_pairs * pairs
     local = whole * shape.sliding_layers / shape.layers
@@ -60,31 +60,43 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
         waiting * costs.boundary * tokens
         + costs.around * tokens
         + costs.around_pairs * pairs
-        + (_mask_bytes(shape, settings) if checkpointed else 0)
+        + (_shared_mask_bytes(shape, settings) if checkpointed else 0)
     )
     kept = start + whole * layer + local * window - (0 if checkpointed else costs.first_saved_less * tokens)
     ending = kept + costs.ending * tokens
     moments = [
         StepPeak(round(ending), loss_bytes(shape, settings), 0),
-        _at(ending, costs.end, tokens, pairs),
+        _at(shape, ending, costs.end, settings),
     ]
     for moment in costs.layer:
         if whole:
-            moments.append(_at(kept, moment, tokens, pairs))
+            moments.append(_at(shape, kept, moment, settings))
         if checkpointed:
             first = costs.first_saved_less * tokens if checkpointed == 1 else 0
             again = start + layer - costs.boundary * tokens + (window if shape.sliding_layers else 0) - first
-            moments.append(_at(again, moment, tokens, pairs))
+            moments.append(_at(shape, again, moment, settings))
     worst = max(moments, key=lambda moment: moment.total)
     if shape.measured is None or not shape.measured.eager:
         return worst
     return StepPeak(*(round(EAGER_MARGIN * part) for part in (worst.activations, worst.loss, worst.workspace)))
 
 
-def _at(kept: float, moment: Moment, tokens: int, pairs: int) -> StepPeak:
+def _at(shape: ModelShape, kept: float, moment: Moment, settings: PlanSettings) -> StepPeak:
     """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
+    tokens = settings.micro_batch_tokens
+    pairs = tokens * _row_tokens(settings)
     held = kept + moment.per_token * tokens + moment.per_pair * pairs
-    return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed))
+    return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed) + _block_bytes(shape, moment, settings))
+
+
+def _block_bytes(shape: ModelShape, moment: Moment, settings: PlanSettings) -> int:
+    """What kernels hold that work in blocks: norms in fp32, gated MLPs of their inner tensors, and attention."""
+    tokens, device = settings.micro_batch_tokens, settings.device
+    total = 0.0
+    if not (device == "cuda" and moment.norm_fused):
+        total += 12 * min(NORM_NUMBERS[device], tokens * moment.norm_width)
+    total += 2 * settings.compute_bytes * moment.inner_width * min(MLP_ROWS[device], tokens)
+    return round(total) + (_attention_bytes(shape, settings) if moment.attention else 0)
 
 
 def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
@@ -102,15 +114,13 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
         around=rotary + INTEGER_BYTES,
         ending=norm,
         layer=tuple(_layer_moments(shape, settings)),
-        end=Moment(per_token=2 * e * shape.hidden, fixed=_norm_copies(shape, settings, shape.hidden)),
+        end=_norm_moment(shape, shape.hidden, 2 * e * shape.hidden),
     )
 
 
-def _norm_copies(shape: ModelShape, settings: PlanSettings, width: int) -> int:
-    """The fp32 copies in a norm's backward pass; a card has one kernel for plain weights, and none for Gemma's."""
-    if settings.device == "cuda" and not family_of(shape).norm_in_fp32:
-        return 0
-    return 12 * min(NORM_NUMBERS[settings.device], settings.micro_batch_tokens * width)
+def _norm_moment(shape: ModelShape, width: int, per_token: float) -> Moment:
+    """Backward through a norm; a card has one kernel for plain weights, and none for Gemma's."""
+    return Moment(per_token=per_token, norm_width=width, norm_fused=not family_of(shape).norm_in_fp32)
 
 
 def boundary_bytes(shape: ModelShape, settings: PlanSettings) -> float:
@@ -144,7 +154,8 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
     attention += _repeated_bytes(shape, settings)
     if family.fused:
-        attention += e * (queries + keys) + e * queries  # v keeps the matrix it is part of; the output is copied
+        attention += e * (queries + keys)  # v keeps the matrix it is part of
+        attention += 0 if settings.packed else e * queries  # the output is copied
     if settings.dora:
         attention += 2 * e * shape.hidden + (0 if shape.qk_norm else e * (queries + keys))  # outputs nobody else keeps
     adapted = [linear for linear in list_adapted(shape, settings) if not (settings.tiled_mlp and is_in_mlp(linear))]
@@ -171,46 +182,62 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     gradient: float = h
     moments = []
     if family_of(shape).norms == 4:
-        moments.append(Moment(per_token=2 * h, fixed=_norm_copies(shape, settings, shape.hidden)))
+        moments.append(_norm_moment(shape, shape.hidden, 2 * h))
         gradient = h - 4  # the norm behind the MLP is gone with what it kept
     if settings.dora:
         wide = 7 if family_of(shape).fused else 3  # gradients of the inner width; parts of one matrix have whole ones
         part = settings.compute_bytes * min(DORA_ROWS, settings.micro_batch_tokens) * shape.intermediate
         return [*moments, Moment(per_token=gradient + h + wide * inner, fixed=2 * matrix + part)]
     first = matrix * (2 if family_of(shape).fused else 1)
-    rows = min(MLP_ROWS[settings.device], settings.micro_batch_tokens)
     if settings.tiled_mlp:
         tile = min(MLP_TILE, settings.micro_batch_tokens)
-        moments.append(Moment(per_token=gradient + h, fixed=2 * inner * (tile + min(tile, rows)) + matrix))
+        within = Moment(per_token=gradient + h, fixed=2 * inner * tile + matrix, inner_width=shape.intermediate)
+        moments.append(within)
         moments.append(Moment(per_token=gradient + h, fixed=2 * inner * tile + first))
     else:
         drawn = shape.intermediate if settings.dropout else 0  # what dropout leaves, a byte a number
         thin = 2 * h + shape.hidden if settings.dropout else 0
-        spread = 3 if settings.dropout and settings.device == "cpu" else 2  # a processor spreads the mask to numbers
-        moments.append(Moment(per_token=gradient + drawn, fixed=spread * inner * rows + matrix))
-        moments.append(Moment(per_token=gradient + h + thin, fixed=first))
+        rows = min(MLP_ROWS[settings.device], settings.micro_batch_tokens)
+        spread = inner * rows if settings.dropout and settings.device == "cpu" else 0  # the mask as numbers
+        block = Moment(per_token=gradient + drawn, fixed=matrix + spread, inner_width=shape.intermediate)
+        moments += [block, Moment(per_token=gradient + h + thin, fixed=first)]
     return [*moments, *_attention_moments(shape, settings)]
 
 
 def _attention_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
-    """Backward through the norm in front of the MLP, when that is gone with what it kept, attention, and its norms.
-
-    A card's flash attention has the gradient of queries in fp32, and those of keys and values for every head.
-    """
+    """Backward through the norm in front of the MLP, when that is gone with what it kept, attention, and its norms."""
     e, queries, keys = settings.compute_bytes, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     gone = 0 if settings.tiled_mlp else 2 * e * shape.intermediate
-    held = (
-        e * shape.hidden - 2 * e * shape.hidden - gone
-    )  # the gradient, without what the norm in front of the MLP kept
-    scratch = (4 + 2 * e) * queries if settings.device == "cuda" else 0
+    # the gradient, without what the norm in front of the MLP kept, and in Gemma those behind it and behind attention
+    held = e * shape.hidden - (4 if family_of(shape).norms == 4 else 2) * e * shape.hidden - gone
     moments = [
-        Moment(per_token=2 * e * shape.hidden - gone, fixed=_norm_copies(shape, settings, shape.hidden)),
-        Moment(per_token=held + e * (2 * queries + 2 * keys) + scratch),
+        _norm_moment(shape, shape.hidden, 2 * e * shape.hidden - gone),
+        Moment(per_token=held + e * (2 * queries + 2 * keys), attention=True),
     ]
     if shape.qk_norm:
         queries_alone = e * (queries - 3 * keys + shape.hidden)  # values and keys went back before them
-        moments.append(Moment(per_token=held + queries_alone, fixed=_norm_copies(shape, settings, queries)))
+        moments.append(_norm_moment(shape, queries, held + queries_alone))
     return moments
+
+
+def _attention_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """What attention's backward pass holds besides its gradients.
+
+    A card's flash attention has the gradient of queries in fp32, and those of keys and values for every head. On a
+    processor: scores and their gradient in fp32 and in the compute format, and oneDNN's scratch (2.7 bytes a score,
+    measured 2026-11-21 with torch 2.13), in blocks whose sizes are those of ATen/native/cpu/FlashAttentionKernel.cpp, for
+    two threads (more take more); packed, the gradients of one row and its mask beside those of all.
+    """
+    e, queries, keys = settings.compute_bytes, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if settings.device == "cuda":
+        return (4 + 2 * e) * queries * settings.micro_batch_tokens
+    row = _row_tokens(settings)
+    block = 256 if row >= 768 else 64 if row >= 192 else 32
+    total = round(2 * (10.7 + 2 * e) * block * min(512, row))
+    if settings.packed:
+        total += e * (queries + 2 * keys) * row if row < settings.micro_batch_tokens else 0
+        total += e * row**2 if _masked_pairs(shape, settings) else 0
+    return total
 
 
 def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
@@ -220,30 +247,46 @@ def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
     """
     if settings.adapter_bytes == settings.compute_bytes:
         return 0
-    again = shape.measured is None and not settings.dora
+    measured, chooses = shape.measured, settings.adapted or settings.adapted_layers is not None
+    if measured is not None and "bf16" in measured.costs and not (settings.dora or chooses):
+        in_bf16 = shape.layers * measured.costs["bf16"].saved_fixed * settings.rank / measured.rank
+        return round(in_bf16 * settings.compute_bytes / 2)
+    again = measured is None and not settings.dora
     copied = [linear for linear in list_adapted(shape, settings) if not (again and is_in_mlp(linear))]
     numbers = sum((linear.inputs + linear.outputs) * linear.count for linear in copied)
     return settings.compute_bytes * settings.rank * numbers
 
 
 def _window_bytes(shape: ModelShape, settings: PlanSettings) -> int:
-    """Bytes that a local layer keeps more where it needs a mask: the mask, and keys and values for every head."""
-    if not (mask := _mask_bytes(shape, settings)):
+    """Bytes that a local layer keeps more where it needs a mask: the mask, and keys and values for every head.
+
+    Packed on a processor, or cut by a card's own kernel, there is nothing of that kind to keep.
+    """
+    if not (pairs := _masked_pairs(shape, settings)) or (settings.packed and not settings.cut_by_row):
         return 0
     e, spread = settings.compute_bytes, (shape.heads - shape.kv_heads) * shape.head_dim
-    return e * (mask + 2 * spread * settings.micro_batch_tokens)
+    repeated = 0 if settings.repeats_kv else 2 * spread * settings.micro_batch_tokens
+    return e * (pairs + repeated)
 
 
-def _mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
-    """The mask of local layers, one byte for each pair of tokens of a row; none where rows are shorter than the window.
+def _shared_mask_bytes(shape: ModelShape, settings: PlanSettings) -> int:
+    """The mask that all checkpointed local layers hold on to, one byte a pair; each that is kept has its own as well."""
+    return 0 if settings.packed or not _masked_pairs(shape, settings) else _row_tokens(settings) ** 2
 
-    Checkpointed layers hold on to it; a layer that is kept has its own in the compute format.
-    """
+
+def _masked_pairs(shape: ModelShape, settings: PlanSettings) -> int:
+    """Pairs of tokens in the masks of a local layer; none where rows are shorter than the window."""
     if shape.measured is not None and shape.measured.eager:
         return 0  # the dry run has counted every mask
-    row = settings.row_tokens or settings.micro_batch_tokens
-    local = shape.sliding_layers and shape.sliding_window is not None and row >= shape.sliding_window
-    return settings.micro_batch_tokens * row if local else 0
+    if not shape.sliding_layers or shape.sliding_window is None:
+        return 0
+    row = _row_tokens(settings)
+    reaches = row > shape.sliding_window if settings.packed else row >= shape.sliding_window
+    return settings.micro_batch_tokens * row if reaches else 0
+
+
+def _row_tokens(settings: PlanSettings) -> int:
+    return settings.row_tokens or settings.micro_batch_tokens
 
 
 def loss_bytes(shape: ModelShape, settings: PlanSettings) -> int:

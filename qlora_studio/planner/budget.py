@@ -13,8 +13,8 @@ from qlora_studio.planner.estimate import CONTEXT_BYTES
 
 CPU_SHARE = 0.7
 """Share of the available memory that a run on the CPU may take; the rest is for everything else that runs."""
-PINNED_SHARE = 0.5
-"""Share of the available memory that may be pinned: pinned memory cannot be swapped out."""
+OFFLOAD_SHARE = 0.5
+"""Share of the available memory that offloading may take: much of it is pinned, and cannot be swapped out."""
 BF16_CAPABILITY = (8, 0)
 """Ampere: the first cards with bf16, and with flash attention."""
 OVERFLOWING = ("gemma3",)
@@ -58,8 +58,8 @@ def _refuse_less_than_a_context(budget: int, machine: Machine) -> None:
 
 
 def find_host_budget(machine: Machine) -> int:
-    """Bytes of the computer's memory that may be pinned for what is offloaded; the system needs the rest."""
-    return round(machine.memory_available_bytes * PINNED_SHARE)
+    """Bytes of the computer's memory that offloading may take; the system needs the rest."""
+    return round(machine.memory_available_bytes * OFFLOAD_SHARE)
 
 
 def choose_compute(config: TrainConfig, shape: ModelShape, machine: Machine) -> Literal["bf16", "fp16", "fp32"]:
@@ -101,6 +101,18 @@ def _wanted_format(config: TrainConfig, shape: ModelShape, machine: Machine) -> 
 
 def _overflows(shape: ModelShape) -> bool:
     return shape.family.startswith(OVERFLOWING)
+
+
+def cut_by_row(shape: ModelShape, machine: Machine, compute: str) -> bool:
+    """Whether packed attention is one kernel a row on this card: flash cuts rows itself from Ampere on, in 16 bits.
+
+    The rule of `engine.accelerator.attention.has_varlen`.
+    """
+    card = machine.card
+    if card is None:
+        return False
+    cuttable = compute != "fp32" and shape.head_dim <= 256 and shape.head_dim % 8 == 0
+    return not cuttable or (card.compute_capability or BF16_CAPABILITY) < BF16_CAPABILITY
 
 
 def repeats_kv(shape: ModelShape, machine: Machine, compute: str) -> bool:

@@ -49,8 +49,9 @@ def find_changes(situation: Situation, machine: Machine) -> tuple[str, ...]:
 def _what_is_missing(situation: Situation, needed: int) -> str:
     budget = situation.budget_bytes
     if needed >= NEVER:
-        pinned = host_bytes(situation.shape, smallest_settings(situation))
-        return f"Offloading would pin {gib(pinned)} of the computer's memory, and {gib(situation.host_budget_bytes)} may be."
+        taken = host_bytes(situation.shape, smallest_settings(situation))
+        may = gib(situation.host_budget_bytes)
+        return f"Offloading would take {gib(taken)} of the computer's memory, and {may} may be taken."
     return f"{gib(needed - budget)} are missing: the smallest settings need {gib(needed)}, the budget is {gib(budget)}."
 
 

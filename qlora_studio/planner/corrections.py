@@ -37,6 +37,7 @@ def step_settings(plan: MemoryPlan, probe: ProbeMeasured) -> PlanSettings | None
         "row_tokens": probe.row_tokens,
         "trained_tokens": probe.trained_tokens,
         "checkpointed_layers": plan.checkpointed_layers,
+        "packed": not probe.padded,
     }
     return plan.settings.model_copy(update=step)
 

@@ -161,7 +161,7 @@ def unquantised_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
 
 def host_bytes(shape: ModelShape, settings: PlanSettings) -> int:
-    """Pinned memory of the computer that offloading takes: the input embeddings, the inputs of checkpointed layers."""
+    """Memory of the computer that offloading takes: the input embeddings, and the inputs of checkpointed layers, pinned."""
     taken = 0
     if settings.offload in ("embeddings", "both") and not shape.tied_embeddings:
         taken += shape.vocab * shape.hidden * settings.compute_bytes

@@ -82,6 +82,14 @@ def family_of(shape: ModelShape) -> Family:
     return FAMILIES.get(shape.family, Family())
 
 
+def padding_of(shape: ModelShape) -> str | None:
+    """Why this model's rows will be padded, as its dry run found; None where they will lie side by side.
+
+    The families that formulas know can all be cut by row (a test loads them).
+    """
+    return shape.measured.padded_because if shape.measured is not None else None
+
+
 def rotary_tables(shape: ModelShape) -> int:
     """Sets of rotary positions: Gemma has its own for local layers, the others one for all."""
     both = shape.family == "gemma3_text" and 0 < shape.sliding_layers < shape.layers

@@ -10,10 +10,11 @@ from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.words import gib
 from qlora_studio.planner.activations import MLP_TILE
-from qlora_studio.planner.budget import choose_compute, find_budget, find_host_budget, repeats_kv
+from qlora_studio.planner.budget import choose_compute, cut_by_row, find_budget, find_host_budget, repeats_kv
 from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
 from qlora_studio.planner.estimate import checkpointing_words, estimate, host_bytes, micro_batch_words, total_bytes
+from qlora_studio.planner.families import padding_of
 from qlora_studio.planner.limits import find_target_problem
 from qlora_studio.planner.search import (
     Situation,
@@ -63,6 +64,7 @@ def make_plan(
         longest_row=min(longest, shape.max_positions),
         correction=machine.correction,
         repeats_kv=repeats_kv(shape, machine, compute),
+        cut_by_row=cut_by_row(shape, machine, compute),
         host_budget_bytes=find_host_budget(machine),
     )
     chosen = choose_settings(situation)
@@ -92,6 +94,7 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
     """Why each setting is what it is, a sentence each."""
     row = "the longest row of the data" if known_lengths else "the longest row allowed"
     yield _why_micro_batch(situation, settings, row)
+    yield _why_layout(situation)
     yield _why_checkpointing(situation, settings)
     if situation.config.memory.adapter_precision != "auto":
         yield f"Adapter in {settings.adapter_precision}: your setting."
@@ -105,8 +108,8 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
         whose = (
             "your setting" if situation.config.memory.offload != "auto" else "with everything on the card nothing fits"
         )
-        pinned = gib(host_bytes(situation.shape, settings))
-        yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory, {pinned} of it pinned: {whose}."
+        taken = gib(host_bytes(situation.shape, settings))
+        yield f"{OFFLOADED[settings.offload]} offloaded to the computer's memory, {taken} of it: {whose}."
     if settings.tiled_mlp:
         yield f"MLPs are computed in tiles of {MLP_TILE} tokens: with all tokens at once nothing fits."
     if situation.repeats_kv:
@@ -125,6 +128,12 @@ def _why_micro_batch(situation: Situation, settings: PlanSettings, row: str) -> 
     if tokens == batch:
         return f"{said}: the whole effective batch."
     return f"{said}: the fastest that fits; the effective batch stays {batch} tokens."
+
+
+def _why_layout(situation: Situation) -> str:
+    if (reason := padding_of(situation.shape)) is not None:
+        return f"Rows are padded to the longest of their micro-batch: {reason}."
+    return "Rows are packed: they lie side by side without padding, and each attends to itself alone."
 
 
 def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:

@@ -45,7 +45,7 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
     blocks = [*_data_blocks(config, data), *_base_blocks(base), *problems]
     errors = [one for one in findings if one.severity == "error" and one.name not in config.data.accepted]
     blocks += [Problem(one.message, one.hint, field="data.accepted") for one in errors]
-    work, exact = _work(config, report)
+    work, exact = _work(config, report, plan)
     disk = _disk(config, base, plan, machine)
     if disk is not None and not disk.fits:
         blocks.append(_no_room(disk, "The run"))
@@ -179,12 +179,13 @@ def _left_out(report: TokeniseReport) -> Iterator[LeftOut]:
             yield LeftOut(rows, why)
 
 
-def _work(config: TrainConfig, report: TokeniseReport | None) -> tuple[Work | None, bool]:
+def _work(config: TrainConfig, report: TokeniseReport | None, plan: MemoryPlan | None) -> tuple[Work | None, bool]:
     """What the run computes, None where nothing was counted, and whether its steps are those the loop will take."""
     if report is None or not report.examples:
         return None, True
     if report.lengths:
-        return work_of(report.lengths, plan_steps(report.lengths, config.optim), report.held_out_rows), True
+        taken = plan_steps(report.lengths, config.optim)
+        return work_of(report.lengths, taken, report.held_out_rows, plan.settings if plan else None), True
     tokens = report.tokens * config.optim.epochs
     steps = math.ceil(tokens / config.optim.batch_tokens)
     if config.optim.max_steps is not None and config.optim.max_steps < steps:

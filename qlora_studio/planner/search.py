@@ -11,7 +11,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import ModelShape, PlanSettings
 from qlora_studio.planner.activations import MLP_TILE
 from qlora_studio.planner.estimate import host_bytes, total_bytes
-from qlora_studio.planner.families import count_recomputed, count_weights
+from qlora_studio.planner.families import count_recomputed, count_weights, padding_of
 
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
 """Largest micro-batch worth having: beyond it dequantising the weights no longer shows in the time."""
@@ -41,8 +41,10 @@ class Situation:
     correction: float = 1.0
     repeats_kv: bool = False
     """Whether the card has no attention kernel for grouped queries."""
+    cut_by_row: bool = False
+    """Whether no kernel of the card cuts packed attention between rows."""
     host_budget_bytes: int = 1 << 62
-    """Memory of the computer that may be pinned for what is offloaded."""
+    """Memory of the computer that offloading may take."""
 
 
 def choose_settings(situation: Situation) -> PlanSettings | None:
@@ -86,7 +88,7 @@ def smallest_bytes(situation: Situation) -> int:
 
 
 def takes(situation: Situation, settings: PlanSettings) -> int:
-    """Bytes of the card that settings take; more than any card has where they pin more than the computer can give."""
+    """Bytes of the card that settings take; more than any card has where they offload more than the computer can take."""
     over = settings.offload != "none" and host_bytes(situation.shape, settings) > situation.host_budget_bytes
     return total_bytes(situation.shape, settings) + (NEVER if over else 0)
 
@@ -167,6 +169,8 @@ def settings_for(
         adapted_layers=len(lora.layers_of(situation.shape.layers)) if lora.layers.strip() else None,
         micro_batch_tokens=tokens,
         row_tokens=situation.longest_row,
+        packed=padding_of(situation.shape) is None,
+        cut_by_row=situation.cut_by_row,
         checkpointed_layers=layers,
         adapter_precision=precision,
         optimizer=situation.config.optim.optimizer,

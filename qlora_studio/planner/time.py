@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.events import StepLogged
 from qlora_studio.core.machine import Machine, Speed
+from qlora_studio.core.micro_batches import cut_rows, tokens_of
 from qlora_studio.core.plan import GpuInfo, MemoryPlan, ModelShape, PlanSettings
 from qlora_studio.core.readiness import TimeEstimate
 from qlora_studio.core.steps import Step, evaluation_steps
@@ -37,6 +38,8 @@ AVX512-BF16, SmolLM2-135M: 410 tokens/s; without it: a guess."""
 START_SECONDS = 20
 """Starting the worker, importing, reading rows; then the weights pass once at `LOAD_BANDWIDTH`."""
 LOAD_BANDWIDTH = 0.5e9
+SAMPLED_STEPS = 200
+"""Steps that are cut to find how much padding there is; the others hold rows of the same kind."""
 WARM_STEPS = 3
 """First steps, which are slower and say nothing of the others."""
 
@@ -51,6 +54,8 @@ class Work:
     row_tokens: float
     """Of a row on average."""
     held_out_tokens: int = 0
+    padding: float = 1.0
+    """Tokens that are computed for each real one: more than one where rows are padded."""
 
 
 def flops_per_token(shape: ModelShape, checkpointed_layers: int, row_tokens: float) -> float:
@@ -65,15 +70,19 @@ def flops_per_token(shape: ModelShape, checkpointed_layers: int, row_tokens: flo
     return products + attention + 4 * shape.vocab * shape.hidden
 
 
-def measured_speed(shape: ModelShape, plan: MemoryPlan, steps: Sequence[StepLogged]) -> Speed | None:
-    """How fast these steps were; None where there are too few to tell."""
+def measured_speed(
+    shape: ModelShape, plan: MemoryPlan, steps: Sequence[StepLogged], padding: float = 1.0
+) -> Speed | None:
+    """How fast these steps were; None where there are too few to tell. `padding` as in `Work`."""
     warm = [step for step in steps[WARM_STEPS:] if step.tokens_per_second > 0]
     seconds = sum(step.tokens / step.tokens_per_second for step in warm)
     if len(warm) < WARM_STEPS or seconds <= 0:
         return None
     rows = plan.settings.row_tokens if plan.settings else None
-    done = sum(step.tokens for step in warm) * flops_per_token(
-        shape, plan.checkpointed_layers, (rows or plan.micro_batch_tokens) / 2
+    done = (
+        padding
+        * sum(step.tokens for step in warm)
+        * flops_per_token(shape, plan.checkpointed_layers, (rows or plan.micro_batch_tokens) / 2)
     )
     return Speed(model=shape.name, weights=count_weights(shape), flops_per_second=done / seconds)
 
@@ -96,8 +105,8 @@ def estimate_time(
     evaluating = work.held_out_tokens * forward * (measures if work.held_out_tokens else 0)
     loading = START_SECONDS + 2 * count_weights(shape) / LOAD_BANDWIDTH
     return TimeEstimate(
-        seconds=loading + (work.tokens * per_token + evaluating) / rate,
-        tokens_per_second=rate / per_token,
+        seconds=loading + work.padding * (work.tokens * per_token + evaluating) / rate,
+        tokens_per_second=rate / per_token / work.padding,
         measured=measured,
         says=says,
     )
@@ -130,8 +139,28 @@ def _card_rate(shape: ModelShape, settings: PlanSettings, card: GpuInfo, row_tok
     return total / (max(layer, host) * shape.layers + head / peak)
 
 
-def work_of(lengths: Sequence[int], steps: Sequence[Step], held_out_rows: int) -> Work:
-    """What these steps amount to; held-out rows are taken to be as long as the others."""
+def work_of(
+    lengths: Sequence[int], steps: Sequence[Step], held_out_rows: int, settings: PlanSettings | None = None
+) -> Work:
+    """What these steps amount to, cut as `settings` say; held-out rows are taken to be as long as the others."""
     tokens = sum(lengths[row] for step in steps for row in step.rows)
     mean = sum(lengths) / len(lengths) if lengths else 0.0
-    return Work(steps=len(steps), tokens=tokens, row_tokens=mean, held_out_tokens=round(held_out_rows * mean))
+    return Work(
+        steps=len(steps),
+        tokens=tokens,
+        row_tokens=mean,
+        held_out_tokens=round(held_out_rows * mean),
+        padding=padding_of_steps(lengths, steps, settings) if settings is not None else 1.0,
+    )
+
+
+def padding_of_steps(lengths: Sequence[int], steps: Sequence[Step], settings: PlanSettings) -> float:
+    """Tokens that these steps compute for each that is real; packed, next to one."""
+    real = sum(lengths[row] for step in steps[:SAMPLED_STEPS] for row in step.rows)
+    most, packed = settings.micro_batch_tokens, settings.packed
+    computed = sum(
+        tokens_of([lengths[step.rows[place]] for place in places], packed=packed)
+        for step in steps[:SAMPLED_STEPS]
+        for places in cut_rows(step.rows, lengths, most, packed=packed)
+    )
+    return computed / real if real else 1.0

@@ -28,7 +28,7 @@ def run(context: Context) -> ev.Event:
     kept = KeptReport.of(request, config, base.folder, context.home.cache)
     report = kept.read()
     if report is not None:
-        context.emit(ev.Noted(text="These rows were tokenised before; their tokens are used again."))
+        context.emit(ev.Noted(text="These rows were tokenised before; what was found then is used again."))
         return ev.Finished(report=report)
     try:
         report = _tokenise(context, request, config, base.folder)

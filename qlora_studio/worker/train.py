@@ -9,8 +9,10 @@ from pathlib import Path
 from qlora_studio.core import events as ev
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.example import token_lengths
 from qlora_studio.core.jobs import TrainReport
 from qlora_studio.core.plan import ModelShape
+from qlora_studio.core.steps import plan_steps
 from qlora_studio.data.render.prompt import RenderOptions
 from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
@@ -25,7 +27,7 @@ from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
-from qlora_studio.planner.time import measured_speed
+from qlora_studio.planner.time import measured_speed, padding_of_steps
 from qlora_studio.runs.journal import Follower
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint, kept_rate
@@ -94,7 +96,9 @@ def run(context: Context) -> ev.Event:
             steps.append(event)
 
     outcome = train(setup, emit, context.pending_request)
-    if (speed := measured_speed(planned.shape, plan, steps)) is not None:
+    lengths = token_lengths(rows.train.examples)
+    padding = padding_of_steps(lengths, plan_steps(lengths, config.optim), plan.settings) if plan.settings else 1.0
+    if (speed := measured_speed(planned.shape, plan, steps, padding)) is not None:
         learn_speed(context.home.cache, planned.gpu, speed)
     if outcome.stopped:
         paused = outcome.ending == "paused"

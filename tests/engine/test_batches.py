@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from qlora_studio.core.example import Example
+from qlora_studio.core.micro_batches import GRAIN
 from qlora_studio.core.steps import Step, plan_steps
-from qlora_studio.engine.batches import GRAIN, Layout, plan_unit_steps
+from qlora_studio.engine.batches import Layout, plan_unit_steps
 from tests.engine.conftest import make_config
 
 PADDED = Layout(torch.device("cpu"))

@@ -24,7 +24,7 @@ from qlora_studio.engine.kernels.dropout import RowDropout, RowSeeds, add_noise,
 from qlora_studio.engine.kernels.gated_mlp import GatedDown
 from qlora_studio.engine.kernels.linear import dense_weight
 from qlora_studio.engine.kernels.replace import say_slow_paths
-from qlora_studio.engine.load import Device, attach_adapter, load_adapter, load_base
+from qlora_studio.engine.load import Device, attach_adapter, keep_layout, load_adapter, load_base
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe, write_merged
 from qlora_studio.engine.updates import make_optimizer, trained_groups
 from tests.engine.adapter_variants import MERGEABLE
@@ -314,6 +314,29 @@ def test_rows_of_raw_text_are_learned_whole(tiny_adapter_model, tmp_path):
         losses += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += len(row.input_ids) - 1
     assert loss == pytest.approx(losses / count, rel=1e-5)
+
+
+@torch.inference_mode()
+def test_dora_answers_alike_once_a_processor_has_packed_the_weights(tmp_path):
+    """bitsandbytes packs a layer at its first product, on processors with AVX512-BF16; the base may be asked first."""
+    device = Device(CpuAccelerator(), torch.bfloat16)
+    model = attach_adapter(
+        load_base(write_model("llama", tmp_path, initializer_range=0.2), device), DORA["plain"], torch.float32, 1
+    )
+    shake(model)
+    before = model.eval()(IDS).logits.clone()
+    with model.disable_adapter():
+        base_before = model(IDS).logits.clone()
+    for layer in adapted_layers(model):
+        layer.kept_norm = None
+    keep_layout(model, canonical=False)
+    with model.disable_adapter():
+        base = model(IDS).logits.clone()
+    rounding = relative(base, base_before)  # another kernel, on weights large enough to tell
+    assert relative(base, before) > 3 * rounding
+    for _ in range(2):
+        assert relative(model(IDS).logits, before) <= 2 * rounding
+    assert all(layer.kept_norm is not None for layer in adapted_layers(model))
 
 
 @pytest.mark.parametrize("name", MERGEABLE)

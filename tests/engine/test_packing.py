@@ -8,6 +8,7 @@ import torch
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.example import Example
+from qlora_studio.core.plan import MeasuredShape
 from qlora_studio.engine import packing
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.forward import LossFunction
@@ -15,8 +16,12 @@ from qlora_studio.engine.kernels import documents
 from qlora_studio.engine.kernels.documents import DOCUMENTS, Documents
 from qlora_studio.engine.load import Device, attach_adapter, load_base
 from qlora_studio.engine.loop import train
+from qlora_studio.engine.planned_packing import find_padding
 from qlora_studio.engine.setup import Setup
-from tests.engine.architectures import write_model
+from qlora_studio.engine.stand_ins import without_numbers
+from qlora_studio.planner.families import padding_of
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
+from tests.engine.architectures import config_of, write_model
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan, relative
 
 PACKED = [
@@ -70,6 +75,20 @@ def test_where_rows_cannot_be_packed_they_are_padded_and_the_reason_is_said(fami
     loss_function = LossFunction(load_tiny(family, tmp_path))
     assert (loss_function.layout.packed, loss_function.padded_because) == (False, PADDED[family])
     assert loss_function.decoder.config._attn_implementation in ("sdpa", "eager")
+
+
+@pytest.mark.parametrize("family", sorted([*PACKED, *PADDED, "gpt_oss", "phi", "stablelm", "opt", "cohere2"]))
+def test_the_plan_says_packed_or_padded_before_anything_is_loaded(family, tmp_path):
+    loss_function = LossFunction(load_tiny(family, tmp_path))
+    with without_numbers():
+        assert find_padding(config_of(family)) == loss_function.padded_because
+
+
+def test_a_plan_for_padded_rows_says_why():
+    shape = REFERENCE_SHAPES["Llama-3.2-1B"]
+    measured = MeasuredShape(linears=(), other_bytes=0, costs={}, rank=8, padded_because="it has no rows")
+    padded = shape.model_copy(update={"measured": measured})
+    assert (padding_of(shape), padding_of(padded)) == (None, "it has no rows")
 
 
 def test_a_leak_between_rows_is_caught_when_the_model_is_loaded(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qlora_studio.core.config import LoraSettings, OptimConfig, TrainConfig
+from qlora_studio.core.example import Example
 from qlora_studio.core.plan import ModelShape, PlanSettings
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
@@ -16,6 +17,7 @@ from qlora_studio.engine.kernels.gated_mlp import ROWS_AT_ONCE, TILE
 from qlora_studio.engine.kernels.loss import CHUNK
 from qlora_studio.engine.kernels.norm import NUMBERS_AT_ONCE
 from qlora_studio.engine.kernels.replace import tile_mlps
+from qlora_studio.engine.packing import attend_by
 from qlora_studio.engine.updates import make_optimizer
 from qlora_studio.planner.activations import LOSS_CHUNK, MLP_ROWS, MLP_TILE, NORM_NUMBERS, step_peak
 from qlora_studio.planner.estimate import estimate
@@ -54,19 +56,21 @@ def loaded(request, tmp_path_factory):
 
 
 def settings(**values):
-    return PlanSettings(device="cpu", rank=RANK, **values)
+    return PlanSettings(device="cpu", rank=RANK, **({"packed": True} | values))
 
 
-def one_step(model, tokens, rows=1, trained_share=1.0):
+def one_step(model, tokens, rows=1, trained_share=1.0, packed=True):
     """Forward and backward of a micro-batch, with gradients there already as from the micro-batch before."""
-    loss_function = LossFunction(model)
-    ids = torch.arange(tokens).remainder(500).view(rows, -1)
-    labels = ids.clone()
-    labels[:, round(trained_share * ids.shape[1]) :] = -100
+    attend_by(model.get_base_model().get_decoder(), "sdpa")  # rows were packed before
+    loss_function = LossFunction(model, pack=packed)
+    assert loss_function.layout.packed == packed
+    length = tokens // rows
+    row = Example(tuple(number % 500 for number in range(length)), ((0, round(trained_share * length)),))
+    batch = loss_function.layout.collate([row] * rows, range(rows))
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    return lambda: (loss_function(ids, labels) / tokens).backward()
+    return lambda: (loss_function.row_losses(batch).sum() / tokens).backward()
 
 
 def test_the_shape_is_the_one_in_the_file(loaded):
@@ -106,42 +110,61 @@ def test_optimizer_states_are_the_bytes_allocated(loaded, name):
 
 
 def assert_near(planned, measured, shape):
-    if shape.family == "gemma3_text" and 1.05 * measured < planned <= 1.10 * measured:
-        pytest.xfail("four norms a layer are counted as if their copies met the worst moment")
     allowed = 0.07 if shape.family == "phi3" else 0.05  # oneDNN's scratch memory, which shows where a model is so small
     assert planned == pytest.approx(measured, rel=allowed)
 
 
+LAYOUTS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+
+
+@LAYOUTS
 @pytest.mark.parametrize("layers", [0, 1, 3], ids=lambda count: f"{count} twice")
 @pytest.mark.parametrize("tokens", [256, 512, 1024])
-def test_the_peak_of_a_step_is_within_five_percent(loaded, tokens, layers):
+def test_the_peak_of_a_step_is_within_five_percent(loaded, tokens, layers, packed):
     _, shape, model = loaded
     checkpoint_layers(model, layers)
-    step = one_step(model, tokens)
-    plan = settings(micro_batch_tokens=tokens, trained_tokens=tokens - 1, checkpointed_layers=layers)
+    step = one_step(model, tokens, packed=packed)
+    plan = settings(micro_batch_tokens=tokens, trained_tokens=tokens - 1, checkpointed_layers=layers, packed=packed)
     assert_near(step_peak(shape, plan).total, peak_of(step), shape)
 
 
+@LAYOUTS
 @pytest.mark.parametrize("layers", [0, 3], ids=lambda count: f"{count} twice")
 @pytest.mark.parametrize("tokens", [512, 2048])
-def test_the_peak_of_a_step_in_tiles_is_within_five_percent(loaded, tokens, layers):
+def test_the_peak_of_a_step_in_tiles_is_within_five_percent(loaded, tokens, layers, packed):
     _, shape, model = loaded
-    if shape.sliding_window is not None and tokens > 4 * shape.sliding_window:
-        pytest.xfail("padded rows far beyond the window: transformers' mask takes more than the plan counts")
     checkpoint_layers(model, layers)
     tile_mlps(model, True)
-    step = one_step(model, tokens)
-    plan = settings(micro_batch_tokens=tokens, trained_tokens=tokens - 1, checkpointed_layers=layers, tiled_mlp=True)
+    step = one_step(model, tokens, packed=packed)
+    plan = settings(
+        micro_batch_tokens=tokens, trained_tokens=tokens - 1, checkpointed_layers=layers, tiled_mlp=True, packed=packed
+    )
     found = peak_of(step)
     tile_mlps(model, False)
     assert_near(step_peak(shape, plan).total, found, shape)
 
 
-def test_several_rows_and_few_trained_tokens(loaded):
+@LAYOUTS
+def test_several_rows_and_few_trained_tokens(loaded, packed):
     _, shape, model = loaded
     checkpoint_layers(model, 2)
-    step = one_step(model, 1024, rows=8, trained_share=0.25)
-    plan = settings(micro_batch_tokens=1024, row_tokens=128, trained_tokens=8 * 31, checkpointed_layers=2)
+    step = one_step(model, 1024, rows=8, trained_share=0.25, packed=packed)
+    plan = settings(
+        micro_batch_tokens=1024, row_tokens=128, trained_tokens=8 * 31, checkpointed_layers=2, packed=packed
+    )
+    assert_near(step_peak(shape, plan).total, peak_of(step), shape)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("layers", [0, 3], ids=lambda count: f"{count} twice")
+def test_two_rows_longer_than_a_window(loaded, layers, packed):
+    """Packed on a processor the gradients of one row are there beside those of both."""
+    _, shape, model = loaded
+    checkpoint_layers(model, layers)
+    step = one_step(model, 2048, rows=2, packed=packed)
+    plan = settings(
+        micro_batch_tokens=2048, row_tokens=1024, trained_tokens=2 * 1023, checkpointed_layers=layers, packed=packed
+    )
     assert_near(step_peak(shape, plan).total, peak_of(step), shape)
 
 

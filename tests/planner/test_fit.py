@@ -30,6 +30,12 @@ def test_a_plan_never_exceeds_its_budget_without_saying_so(card, name):
     assert plan.fits == (plan.estimate.total_bytes <= plan.budget_bytes)
 
 
+def test_the_plan_says_how_rows_are_laid_out():
+    plan = make_plan(TrainConfig(), REFERENCE_SHAPES["Llama-3.2-1B"], imagine_machine(12))
+    packed = "Rows are packed: they lie side by side without padding, and each attends to itself alone."
+    assert packed in plan.reasons and plan.settings.packed and not plan.settings.cut_by_row
+
+
 def test_a_larger_card_never_gets_a_slower_plan():
     times = []
     for card in (8, 10, 12, 16, 24):
@@ -283,7 +289,7 @@ def test_tables_have_a_row_for_every_card_and_every_model():
         (
             48,
             "embeddings",
-            "Input embeddings are offloaded to the computer's memory, 1002 MiB of it pinned: with everything on the "
+            "Input embeddings are offloaded to the computer's memory, 1002 MiB of it: with everything on the "
             "card nothing fits.",
         ),
     ],
@@ -388,7 +394,7 @@ def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
     assert not plan.fits and plan.spare_bytes > 0
     assert plan.missing_bytes == plan.host_bytes - GIB // 2
     assert plan.changes[:2] == (
-        "Offloading would pin 1.41 GiB of the computer's memory, and 512 MiB may be.",
+        "Offloading would take 1.41 GiB of the computer's memory, and 512 MiB may be taken.",
         "Offload auto instead of boundaries fits: 5.5 of 11.6 GiB.",
     )
 

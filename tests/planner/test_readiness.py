@@ -57,7 +57,7 @@ def ready(config=CONFIG, base=BASE, tokens=None, machine=PROCESSOR, **data):
 
 def test_the_sentence_before_a_start():
     seen = ready(tokens=counted([140, 150, 160] * 45 + [149, 151], 200))
-    assert seen.sentence == "137 of 200 rows, 63 too long, 46 steps, about 2 min, 1.8 of 4.0 GiB"
+    assert seen.sentence == "137 of 200 rows, 63 too long, 46 steps, about 3 min, 1.8 of 4.0 GiB"
     assert (seen.ready, seen.blocks, seen.over_budget, seen.unusual) == (True, (), None, ())
     assert (seen.left_out, seen.held_out_rows) == ((LeftOut(63, "too long"),), 12)
 

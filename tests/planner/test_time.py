@@ -6,7 +6,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.events import StepLogged
 from qlora_studio.core.machine import Machine, Speed
 from qlora_studio.core.plan import GIB, GpuInfo, PlanSettings
-from qlora_studio.core.steps import plan_steps
+from qlora_studio.core.steps import Step, plan_steps
 from qlora_studio.planner.families import count_weights
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
@@ -106,6 +106,22 @@ def test_the_work_is_that_of_the_steps_that_will_be_taken():
     lengths = [10, 40, 70, 30] * 5
     steps = plan_steps(lengths, config.optim)
     assert work_of(lengths, steps, held_out_rows=4) == Work(len(steps), 2 * sum(lengths), 37.5, 150)
+
+
+def test_padded_rows_take_the_time_of_their_padding():
+    """Of rows of 10 and 90 tokens each micro-batch of 200 holds two: packed 100 in 128, padded 180."""
+    config = TrainConfig().replace({"optim.batch_tokens": 100, "optim.epochs": 1})
+    lengths, there = [10, 90] * 20, machine("3060")
+    taken = [Step((2 * row, 2 * row + 1), 0.0) for row in range(20)]
+    plan = with_settings(EIGHT, there, 200, 0)
+    seconds, padding = {}, {}
+    for packed in (True, False):
+        work = work_of(lengths, taken, 4, plan.settings.model_copy(update={"packed": packed}))
+        padding[packed] = work.padding
+        seconds[packed] = estimate_time(config, EIGHT, plan, work, there)
+    assert padding == {True: 1.28, False: 1.8}
+    assert seconds[True].tokens_per_second / seconds[False].tokens_per_second == pytest.approx(1.8 / 1.28)
+    assert seconds[False].seconds > seconds[True].seconds
 
 
 def test_evaluations_take_time_only_where_rows_are_held_out():

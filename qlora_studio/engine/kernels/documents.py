@@ -17,6 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.engine.kernels.short_rows import row_gradients, suits
+
 DOCUMENTS = "sdpa_documents"
 """The name under which transformers knows this attention; with `sdpa` in it, it makes the same checks as for torch's."""
 aten = torch.ops.aten
@@ -97,10 +99,11 @@ def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Ten
     """What a row looks at, (length, length) in the dtype of `like`, where it is longer than the window; else None."""
     if window is None or length <= window:
         return None
-    places = torch.arange(length, device=like.device)
-    distance = places[:, None] - places[None, :]
-    seen = (distance >= 0) & (distance < window)
-    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
+    # In place: a mask of a long row is as large as a layer, and comparing distances would take seven times as much.
+    mask = torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device)
+    mask[:window, :window].triu_(1)
+    mask.as_strided((length - window, window), (length + 1, 1), window * length + 1).zero_()
+    return mask
 
 
 class ProcessorAttention(torch.autograd.Function):
@@ -134,10 +137,23 @@ class ProcessorAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
+        if ctx.spans == ((0, query.shape[2]),):  # nothing to put together, which would be there twice
+            mask = local_mask(query.shape[2], ctx.window, query)
+            alone = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grads[0], query, key, value, out, sums[0], 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+            )
+            return (*alone, None, None, None)
         gradients = [torch.zeros_like(part) for part in (query, key, value)]
         for (start, end), logsumexp in zip(ctx.spans, sums, strict=True):
             mask = local_mask(end - start, ctx.window, query)
-            parts = (part[:, :, start:end] for part in (grads[0], query, key, value, out))
+            parts = [part[:, :, start:end] for part in (grads[0], query, key, value, out)]
+            if mask is None and suits(query, end - start):
+                gradient, q, k, v, result = (part[0] for part in parts)
+                scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
+                pieces = row_gradients(gradient, (q, k, v), result, logsumexp[0], scale)
+                for whole, piece in zip(gradients, pieces, strict=True):
+                    whole[0, :, start:end] = piece
+                continue
             found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )

@@ -66,7 +66,7 @@ class ScaledOutputs(torch.autograd.Function):
 def weight_norm(layer: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
     """`|W + scale·B·A|` of each output, (out,) fp32, for W in `dtype`. While nothing is trained it is computed once."""
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    state = (a.data_ptr(), a._version, b.data_ptr(), b._version)
+    state = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in (a, b))
     kept = getattr(layer, "kept_norm", None)
     if kept is not None and not layer.training and kept[0] == state:
         known: torch.Tensor = kept[1]

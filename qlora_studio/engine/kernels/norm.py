@@ -125,8 +125,11 @@ def norm_gradient(
     return weighed.addcmul_(normed, mean).mul_(scale)
 
 
-def replace_norms(model: nn.Module) -> int:
-    """Gives every RMS norm of a known kind this kernel; returns how many there are."""
+Kernel = Callable[[torch.Tensor, torch.Tensor, float, NormKind], torch.Tensor]
+
+
+def replace_norms(model: nn.Module, kernel: Kernel = RmsNorm.apply) -> int:
+    """Gives every RMS norm of a known kind this kernel, of (x, weight, eps, kind); returns how many there are."""
     count, kinds = 0, dict[type[nn.Module], NormKind | None]()
     for module in model.modules():
         if (eps := epsilon_of(module)) is None:
@@ -136,19 +139,17 @@ def replace_norms(model: nn.Module) -> int:
         if (kind := kinds[type(module)]) is None:
             continue
         replaced: Any = module
-        replaced.forward = types.MethodType(_forward_of(eps, kind), module)
+        replaced.forward = types.MethodType(_forward_of(kernel, eps, kind), module)
         count += 1
     return count
 
 
-def _forward_of(eps: float, kind: NormKind) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    norm: Callable[..., torch.Tensor] = RmsNorm.apply
-
+def _forward_of(kernel: Kernel, eps: float, kind: NormKind) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
         if module.weight.requires_grad or module.weight.dtype != x.dtype:
             plain: torch.Tensor = type(module).forward(module, x)
             return plain
-        return norm(x, module.weight, eps, kind)
+        return kernel(x, module.weight, eps, kind)
 
     return forward
 

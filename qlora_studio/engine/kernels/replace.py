@@ -6,7 +6,7 @@ A module whose mathematics is not recognised keeps the forward that transformers
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,7 +28,13 @@ def replace_forwards(model: nn.Module) -> None:
     replace_gated_mlps(model)
 
 
-def replace_gated_mlps(model: nn.Module) -> int:
+class MlpKernel(Protocol):
+    """Computes a gated MLP of x (..., width)."""
+
+    def __call__(self, x: torch.Tensor, parts: GatedParts, *, tiled: bool) -> torch.Tensor: ...
+
+
+def replace_gated_mlps(model: nn.Module, kernel: MlpKernel = gated_mlp) -> int:
     """Gives every gated MLP the forward that keeps less; returns how many there are."""
     count = 0
     for module in model.modules():
@@ -37,7 +43,7 @@ def replace_gated_mlps(model: nn.Module) -> int:
         if names is None or activation is None:
             continue
         replaced: Any = module
-        replaced.forward = types.MethodType(_forward_of(names, activation), module)
+        replaced.forward = types.MethodType(_forward_of(kernel, names, activation), module)
         replaced.tiled = False
         count += 1
     return count
@@ -61,13 +67,13 @@ def tile_mlps(model: nn.Module, tiled: bool) -> None:
             module.tiled = tiled  # type: ignore[assignment]  # a plain attribute, no parameter
 
 
-def _forward_of(names: tuple[str, ...], activation: Activation) -> Any:
+def _forward_of(kernel: MlpKernel, names: tuple[str, ...], activation: Activation) -> Any:
     def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
         parts = _parts_of(module, names, activation) if torch.is_grad_enabled() else None
         if parts is None:
             plain: torch.Tensor = type(module).forward(module, x)
             return plain
-        return gated_mlp(x, parts, tiled=module.tiled and not any(product.dropout for product in parts.products))
+        return kernel(x, parts, tiled=module.tiled and not any(product.dropout for product in parts.products))
 
     return forward
 
