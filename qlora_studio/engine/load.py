@@ -30,7 +30,13 @@ from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.adapters import ADAPTER, file_name, keep_norms, peft_settings, prepare_start, saved_tensors
-from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
+from qlora_studio.engine.kernels.attention import (
+    ONE_QUERY,
+    OWN_ATTENTION,
+    REPEATED_HEADS,
+    register_one_query,
+    register_repeated_heads,
+)
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.weight_files import find_weight_files
@@ -210,6 +216,18 @@ def keep_layout(model: nn.Module, *, canonical: bool) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)
+
+
+def prepare_answers(model: nn.Module, device: Device) -> None:
+    """Makes a model that will never train again write answers as fast as this device can."""
+    keep_layout(model, canonical=False)
+    if device.type != "cpu":
+        return
+    register_one_query()
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa" and config.model_type not in OWN_ATTENTION:
+            config._attn_implementation = ONE_QUERY
 
 
 def _packed_is_fast() -> bool:

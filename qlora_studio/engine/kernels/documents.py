@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.engine.kernels.attention import attend_one_query
 from qlora_studio.engine.kernels.short_rows import row_gradients, suits
 
 DOCUMENTS = "sdpa_documents"
@@ -61,6 +62,9 @@ def attend_documents(
     Returns (1, tokens, heads, head_dim), and None for the weights, as transformers' attention functions do. Without
     `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
     """
+    if documents is None and query.device.type == "cpu":
+        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
+        return attend_one_query(module, query, key, value, mask, scaling=scaling, **options)
     if documents is None:
         mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
