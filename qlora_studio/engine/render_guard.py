@@ -19,7 +19,9 @@ from qlora_studio.core.errors import TemplateStopped
 
 ROW_SECONDS = 10.0
 """A conversation of a million characters takes a template milliseconds."""
-ROW_BYTES = 512 << 20
+ROW_BYTES = 1 << 30
+"""What a process may take while a row is rendered; the tokenizer's thread, at work on the batch before, takes of it too
+(`data.sets.prepare` keeps its batches small), and where it got nothing it would end the process."""
 THREAD_BYTES = 144 << 20
 """Address space that a new thread may take beside: while rows are rendered, the tokenizer's own threads begin in another
 thread, one a core, and each reserves a stack and, for a moment, 128 MiB for glibc's heap."""
