@@ -256,8 +256,9 @@ class SavingConfig(Section):
     adapter: Literal["best", "last"] = Field(
         "best", description="Which step becomes the adapter: that of the best held-out loss, or the last."
     )
-    tracker: Literal["none", "tensorboard"] = Field(
-        "none", description="Tracker that hears the curves as well, in the run's folder; its library must be installed."
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none",
+        description="Tracker that hears the curves as well, in the run's folder and offline; its library must be installed.",
     )
 
 

@@ -1,7 +1,8 @@
 """Whether an export answers as the chat did: the comparison's numbers in words, the same on page and terminal.
 
 The limits come from a measurement, `python benchmarks/export.py`, whose table stands in docs/export.md: each lies well
-above what a faithful export of its precision shows and below what a broken one shows.
+above what a faithful export of its precision shows. A 16-bit one lies below what a broken export shows; coarser ones
+cannot, so each layer's own change is looked for in the file as well.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from qlora_studio.studio.machine import Machine
 from qlora_studio.studio.plans import Plans
 from qlora_studio.studio.presets import Presets
 from qlora_studio.studio.queue import Queue
+from qlora_studio.studio.references import References
 from qlora_studio.studio.runs import Runs
 
 
@@ -30,6 +31,7 @@ class Studio:
         self.machine = Machine(self.home, self.jobs, self.plans)
         self.data = Data(self.home, self.jobs, self.bases)
         self.runs = Runs(self.home, self.jobs, self.bases, self.data)
+        self.references = References(self.jobs, self.runs)
         self.combinations = Combinations(self.home, self.bases, self.runs)
         self.queue = Queue(self.home, self.runs, self.plans)
         self.exports = Exports(self.home, self.jobs, self.bases, self.runs)

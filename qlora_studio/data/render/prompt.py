@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_studio.core.conversation import Conversation, Turn
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import StudioError, TemplateStopped
 from qlora_studio.core.example import Example
 from qlora_studio.data.render.content import Piece, find_lost_of_answer, find_lost_of_context
 from qlora_studio.data.render.control import Escapes
@@ -206,6 +206,9 @@ class _Row:
                 add_generation_prompt=add_generation_prompt,
                 variables=variables,
             )
+        except TemplateStopped as error:
+            first = error.problems[0]
+            raise TemplateStopped(first.message, first.hint, where=self.where) from None
         except StudioError as error:
             first = error.problems[0]
             raise RowRefused("template-refuses", first.message, first.hint, where=self.where) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from qlora_studio.core.config import DataConfig
@@ -22,8 +21,9 @@ from qlora_studio.data.sets.store import count_rows, eval_prompts, load_conversa
 
 __all__ = ["Prepared", "Split", "cut_answer", "options_of"]
 
-_BATCH_ROWS = 512
-"""Rows encoded in one call: enough for the tokenizer's threads, little enough to hold."""
+_BATCH_ROWS, _BATCH_CHARACTERS = 512, 1 << 20
+"""Rows encoded in one call, and characters after which a batch is full: enough for the tokenizer's threads, little enough
+to hold (a token takes the tokenizer about 150 bytes)."""
 _SECONDS_BETWEEN_WORDS = 0.5
 
 
@@ -67,7 +67,7 @@ def prepare(
         examples: list[Example] = []
         work = RowTokeniser(tokenizer, config, examples, keep_text, with_layouts=with_layouts)
         try:
-            work.go(_batches(rows, _BATCH_ROWS))
+            work.go(_batches(rows))
         except LayoutMistaken:
             continue
         return work.result(tuple(examples))
@@ -122,7 +122,7 @@ def _read_batches(request: RowsRequest, split: Split, work: RowTokeniser, watch:
     said, done = time.monotonic(), 0
     for source in config.sources:
         rows = load_conversations(folder, source.name, split, config.eval_share)
-        for batch in _batches(rows, _BATCH_ROWS):
+        for batch in _batches(rows):
             kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
             work.note_overlap(batch, kept)
             yield kept
@@ -179,7 +179,15 @@ def count_tokens(examples: Iterable[Example]) -> tuple[int, int]:
     return tokens, trained
 
 
-def _batches(items: Iterable[Conversation], size: int) -> Iterator[list[Conversation]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def _batches(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """The rows in batches that hold a bounded number of characters beside the row that fills one."""
+    batch: list[Conversation] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.text or "") + sum(len(turn.content) for turn in row.turns)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch

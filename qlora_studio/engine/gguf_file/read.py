@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -91,7 +92,7 @@ def _decode(tensor: Any, family: Family, config: Any, dtype: torch.dtype) -> tor
     for first in range(0, shape[0], step):
         rows = gguf.dequantize(stored[first : first + step], tensor.tensor_type).reshape(-1, columns)
         raised = family.raised_norms and tensor.name.endswith("norm.weight")
-        weight[first : first + step] = torch.from_numpy(rows - 1 if raised else rows)
+        weight[first : first + step] = torch.from_numpy(np.require(rows - 1 if raised else rows, requirements="W"))
     weight = weight.reshape(shape)
     rotated = family.interleaved and ROTATED.search(tensor.name)
     if rotated:

@@ -10,6 +10,7 @@ from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import FormatGuess
 from qlora_studio.core.errors import Problem
 from qlora_studio.core.jobs import JobRef, PushTo
+from qlora_studio.core.series import Along
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class View:
         """Runs whose curves are compared; the newest where none were picked."""
         self.compared_loss = "train"
         """`train` or `evaluation`."""
+        self.compared_along: Along = "step"
         self.export_run: str | None = None
         self.export_weights = ""
         """Which weights of it; empty for its adapter."""

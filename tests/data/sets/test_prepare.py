@@ -8,6 +8,8 @@ from qlora_studio.core.config import DataConfig, DataSource
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Source, Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.prompt import RenderOptions, render
+from qlora_studio.data.sets import prepare as prepare_rows
+from qlora_studio.data.sets import row_tokeniser
 from qlora_studio.data.sets.importer import import_file
 from qlora_studio.data.sets.prepare import RowsRequest, prepare, prepare_sources
 
@@ -233,3 +235,19 @@ def test_rows_that_reason_are_counted(letters):
     made = prepare([Conversation(turns=turns), row("a", "b")], letters, DataConfig())
     assert made.reasoning_rows == 1
     assert trained(made, letters)[0] == ["<think>\nhm\n</think>\n\nho" + END]
+
+
+def test_long_rows_are_encoded_a_few_at_a_time(monkeypatch, letters):
+    """Encodings take many times the text: a batch ends with the row that fills it."""
+    sizes = []
+    real = row_tokeniser.encode_drafts
+
+    def encode(made, *more):
+        sizes.append(len(made))
+        return real(made, *more)
+
+    monkeypatch.setattr(row_tokeniser, "encode_drafts", encode)
+    monkeypatch.setattr(prepare_rows, "_BATCH_CHARACTERS", 100)
+    rows = [Conversation(text="a" * length) for length in (30, 30, 50, 10, 500, 99)]
+    prepared = prepare(rows, letters, DataConfig(max_length=1000))
+    assert sizes == [3, 2, 1] and len(prepared.examples) == 6
