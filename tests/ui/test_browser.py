@@ -86,7 +86,7 @@ def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
     expect(page.locator("#run-details")).to_contain_text("Max steps")
     page.locator("#run-export-btn").click()
     expect(page.locator("#export-run input")).to_have_value("by-hand")
-    page.get_by_role("radio", name="Adapter").check()
+    page.get_by_role("radio", name=re.compile("^Adapter")).check()
     expect(page.locator("#export-folder input, #export-folder textarea")).to_have_value(re.compile("by-hand-adapter$"))
     page.locator("#export-btn").click()
     expect(page.locator("#export-state")).to_contain_text("by-hand-adapter", timeout=60_000)
