@@ -31,6 +31,7 @@ from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.faults import fault
 from qlora_studio.weight_files import find_weight_files
 
 ADAPTER = "default"
@@ -89,6 +90,7 @@ def load_base(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            fault("load")
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

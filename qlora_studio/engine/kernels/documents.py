@@ -17,6 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.core.micro_batches import filled
+
 DOCUMENTS = "sdpa_documents"
 """The name under which transformers knows this attention; with `sdpa` in it, it makes the same checks as for torch's."""
 aten = torch.ops.aten
@@ -105,7 +107,11 @@ def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Ten
 
 
 class ProcessorAttention(torch.autograd.Function):
-    """torch's own kernel for processors, row by row into one tensor; pieces put together would be kept twice."""
+    """torch's own kernel for processors, row by row into one tensor; pieces put together would be kept twice.
+
+    The kernel makes and keeps code for every length of a row, so each is filled up to a multiple of GRAIN with what lies
+    behind it: causal attention never looks right, and what the filling itself computes is dropped.
+    """
 
     @staticmethod
     def forward(
@@ -121,12 +127,12 @@ class ProcessorAttention(torch.autograd.Function):
         out = query.new_zeros(1, tokens, heads, width).transpose(1, 2)  # in memory as the next product wants it
         sums = []
         for start, end in spans:
-            mask = local_mask(end - start, window, query)
-            parts = (part[:, :, start:end] for part in (query, key, value))
+            mask = local_mask(filled(end - start), window, query)
+            parts = (filled_row(part, start, end) for part in (query, key, value))
             piece, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
                 *parts, 0.0, mask is None, attn_mask=mask, scale=scale
             )
-            out[:, :, start:end] = piece
+            out[:, :, start:end] = piece[:, :, : end - start]
             sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.spans, ctx.scale, ctx.window = spans, scale, window
@@ -135,19 +141,29 @@ class ProcessorAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
-        if ctx.spans == ((0, query.shape[2]),):  # nothing to put together, which would be there twice
-            mask = local_mask(query.shape[2], ctx.window, query)
-            alone = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grads[0], query, key, value, out, sums[0], 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+
+        def row(start: int, end: int, logsumexp: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            mask = local_mask(filled(end - start), ctx.window, query)
+            gradient = F.pad(grads[0][:, :, start:end], (0, 0, 0, filled(end - start) - end + start))
+            parts = (filled_row(part, start, end) for part in (query, key, value, out))
+            found: tuple[torch.Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                gradient, *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )
-            return (*alone, None, None, None)
+            return found
+
+        if len(ctx.spans) == 1 and filled(ctx.spans[0][1]) == query.shape[2]:
+            ((start, end),) = ctx.spans  # nothing to put together, which would be there twice
+            return (*row(start, end, sums[0]), None, None, None)
         gradients = [torch.zeros_like(part) for part in (query, key, value)]
         for (start, end), logsumexp in zip(ctx.spans, sums, strict=True):
-            mask = local_mask(end - start, ctx.window, query)
-            parts = (part[:, :, start:end] for part in (grads[0], query, key, value, out))
-            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
-            )
-            for whole, piece in zip(gradients, found, strict=True):
-                whole[:, :, start:end] = piece
+            for whole, piece in zip(gradients, row(start, end, logsumexp), strict=True):
+                whole[:, :, start:end] = piece[:, :, : end - start]
         return (*gradients, None, None, None)
+
+
+def filled_row(part: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """A row of part (1, heads, tokens, head_dim) with what lies behind it, or zeros, up to a multiple of GRAIN."""
+    length = filled(end - start)
+    if start + length <= part.shape[2]:
+        return part[:, :, start : start + length]
+    return F.pad(part[:, :, start:end], (0, 0, 0, length - end + start))
