@@ -1,4 +1,4 @@
-// Draws a live chart: props.value = {series: [{name, colour, points: [[step, value]], smoothed, dots}], last}.
+// Draws a live chart: props.value = {series: [{name, colour, points: [[step, value]], smoothed, dots}], last, unit}.
 // Runs inside Gradio's HTML component, which supplies `element`, `props` and `watch`. Its title, hint and height stand in the frame.
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 48, right: 16, top: 10, bottom: 26 };
@@ -93,7 +93,7 @@ function draw() {
 
 // The chart in words, for those who do not see it.
 function describe(series) {
-  const said = series.filter((one) => one.points.length).map((one) => `${one.name} ${one.points.at(-1)[1].toFixed(3)} at step ${one.points.at(-1)[0]}`);
+  const said = series.filter((one) => one.points.length).map((one) => `${one.name} ${one.points.at(-1)[1].toFixed(3)} at ${props.value.unit} ${one.points.at(-1)[0]}`);
   return `${words.title}: ${said.join(", ") || "no points yet"}`;
 }
 
@@ -108,7 +108,7 @@ area.addEventListener("pointermove", (event) => {
   const at = drawn.x(hits[0][1][0]);
   for (const end of ["x1", "x2"]) drawn.cursor.setAttribute(end, at);
   drawn.cursor.setAttribute("visibility", "visible");
-  tip.textContent = hits.map(([name, [where, value]]) => `${name}  ${value.toFixed(4)}  (step ${where})`).join("\n");
+  tip.textContent = hits.map(([name, [where, value]]) => `${name}  ${value.toFixed(4)}  (${props.value.unit} ${where})`).join("\n");
   tip.hidden = false;
   tip.style.left = `${Math.max(0, Math.min(at + 12, drawn.width - tip.offsetWidth - 8))}px`;
 });

@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CONTENDERS = (
     "studio",
-    "studio, no repacking",
+    "studio, torch's attention",
+    "studio, nor repacking",
     "studio, dequantised",
     "transformers with PEFT",
     "transformers, static cache",
@@ -47,9 +48,13 @@ def load(folder: Path, contender: str) -> Any:
     if contender.startswith("studio"):
         base = load.load_base(folder, device, four_bit=contender != "studio, dequantised")
         if contender == "studio, dequantised":
-            return base.eval()
+            load.prepare_answers(base.eval(), device)
+            return base
         model = load.attach_adapter(base, LoraSettings(rank=RANK), torch.float32, 1).eval()
-        load.keep_layout(model, canonical=contender != "studio")
+        if contender == "studio":
+            load.prepare_answers(model, device)
+        else:
+            load.keep_layout(model, canonical="nor" in contender)
         return model
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

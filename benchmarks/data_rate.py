@@ -76,10 +76,13 @@ def studio(file: Path, model: Path, work: Path) -> dict[str, float]:
 
 
 def _seconds_inside(events: Path) -> float:
-    """Seconds from the phase that tokenises to the end of the job, by its journal: without imports and start."""
+    """Seconds from the phase that tokenises to the end of the job, by its journal: without imports and start.
+
+    Where nothing is tokenised, from the start of the job.
+    """
     lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    begins = next(line["time"] for line in lines if line.get("phase") == "tokenising the rows")
-    return lines[-1]["time"] - begins
+    begins = next((line["time"] for line in lines if line.get("phase") == "tokenising the rows"), lines[0]["time"])
+    return float(lines[-1]["time"] - begins)
 
 
 def trl(file: Path, model: Path, work: Path) -> dict[str, float]:

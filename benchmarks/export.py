@@ -21,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 from unittest.mock import patch
 
@@ -38,15 +39,18 @@ from qlora_studio.core.exports import GGUF_CHOICES
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine import merge
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
-from qlora_studio.engine.compare import log_probabilities
+from qlora_studio.engine.compare import Probe, log_probabilities
 from qlora_studio.engine.copies import write_random_model
-from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare, record_chat
+from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare, look_at_layers, record_chat
 from qlora_studio.engine.exporters.gguf import gguf_name, plan_gguf
-from qlora_studio.engine.exporters.merged import open_merged
+from qlora_studio.engine.exporters.merged import layers_of_merged, open_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.gguf_file.read import load_gguf
+from qlora_studio.engine.gguf_file.strength import measure_gguf
 from qlora_studio.engine.gguf_file.write import About, GgufFile
 from qlora_studio.engine.load import attach_adapter, choose_device, load_adapter, load_base
+from qlora_studio.engine.model_weights import ModelWeights
+from qlora_studio.engine.strength import Strength, measure_merged
 from qlora_studio.engine.tokenizer import load_tokenizer
 from qlora_studio.home import Home
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
@@ -106,42 +110,61 @@ class Table:
         self.record = record
         print(f"Base {record.base_loss:.4f}, chat {record.chat_loss:.4f}; {len(record.log_probabilities)} positions.\n")
         print(
-            "| artefact | KL to the chat, nats | same likeliest token | held-out loss | ends kept | verdict | CPU s |"
+            "| artefact | KL to the chat, nats | same likeliest token | held-out loss | ends kept | change kept, of what "
+            "rounding leaves | layers off | verdict | CPU s |"
         )
-        print("|---|---|---|---|---|---|---|", flush=True)
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
 
-    def add(self, like: ev.Checked, model: Any, seconds: float | None = None) -> None:
+    def add(self, like: ev.Checked, model: Any, seconds: float | None = None, found: Sequence[Strength] = ()) -> None:
+        like = look_at_layers(like, found)
+        kept = (
+            "" if not found else f"{mean(one.share for one in found):.3f} of {mean(one.expected for one in found):.3f}"
+        )
         check = compare(self.record, log_probabilities(model, self.record.probes), like)
         cost = "" if seconds is None else f"{seconds:.0f}"
         print(
             f"| {check.what} | {check.kl:.5f} | {check.same_top1:.1%} | {check.loss:.4f} | {check.stops_kept}/{check.stops} "
-            f"| {find_verdict(check).word} | {cost} |",
+            f"| {kept} | {check.layers_off} of {check.layers} | {find_verdict(check).word} | {cost} |",
             flush=True,
         )
 
 
-def merged(table: Table, source: ExportSource, what: str, *, chatted: bool) -> None:
-    source = replace(source, merge_into="as_chatted" if chatted else "original")
-    with scratch() as place, open_merged(source) as weights:
+def merged(table: Table, source: ExportSource, what: str, wanted: ExportSource, *, chatted: bool) -> None:
+    """A merged model of `source`, looked at beside the run whose change is wanted."""
+    source, wanted = (replace(one, merge_into="as_chatted" if chatted else "original") for one in (source, wanted))
+    with scratch() as place, open_merged(source) as weights, open_merged(wanted) as right:
         begun = time.process_time()
         merge.write_merged(weights, place)
         seconds = time.process_time() - begun
+        with closing(ModelWeights(place)) as written:
+            found = list(measure_merged(right, written))
         model = load_base(place, source.device, four_bit=False).eval()
-        table.add(ev.Checked(what=what, as_chatted=chatted), model, seconds)
+        table.add(ev.Checked(what=what, as_chatted=chatted), model, seconds, found)
+
+
+def gguf_file(table: Table, source: ExportSource, what: str, wanted: ExportSource) -> None:
+    """A GGUF file of `source`, looked at beside the run whose change is wanted."""
+    with scratch() as place, plan_gguf(source) as file, plan_gguf(wanted) as right:
+        path = place / gguf_name(source)
+        begun = time.process_time()
+        file.write(path)
+        seconds = time.process_time() - begun
+        found = list(measure_gguf(right, path))
+        model = load_gguf(path, source.base_folder(), source.device)
+        precision = source.gguf if "Q" in source.gguf else "16-bit"
+        like = ev.Checked(what=what, as_chatted=source.merge_into == "as_chatted", precision=precision)
+        table.add(like, model, seconds, found)
 
 
 def gguf_files(table: Table, source: ExportSource) -> None:
     for into in ("as_chatted", "original"):
         for choice in GGUF_CHOICES:
             one = replace(source, merge_into=into, gguf=choice.name)
-            with scratch() as place, plan_gguf(one) as file:
-                begun = time.process_time()
-                file.write(place / gguf_name(one))
-                seconds = time.process_time() - begun
-                model = load_gguf(place / gguf_name(one), one.base_folder(), one.device)
-                precision = "16-bit" if choice.bits == 16 else choice.name
-                like = ev.Checked(what=f"{choice.name}, {into}", as_chatted=into == "as_chatted", precision=precision)
-                table.add(like, model, seconds)
+            gguf_file(table, one, f"{choice.name}, {into.replace('_', ' ')}", one)
+    for what, change in BROKEN.items():
+        wanted = replace(source, merge_into="as_chatted", gguf="Q4_K_M")
+        with changed(wanted, change) as broken:
+            gguf_file(table, broken, f"Q4_K_M, {what}", wanted)
 
 
 def peak_bytes() -> int:
@@ -158,15 +181,21 @@ def measure_memory(kind: str, place: Path) -> None:
     )
     before, begun = psutil.Process().memory_info().rss, time.process_time()
     with scratch() as out, open_merged(source) as weights:
+        values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
         if kind == "gguf":
             GgufFile(weights, load_tokenizer(place / "base"), "Q4_K_M", About("wide")).write(out / "wide.gguf")
-        else:
+        elif kind == "merged":
             merge.write_merged(weights, out)
+        else:
+            probes = [Probe(tuple(range(300, 400)), tuple(range(50, 99)))] * 6
+            layers_of_merged(place / "base", source.device).log_probabilities(probes)
         size = sum(path.stat().st_size for path in out.iterdir())
-        values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
     seconds, above = time.process_time() - begun, (peak_bytes() - before) / 2**20
     rate = values / seconds / 1e6
-    print(f"| {kind}, as chatted | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
+    what = {"merged": "merged, as chatted", "gguf": "Q4_K_M, as chatted", "check": "check by layers, 294 positions"}[
+        kind
+    ]
+    print(f"| {what} | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
 
 
 def memory() -> None:
@@ -181,7 +210,7 @@ def memory() -> None:
         save_adapter(TunedModel(adapter, "wide"), place / "adapter")
         del plain, adapter
         print("| artefact | MiB | peak above start, MiB | CPU s | million values a CPU second |\n|---|---|---|---|---|")
-        for kind in ("merged", "gguf"):
+        for kind in ("merged", "gguf", "check"):
             command = [sys.executable, __file__, "--one", kind, str(place)]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
@@ -205,7 +234,7 @@ def main() -> None:
         os.environ["QLORA_STUDIO_HOME"] = asked.home
     home = Home.find()
     folder = JobFolder(home.runs / asked.run)
-    context = Context(folder, lambda event: None, 0, home=home)
+    context = Context(folder, lambda event: None, os.getppid(), home=home)
     live, config = open_run(context, folder), context.config(folder)
     rows = held_out(context, config, live.tokenizer).examples
     record = record_chat(Speaker(live.model, live.tokenizer, live.options), Studio().data.demo().prompts[:3], rows)
@@ -215,13 +244,13 @@ def main() -> None:
     whole = load_adapter(load_base(source.base_folder(), replace(source.device, dtype=torch.float32)), source.adapter)
     table.add(ev.Checked(what="noise: the chat itself in fp32", as_chatted=True), whole.eval())
     del whole
-    merged(table, source, "as chatted", chatted=True)
+    merged(table, source, "as chatted", source, chatted=True)
     with patch.object(merge, "round_fairly", lambda tensor, dtype, seed: [tensor.to(dtype)]):
-        merged(table, source, "as chatted, rounded to nearest", chatted=True)
-    merged(table, source, "original", chatted=False)
+        merged(table, source, "as chatted, rounded to nearest", source, chatted=True)
+    merged(table, source, "original", source, chatted=False)
     for what, change in BROKEN.items():
         with changed(source, change) as broken:
-            merged(table, broken, what, chatted=True)
+            merged(table, broken, what, source, chatted=True)
     gguf_files(table, source)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTENDERS = ("studio", "trl defaults", "trl without checkpointing", "trl packed", "peft")
+CONTENDERS = ("studio", "studio checkpointed", "trl defaults", "trl without checkpointing", "trl packed", "peft")
 STEPS, ROWS, RANK, RATE = 6, 8, 16, 2e-4
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -48,7 +48,7 @@ def rows(folder: Path) -> list[Any]:
     return list(prepare(conversations, load_tokenizer(folder), DataConfig()).examples)[: STEPS * ROWS]
 
 
-def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
+def run_studio(folder: Path, examples: list[Any], checkpointing: str = "auto") -> tuple[float, int]:
     """Seconds of processor time and real tokens of the steps."""
     import torch
 
@@ -65,7 +65,10 @@ def run_studio(folder: Path, examples: list[Any]) -> tuple[float, int]:
 
     accelerator = CpuAccelerator()
     accelerator.prepare()
-    config = TrainConfig().replace({"optim.optimizer": "adamw", "optim.learning_rate": RATE, "lora.rank": RANK})
+    config = TrainConfig().replace({
+        "optim.optimizer": "adamw", "optim.learning_rate": RATE, "lora.rank": RANK,
+        "memory.gradient_checkpointing": checkpointing,
+    })  # fmt: skip
     model = load.load_base(folder, load.Device(accelerator, torch.bfloat16))
     adapter = load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, 1)
     machine = read_machine(Home.find()).model_copy(update={"cards": ()})
@@ -183,8 +186,8 @@ def run_peft(folder: Path, examples: list[Any]) -> tuple[float, int]:
 def contend(name: str, folder: Path) -> None:
     """Runs one contender in this process and prints its result as the last line."""
     examples = rows(folder)
-    if name == "studio":
-        seconds, tokens = run_studio(folder, examples)
+    if name.startswith("studio"):
+        seconds, tokens = run_studio(folder, examples, "full" if "checkpointed" in name else "auto")
     elif name == "peft":
         seconds, tokens = run_peft(folder, examples)
     else:

@@ -38,7 +38,7 @@ MODEL_FILES = (
 """What is downloaded of a model: weights, tokenizer, template, licence; no pickles, no code."""
 TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
-Kind = Literal["model", "data set"]
+Kind = Literal["model", "data set", "upload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,34 @@ def pin_dataset(name: str, revision: str | None = None) -> str:
         return str(api.dataset_info(name, revision=revision, timeout=REQUEST_SECONDS).sha)
 
 
+def upload_folder(folder: Path, repo: str, *, public: bool = False) -> str:
+    """Uploads a folder as a model, private unless `public`, with the token that is logged in; its address.
+
+    Raises a StudioError with the reason: offline, nobody logged in, no such right, or a repository that is public where
+    a private one was wanted.
+    """
+    token = find_token()
+    if token is None and not is_offline():
+        raise StudioError(
+            "Nobody is logged in to the hub.",
+            "Run `hf auth login`, or set HF_TOKEN to a token that may write; it is not kept by the studio.",
+            where=repo,
+        )
+    with _sentences(repo, "upload"):
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint(), token=token or False)
+        made = api.create_repo(repo, private=not public, exist_ok=True)
+        if not public and not api.model_info(made.repo_id, timeout=REQUEST_SECONDS).private:
+            raise StudioError(
+                "This repository is there already, and everybody can see it.",
+                "Give another name, or say that it is to be public.",
+                where=made.repo_id,
+            )
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload from QLoRA Studio")
+    return f"{endpoint()}/{made.repo_id}"
+
+
 @contextmanager
 def _sentences(repo: str, kind: Kind, revision: str | None = None, file: str = "") -> Iterator[None]:
     """Asks whether the hub is there, and turns what a library raises into one sentence about `repo`."""
@@ -227,4 +255,6 @@ def _log_in(repo: str, kind: Kind) -> str:
 
 
 def _other(kind: Kind) -> str:
+    if kind == "upload":
+        return "it another try later: the export stays where it is"
     return "the folder of a model" if kind == "model" else "a file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+LARGE = (".gguf", ".safetensors")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -30,6 +32,10 @@ class Hub:
     models: dict[str, HubModel]
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By model: status and `X-Error-Code`."""
+    messages: list[str] = field(default_factory=list)
+    """Of uploads."""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were put, by hash, until they are committed."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path, Authorization header."""
     url: str = ""
@@ -48,6 +54,69 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self._answer(with_body=True)
+
+        def do_POST(self) -> None:
+            """What an upload asks, with a token that may write: `good`."""
+            token = self.headers.get("Authorization", "")
+            hub.asked.append((self.command, self.path, token))
+            body = self._body()
+            if token != "Bearer good":
+                return self._send(403, b"{}", True)
+            if self.path == "/api/repos/create":
+                said = json.loads(body)
+                name = f"{said.get('organization') or 'me'}/{said['name']}"
+                there = name in hub.models
+                if not there:
+                    private = bool(said.get("private")) or said.get("visibility") == "private"
+                    hub.models[name] = HubModel({}, private=private)
+                answer = {"url": f"{hub.url}/{name}", "name": name, "id": name}
+                return self._send(409 if there else 200, json.dumps(answer).encode(), True)
+            if self.path == "/api/validate-yaml":
+                return self._send(200, b'{"errors": [], "warnings": []}', True)
+            if "/preupload/" in self.path:
+                asked = [one["path"] for one in json.loads(body)["files"]]
+                modes = [{"path": one, "uploadMode": "lfs" if one.endswith(LARGE) else "regular"} for one in asked]
+                files = [{**one, "shouldIgnore": False, "oid": None} for one in modes]
+                return self._send(200, json.dumps({"files": files}).encode(), True)
+            if self.path.endswith("/info/lfs/objects/batch"):
+                places = [
+                    {**one, "actions": {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}}
+                    for one in json.loads(body)["objects"]
+                ]
+                return self._send(200, json.dumps({"transfer": "basic", "objects": places}).encode(), True)
+            if "/commit/" in self.path:
+                name = "/".join(self.path.split("/")[3:5])
+                self._commit(hub.models[name], body)
+                said = {"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA, "success": True}
+                return self._send(200, json.dumps(said).encode(), True)
+            return self._send(404, b"{}", True)
+
+        def do_PUT(self) -> None:
+            hub.asked.append((self.command, self.path, self.headers.get("Authorization", "")))
+            content = self._body()
+            hub.blobs[hashlib.sha256(content).hexdigest()] = content
+            self._send(200, b"", True)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def _commit(self, model: HubModel, body: bytes) -> None:
+            for line in body.decode().splitlines():
+                one = json.loads(line)
+                value = one["value"]
+                if one["key"] == "header":
+                    hub.messages.append(value["summary"])
+                elif one["key"] == "file":
+                    model.files[value["path"]] = base64.b64decode(value["content"])
+                elif one["key"] == "lfsFile":
+                    model.files[value["path"]] = hub.blobs.pop(value["oid"])
 
         def _answer(self, *, with_body: bool) -> None:
             token = self.headers.get("Authorization", "")
@@ -71,7 +140,8 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return self._send(200, json.dumps(tree).encode(), with_body)
             if api:
                 siblings = [{"rfilename": file, "size": len(content)} for file, content in model.files.items()]
-                said = {"id": name, "sha": SHA, "siblings": siblings, "cardData": {"license": model.licence}}
+                said = {"id": name, "sha": SHA, "siblings": siblings, "private": model.private}
+                said["cardData"] = {"license": model.licence}
                 return self._send(200, json.dumps(said).encode(), with_body)
             content = model.files.get("/".join(parts[4:]))
             if content is None:

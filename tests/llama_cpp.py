@@ -52,6 +52,8 @@ def library() -> Any:
         ("llama_batch_free", None, [Batch]),
         ("llama_decode", ctypes.c_int32, [pointer, Batch]),
         ("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), [pointer, ctypes.c_int32]),
+        ("llama_adapter_lora_init", pointer, [pointer, ctypes.c_char_p]),
+        ("llama_set_adapters_lora", ctypes.c_int32, [pointer, pointer, ctypes.c_size_t, pointer]),
         ("llama_free", None, [pointer]),
         ("llama_model_free", None, [pointer]),
         ("llama_log_set", None, [pointer, pointer]),
@@ -68,7 +70,7 @@ SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
 class LlamaCpp:
     """A GGUF file as llama.cpp reads it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, adapter: Path | None = None) -> None:
         self.library = library()
         self.library.llama_log_set(SILENT, None)
         self.model = self.library.llama_model_load_from_file(
@@ -76,6 +78,8 @@ class LlamaCpp:
         )
         assert self.model, f"llama.cpp cannot load {path}"
         self.vocab = self.library.llama_model_get_vocab(self.model)
+        self.adapter = self.library.llama_adapter_lora_init(self.model, str(adapter).encode()) if adapter else None
+        assert self.adapter or not adapter, f"llama.cpp cannot load {adapter}"
 
     def close(self) -> None:
         self.library.llama_model_free(self.model)
@@ -106,6 +110,9 @@ class LlamaCpp:
         sizes[0] = sizes[1] = sizes[2] = max(32, len(ids))  # n_ctx, n_batch, n_ubatch
         context = self.library.llama_init_from_model(self.model, settings)
         assert context
+        if self.adapter:
+            adapters, strengths = (ctypes.c_void_p * 1)(self.adapter), (ctypes.c_float * 1)(1.0)
+            assert self.library.llama_set_adapters_lora(context, adapters, 1, strengths) == 0
         batch = self.library.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):

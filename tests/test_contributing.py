@@ -78,7 +78,7 @@ def changed(tmp_path_factory) -> Path:
     [
         (FORMAT, "flashcards ['Capital of France?', 'Paris.']"),
         (FAMILY, "True 2"),
-        (EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'pack'] # pip"),
+        (EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip"),
         (OBJECTIVE, "6.0"),
     ],
     ids=["format", "family", "exporter", "objective"],

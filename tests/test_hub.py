@@ -142,3 +142,58 @@ def test_what_a_refusal_depends_on_changes_with_token_address_and_offline(monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     seen.add(hub.circumstances())
     assert len(seen) == 4
+
+
+@pytest.fixture
+def export(tmp_path):
+    folder = tmp_path / "export"
+    (folder / "merged").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.")
+    (folder / "small.gguf").write_bytes(b"GGUF" * 5000)
+    (folder / "merged" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def plain_uploads(monkeypatch):
+    """Large files go the way without a second service."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_an_upload_is_private_unless_said_otherwise_and_every_byte_arrives(
+    running, export, plain_uploads, monkeypatch, public, tmp_path
+):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    assert hub.upload_folder(export, "me/new-one", public=public) == f"{running.url}/me/new-one"
+    model = running.models["me/new-one"]
+    assert model.private == (not public)
+    sent = {str(path.relative_to(export)): path.read_bytes() for path in export.rglob("*") if path.is_file()}
+    assert {name: content for name, content in model.files.items() if name != ".gitattributes"} == sent
+    assert {token for method, path, token in running.asked if path.startswith("/api/")} == {"Bearer good"}
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"good" in path.read_bytes()]
+    assert kept == [], "the token is written down nowhere"
+
+
+def test_a_public_repository_that_is_there_takes_no_private_upload(running, export, plain_uploads, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    before = dict(running.models["good/one"].files)
+    with pytest.raises(StudioError, match="everybody can see it"):
+        hub.upload_folder(export, "good/one")
+    assert running.models["good/one"].files == before
+
+
+@pytest.mark.parametrize(
+    ("token", "offline", "said"),
+    [
+        ("", "", "Nobody is logged in to the hub"),
+        ("other", "", r"The hub refuses access \(403\)"),
+        ("good", "1", "The hub is switched off"),
+    ],
+)
+def test_what_stands_against_an_upload_is_one_sentence(running, export, monkeypatch, token, offline, said):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    with pytest.raises(StudioError, match=said):
+        hub.upload_folder(export, "me/new-one")
+    assert "me/new-one" not in running.models

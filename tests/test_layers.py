@@ -16,7 +16,7 @@ INSIDE_FUNCTIONS = {
     "huggingface_hub": {"hub"},
     "pyarrow": {"data/readers"},
 }
-FOUNDATION = {"home", "hub", "bases", "weight_files", "faults"}
+FOUNDATION = {"home", "hub", "bases", "weight_files", "faults", "local_programs"}
 """Files of floor 2 that every room above the ground may use."""
 FLOOR = {
     "core": 1,
@@ -25,6 +25,7 @@ FLOOR = {
     "bases": 2,
     "weight_files": 2,
     "faults": 2,
+    "local_programs": 2,
     "presets": 2,
     "data": 2,
     "planner": 2,

@@ -22,4 +22,4 @@ def adopt(
     studio, console = Studio(), Console()
     job = studio.runs.adopt(folder, base, name)
     follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
-    console.print(f"[green]Adopted[/] as the run '{job.name}'. Talk to it: [bold]qlora-studio chat {job.name}[/]")
+    console.print(f"[green]Adopted[/] as the run '{job.name}'. Chat with it: [bold]qlora-studio chat {job.name}[/]")

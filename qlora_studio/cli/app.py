@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from qlora_studio import __version__
-from qlora_studio.cli import adopt, chat, data, demo, doctor, evaluate, export, plan, queue, runs, train, ui
+from qlora_studio.cli import (
+    adopt,
+    chat,
+    combine,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    push,
+    queue,
+    runs,
+    train,
+    ui,
+)
 from qlora_studio.core.errors import StudioError, explain_unwritable
 
 app = typer.Typer(
@@ -31,6 +46,8 @@ app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("adopt")(adopt.adopt)
+app.command("combine")(combine.combine)
+app.command("push")(push.push)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,4 +1,4 @@
-"""`qlora-studio chat`: talk to a run, and to its base for comparison."""
+"""`qlora-studio chat`: chat with a run, and to its base for comparison."""
 
 from __future__ import annotations
 

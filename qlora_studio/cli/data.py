@@ -164,9 +164,18 @@ def clean(
 
 
 @app.command("remove")
-def remove(name: Annotated[str, typer.Argument(help="Name of an imported data set.")]) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of an imported data set.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, even where runs refer to it.")] = False,
+) -> None:
     """Delete an imported data set. Runs that were trained on it keep their adapters."""
-    Studio().data.remove(name)
+    studio = Studio()
+    if referring := studio.references.to_set(name):
+        print("\n".join(referring))
+        if not yes and not typer.confirm(f"Delete {name} all the same?"):
+            print(f"{name} stays.")
+            return
+    studio.data.remove(name)
     print(f"{name} was removed.")
 
 

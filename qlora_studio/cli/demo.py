@@ -58,7 +58,7 @@ def demo() -> None:
     console.print(f"Answers of the merged model in the taught form: {kept} of {len(demo.prompts)}.")
     console.rule()
     console.print(f"Done in {clock(time.monotonic() - begun)}. Open the studio with this run: [bold]qlora-studio ui[/]")
-    console.print(f"Or talk to it here: [bold]qlora-studio chat {run} --side both[/]")
+    console.print(f"Or chat with it here: [bold]qlora-studio chat {run} --side both[/]")
 
 
 def show_answers(console: Console, state: Progress, demo: Demo) -> None:

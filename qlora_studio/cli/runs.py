@@ -15,6 +15,7 @@ from qlora_studio.cli.show import show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.runs import best_first, differing_settings
+from qlora_studio.core.sweep import describe_value
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
@@ -236,6 +237,8 @@ def delete(
     studio = Studio()
     for name in names:
         size = gib(studio.runs.size_bytes(name))
+        for said in studio.references.to_run(name):
+            print(said)
         if not yes and not typer.confirm(f"Delete {name} and all it holds ({size})?"):
             print(f"{name} stays.")
             continue
@@ -249,11 +252,12 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     runs = [Studio().runs.open(name) for name in names]
     table = Table("", *(escape(run.name) for run in runs), box=None, pad_edge=False)
     for field, values in differing_settings(runs):
-        table.add_row(field, *(escape(str(value)) for value in values))
+        table.add_row(field, *(escape(describe_value(value)) for value in values))
     table.add_section()
     results: dict[str, list[str]] = {
         "state": [str(run.state) for run in runs],
         "steps": [f"{run.progress.step}/{run.progress.total_steps}" for run in runs],
+        "tokens": [f"{run.progress.tokens[-1][1]:,.0f}" if run.progress.tokens else "–" for run in runs],
         "loss": [f"{run.progress.last.loss:.4f}" if run.progress.last else "–" for run in runs],
         "held-out loss": [
             f"{run.progress.evaluations[-1][1]:.4f}" if run.progress.evaluations else "–" for run in runs

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from qlora_studio.core.exports import ExportWish, load_commands
 from qlora_studio.core.record import RunRecord
 
-RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized", "pack": "finetune"}
+RELATIONS = {
+    "adapter": "adapter",
+    "merged": "finetune",
+    "gguf": "quantized",
+    "gguf-lora": "adapter",
+    "pack": "finetune",
+}
 """The hub's word for how a model comes from its base."""
 
 
@@ -44,7 +50,9 @@ def write_card(facts: CardFacts, wish: ExportWish) -> str:
 
 
 def _front_matter(facts: CardFacts, wish: ExportWish) -> str:
-    tags = ["qlora", *(["gguf"] if "gguf" in _parts(wish) else []), *(["lora"] if "adapter" in _parts(wish) else [])]
+    parts = set(_parts(wish))
+    tags = ["qlora", *(["gguf"] if parts & {"gguf", "gguf-lora"} else [])]
+    tags += ["lora"] if parts & {"adapter", "gguf-lora"} else []
     lines = [
         f"base_model: {json.dumps(facts.base)}",
         f"base_model_relation: {RELATIONS[wish.kind.name]}",

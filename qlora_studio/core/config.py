@@ -94,6 +94,10 @@ class DataConfig(Section):
         return value
 
 
+LAYER_RANGE = re.compile(r"(\d{1,4})(?:\s*(-)\s*(\d{1,4})?)?")
+"""`3`, `0-7` or `20-`, which goes to the last layer."""
+
+
 class LoraSettings(Section):
     """How much the adapter can learn."""
 
@@ -107,6 +111,49 @@ class LoraSettings(Section):
         0.0, ge=0, lt=1, description="Share of adapter inputs dropped at random, against overfitting."
     )
     use_rslora: bool = Field(False, description="Scale by the root of the rank (rsLoRA); steadier at high ranks.")
+    use_dora: bool = Field(
+        False, description="Learn length and direction of each output apart (DoRA); slower, and keeps more."
+    )
+    init: Literal["zero", "pissa"] = Field(
+        "zero",
+        description="Start of the adapter: zero changes nothing; pissa trains the base's largest singular directions, "
+        "and its file has twice the rank.",
+    )
+    target_modules: str = Field(
+        "",
+        max_length=1000,
+        description="Linear layers with an adapter, by name: q_proj, v_proj; empty takes all but the output head.",
+    )
+    layers: str = Field(
+        "", max_length=200, description="Decoder layers with an adapter, from 0: 0-7, 20-; empty takes all."
+    )
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The names in `target_modules`; none for all."""
+        return tuple(name.strip() for name in self.target_modules.split(",") if name.strip())
+
+    @property
+    def stored_rank(self) -> int:
+        """Rank of the adapter in memory and on the disk: with PiSSA its start stands in it a second time, negative."""
+        return 2 * self.rank if self.init == "pissa" else self.rank
+
+    def layers_of(self, count: int) -> tuple[int, ...]:
+        """The chosen ones of so many decoder layers, rising. Raises a StudioError for what is none of them."""
+        if not self.layers.strip():
+            return tuple(range(count))
+        chosen: set[int] = set()
+        for part in self.layers.split(","):
+            found = LAYER_RANGE.fullmatch(part.strip())
+            first, last = (int(found[1]), int(found[3] or count - 1 if found[2] else found[1])) if found else (1, 0)
+            if not first <= last < count:
+                raise StudioError(
+                    f"'{part.strip()}' is no range of the layers 0 to {count - 1}.",
+                    "Write it as 0-7, 20- or 3.",
+                    field="lora.layers",
+                )
+            chosen.update(range(first, last + 1))
+        return tuple(sorted(chosen))
 
 
 class OptimConfig(Section):
@@ -123,6 +170,12 @@ class OptimConfig(Section):
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the learning rate falls.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate warms up.")
+    loraplus_ratio: float = Field(
+        1.0, ge=1, le=1000, description="LoRA+: B learns at so many times the learning rate; with 1 as fast as A."
+    )
+    neftune_alpha: float = Field(
+        0.0, ge=0, le=1000, description="NEFTune: noise on the token embeddings while training; 5 is usual, 0 is none."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the adapter towards zero.")
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradient clipping: a gradient with a larger norm is scaled down to it."
@@ -203,8 +256,9 @@ class SavingConfig(Section):
     adapter: Literal["best", "last"] = Field(
         "best", description="Which step becomes the adapter: that of the best held-out loss, or the last."
     )
-    tracker: Literal["none", "tensorboard"] = Field(
-        "none", description="Tracker that hears the curves as well, in the run's folder; its library must be installed."
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none",
+        description="Tracker that hears the curves as well, in the run's folder and offline; its library must be installed.",
     )
 
 
@@ -255,6 +309,7 @@ class TrainConfig(Section):
                     "memory.micro_batch_tokens",
                 )
             )
+        problems += self._find_start_problems(where)
         names = [source.name for source in self.data.sources]
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(
@@ -266,6 +321,21 @@ class TrainConfig(Section):
                 )
             )
         return problems
+
+    def _find_start_problems(self, where: str) -> list[Problem]:
+        """What cannot be together with an adapter that starts from the base's own weights."""
+        if self.lora.init != "pissa":
+            return []
+        against = {
+            "optim.weight_decay": (self.optim.weight_decay, "would pull its fixed half towards zero", "Set it to 0"),
+            "model.adapter": (self.model.adapter, "brings a start of its own", "Leave it empty"),
+            "lora.use_dora": (self.lora.use_dora, "has a start of its own", "Switch it off"),
+        }
+        return [
+            Problem(f"With lora.init pissa, {field} {reason}.", f"{hint}, or set lora.init to zero.", where, field)
+            for field, (value, reason, hint) in against.items()
+            if value
+        ]
 
 
 def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class FormatGuess(_Value):
 
     format: str
     confidence: float
-    """0 to 1: the share of looked-at rows that have this shape."""
+    """0 to 1: the share of the rows read that have this shape."""
     reason: str
 
 

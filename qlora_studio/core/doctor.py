@@ -18,12 +18,12 @@ def install_torch(version: str) -> str:
 
 
 class Check(BaseModel):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """What was looked at, in a word or two."""
+    """What was checked, in a word or two."""
     state: Literal["ok", "warn", "bad"]
     says: str
     """What was found, as a sentence."""

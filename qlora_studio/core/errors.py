@@ -81,3 +81,7 @@ class LawBroken(StudioError):
         super().__init__(
             message, "This is a fault of QLoRA Studio; nothing was changed. Please report it.", where=where
         )
+
+
+class TemplateStopped(StudioError):
+    """A chat template was stopped on a row: it would stop, or swell, on the next as well. No matter of that row alone."""

@@ -198,6 +198,15 @@ class Checked(Event):
     chat_loss: float | None = None
     loss: float | None = None
     """Of the exported model."""
+    layers: int = 0
+    """Layers whose trained change was looked for in the file; 0 where nobody looked."""
+    layers_off: int = 0
+    """Of these, those where it is missing or of another strength."""
+    layer_off: str = ""
+    """The one that is furthest off."""
+    share_off: float = 1.0
+    """How much of its change is there, where rounding alone would leave `share_wanted`."""
+    share_wanted: float = 1.0
 
 
 class Finished(Event):

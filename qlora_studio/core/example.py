@@ -38,12 +38,12 @@ class Example:
 
 
 def token_lengths(examples: Sequence[Example]) -> Sequence[int]:
-    """Tokens of each example; where they lie on disk, without making any."""
+    """Tokens of each example; of those on disk without making any."""
     known: Sequence[int] | None = getattr(examples, "token_lengths", None)
     return known if known is not None else [len(example.input_ids) for example in examples]
 
 
 def origins(examples: Sequence[Example]) -> Iterable[str]:
-    """The set that each example belongs to; where they lie on disk, without making any."""
+    """The set that each example belongs to; of those on disk without making any."""
     known: Iterable[str] | None = getattr(examples, "origins", None)
     return known if known is not None else (example.origin for example in examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +18,12 @@ class ExportKind:
     """One kind of artefact, as a person chooses it."""
 
     name: str
-    """In requests and on the command line; the module that writes it has this name."""
+    """In requests and on the command line; the module that writes it has this name, with `_` for `-`."""
     title: str
     says: str
     """What it is good for, in a sentence."""
     needs_base: bool
-    """Whether the base's weights are read for it."""
+    """Whether the base's folder is needed for it."""
     compares_with_chat: bool
     """Whether it computes in its own way, so that it is asked what the chat was asked."""
     as_large_as: Literal["adapter", "base", "gguf", "parts"] = "adapter"
@@ -35,6 +36,7 @@ EXPORT_KINDS: tuple[ExportKind, ...] = (
     ExportKind("adapter", "adapter", "The small part on top of the base, in PEFT's format.", False, False),
     ExportKind("merged", "merged model", "A whole model in safetensors that runs alone.", True, True, "base", True),
     ExportKind("gguf", "GGUF file", "One file for llama.cpp, Ollama and LM Studio.", True, True, "gguf", True),
+    ExportKind("gguf-lora", "LoRA as GGUF", "The adapter alone for llama.cpp, beside a GGUF of its base.", True, False),
     ExportKind("pack", "pack", "One folder of these with a model card, to share.", True, True, "parts", True),
 )
 """In the order they are offered."""
@@ -83,6 +85,22 @@ GGUF_CHOICES: tuple[GgufChoice, ...] = (
 )
 
 
+GGUF_FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
+)  # fmt: skip
+"""The model types that are written as GGUF: those of `engine/gguf_file/families.py`, known here without torch."""
+
+
+def find_gguf_limit(model_type: str) -> str:
+    """Why no GGUF file can be made of such a model, as a sentence; empty where one can."""
+    if model_type in GGUF_FAMILIES:
+        return ""
+    return (
+        f"No GGUF file can be made of a {model_type} model here, for LM Studio, Ollama and llama.cpp; a merged model can, "
+        "and llama.cpp's convert_hf_to_gguf.py may know it."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ExportWish:
     """What a person wants of a run."""
@@ -101,6 +119,12 @@ class ExportWish:
             return
         if not self.parts or not set(self.parts) <= set(PACK_PARTS):
             raise StudioError("A pack holds at least one part.", f"Choose from: {', '.join(PACK_PARTS)}.")
+
+    @property
+    def writes_gguf(self) -> bool:
+        """Whether the model's family must be known to llama.cpp."""
+        holds = self.parts if self.kind.name == "pack" else (self.kind.name,)
+        return "gguf" in holds or "gguf-lora" in holds
 
     @property
     def searches_blocks(self) -> bool:
@@ -152,6 +176,21 @@ def find_gguf(name: str) -> GgufType:
     raise StudioError(f"There is no GGUF type '{name}'.", f"Choose one of: {names}.", field="--gguf")
 
 
+def parse_weights(text: str, count: int) -> list[float]:
+    """`0.7, 0.3` as one weight for each of `count` adapters; 1 each where nothing is given. Raises a StudioError else."""
+    if not text.strip():
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in text.replace(";", ",").split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        raise StudioError(
+            f"'{text}' is not {count} weights.", "Write one for each run, with commas between, such as 0.7, 0.3."
+        )
+    return weights
+
+
 def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:
     """Which weights should take the adapter of a run, and why in a sentence, from what its exports were found to be.
 
@@ -166,6 +205,11 @@ def suggest_merge(checks: Sequence[Checked]) -> tuple[MergeInto, str]:
     if original.loss < original.chat_loss and find_verdict(original).kind != "bad":
         return "original", f"The original weights are chosen: an earlier export measured {losses}."
     return "as_chatted", f"As chatted is chosen: with the original weights an earlier export measured {losses}."
+
+
+def lora_file_name(run: str) -> str:
+    """What a run's adapter is called as GGUF."""
+    return f"{run}.lora.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +233,9 @@ def load_commands(wish: ExportWish, folder: str, name: str, base: str) -> list[L
             LoadCommand("Ollama", f'ollama create {name} -f "{folder}/Modelfile"\nollama run {name}'),
             LoadCommand("LM Studio", f'lms import "{file}" --user-repo me/{name} --copy -y'),
         ]
+    if "gguf-lora" in parts:
+        adapter = f"{folder}/{lora_file_name(name)}"
+        commands.append(LoadCommand("llama.cpp", f'llama-cli -m BASE.gguf --lora "{adapter}" --jinja  # on {base}'))
     if "merged" in parts:
         commands += [
             LoadCommand(

@@ -24,6 +24,14 @@ GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
 """How the numbers of a GGUF file are kept, by llama.cpp's names."""
 
 
+CombineHow = Literal["cat", "linear"]
+"""How adapters are combined, by PEFT's names: side by side, which is exact, or factor added to factor."""
+
+
+PushTo = Literal["lmstudio", "ollama", "hub"]
+"""Where a finished export can be handed on to."""
+
+
 class _Request(BaseModel):
     """What a job is asked to do; paths are absolute."""
 
@@ -89,6 +97,35 @@ class AdoptRequest(_Request):
 
     job: Literal["adopt"] = "adopt"
     adapter: Path
+
+
+class CombinePart(_Request):
+    """One adapter of a combination."""
+
+    run: Path
+    weight: float = Field(allow_inf_nan=False)
+    checkpoint: str = ""
+    """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
+
+
+class CombineRequest(_Request):
+    """Makes a run of the adapters of several runs of one base; the folder's `config.json` names the base."""
+
+    job: Literal["combine"] = "combine"
+    parts: tuple[CombinePart, ...] = Field(min_length=2)
+    how: CombineHow = "cat"
+
+
+class PushRequest(_Request):
+    """Hands a finished export on."""
+
+    job: Literal["push"] = "push"
+    export: Path
+    to: PushTo
+    name: str = Field(min_length=1, max_length=200)
+    """What it is called there."""
+    public: bool = False
+    """On the hub: whether everybody may see it."""
 
 
 class ChatJobRequest(_Request):
@@ -255,6 +292,22 @@ class AdoptReport(_Report):
     """Layers that the adapter changes."""
 
 
+class CombineReport(_Report):
+    """What was combined."""
+
+    job: Literal["combine"] = "combine"
+    layers: int
+    rank: int
+
+
+class PushReport(_Report):
+    """Where an export can be found now."""
+
+    job: Literal["push"] = "push"
+    place: str
+    """A path, a command, or an address."""
+
+
 class ChatReport(_Report):
     """A chat has nothing to report: its answers went through the pipe."""
 
@@ -282,6 +335,8 @@ Request = Annotated[
     | EvaluateRequest
     | ExportRequest
     | AdoptRequest
+    | CombineRequest
+    | PushRequest
     | ChatJobRequest
     | DoctorRequest
     | ResolveRequest,
@@ -294,6 +349,8 @@ Report = Annotated[
     | EvaluateReport
     | ExportReport
     | AdoptReport
+    | CombineReport
+    | PushReport
     | ChatReport
     | DoctorReport
     | ResolveReport,

@@ -187,6 +187,12 @@ class PlanSettings(_Value):
     rank: int = 16
     dropout: bool = False
     """Whether adapter inputs are left out at random: every linear layer then keeps its own input and a mask."""
+    dora: bool = False
+    """Whether the length of each output is learned apart from its direction."""
+    adapted: tuple[str, ...] = ()
+    """Names of the linear layers with an adapter; empty: all."""
+    adapted_layers: int | None = None
+    """Decoder layers with an adapter; empty: all."""
     micro_batch_tokens: int = 2048
     """Tokens computed at once, padding included."""
     row_tokens: int | None = None

@@ -40,6 +40,10 @@ class Progress:
     evaluations: Series = field(default_factory=Series)
     base_loss: float | None = None
     """Held-out loss of the base alone."""
+    tokens: Series = field(default_factory=Series)
+    """Tokens that went through the model up to each step."""
+    seconds: Series = field(default_factory=Series)
+    """Seconds of training up to each step: those of the steps themselves, whatever came between."""
     last: ev.StepLogged | None = None
     plan: MemoryPlan | None = None
     probe: ev.ProbeMeasured | None = None
@@ -108,6 +112,8 @@ def advance(state: Progress, event: ev.Event) -> Progress:
                 last=event,
                 peak_bytes=max(state.peak_bytes, event.peak_bytes),
                 losses=state.losses.add(event.step, event.loss),
+                tokens=_grown(state.tokens, event.step, event.tokens),
+                seconds=_grown(state.seconds, event.step, event.tokens / max(event.tokens_per_second, 1e-9)),
             )
         case ev.EvaluationLogged() if not event.adapter:
             return replace(state, base_loss=event.loss)
@@ -138,6 +144,12 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def _grown(series: Series, step: int, more: float) -> Series:
+    """A running sum with one more step; steps that are computed anew count once."""
+    before = series.up_to(step - 1)
+    return series.add(step, (before[-1][1] if before else 0.0) + more)
 
 
 def _is_same(sample: ev.SampleWritten, other: ev.SampleWritten) -> bool:

@@ -146,6 +146,8 @@ class ExportFacts:
     """Numbers whose blocks of few bits are searched for: what takes the time of a small GGUF file."""
     cores: int = 1
     """That search for them."""
+    gguf: bool = False
+    """Whether a file for llama.cpp is among what is written."""
 
 
 @dataclass(frozen=True, slots=True)

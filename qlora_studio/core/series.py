@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Literal, overload
 
+Along = Literal["step", "tokens", "seconds"]
+"""What curves are laid over each other by."""
 Point = tuple[int, float]
 """Step and value."""
 

@@ -1,7 +1,8 @@
 """Whether an export answers as the chat did: the comparison's numbers in words, the same on page and terminal.
 
 The limits come from a measurement, `python benchmarks/export.py`, whose table stands in docs/export.md: each lies well
-above what a faithful export of its precision shows and below what a broken one shows.
+above what a faithful export of its precision shows. A 16-bit one lies below what a broken export shows; coarser ones
+cannot, so each layer's own change is looked for in the file as well.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def find_verdict(check: Checked) -> Verdict:
             f"held-out loss, {max(0.0, kept):.0%} are left (base {check.base_loss:.3f}, chat {check.chat_loss:.3f}, "
             f"exported {check.loss:.3f}).",
             "Export it as chatted." if not check.as_chatted else "Export again; if it stays so, please report it.",
+        )
+    if check.layers_off:
+        return Verdict(
+            "bad",
+            "lost a layer",
+            f"In {check.layers_off} of {check.layers} layers the export does not hold what was trained: of the change in "
+            f"{check.layer_off}, {check.share_off:.0%} is there where {check.share_wanted:.0%} should be.",
+            "Export again; if it stays so, please report it.",
         )
     if check.kl <= limit:
         if check.stops and not check.stops_kept:

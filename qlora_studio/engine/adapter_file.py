@@ -46,6 +46,16 @@ class LoraPair:
     """By kind: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude_vector`, `A bias`, `B bias`."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Some rows of a parameter."""
+
+    first: int
+    after: int
+    of: int
+    """How many rows the whole parameter has."""
+
+
 class AdapterFile:
     """The adapter of a folder. Raises a StudioError where it does something that is not understood here."""
 
@@ -122,42 +132,48 @@ class AdapterFile:
             )
 
     @torch.no_grad()
-    def apply(self, parameter: str, weight: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+    def apply(
+        self, parameter: str, weight: torch.Tensor, *, transposed: bool = False, rows: RowRange | None = None
+    ) -> torch.Tensor:
         """The merged parameter: fp32 where something was added, the stored dtype where it was only replaced.
 
-        `weight` is the base's, (out, in), or (in, out) where `transposed`, of any dtype; it is not changed.
+        `weight` is the base's, (out, in), or (in, out) where `transposed`, of any dtype; it is not changed. With `rows`
+        it holds these rows alone, and so does the result; not where `transposed`, since DoRA measures columns.
         """
         module, _, leaf = parameter.rpartition(".")
+        cut = slice(rows.first, rows.after) if rows else slice(None)
         if parameter in self.whole:
-            weight = self._take(self.whole[parameter])
+            weight = self._take_rows(self.whole[parameter], rows)
         if parameter in self.tokens:
-            return self._with_tokens(parameter, weight)
+            return self._with_tokens(parameter, weight, rows)
         pair = self.pairs.get(module)
         if pair is None or leaf not in ("weight", "bias") or (leaf == "bias" and "B bias" not in pair.names):
             return weight
         if leaf == "bias":
-            return weight.float() + self.scale(module) * self._take(pair.names["B bias"]).float()
+            return weight.float() + self.scale(module) * self._take(pair.names["B bias"]).float()[cut]
         if "embedding_A" in pair.names:
             a, b = self._take(pair.names["embedding_A"]).float(), self._take(pair.names["embedding_B"]).float()
-            return _add(weight, a.T, b.T, self.scale(module))
+            return _add(weight, a.T[cut], b.T, self.scale(module))
         a, b, scale = self.factors(module)
-        merged = _add(weight, a.T, b.T, scale) if transposed else _add(weight, b, a, scale)
+        merged = _add(weight, a.T, b.T, scale) if transposed else _add(weight, b[cut], a, scale)
         if "magnitude_vector" in pair.names:  # DoRA: every output's direction is learned apart from its length
             inputs = 0 if transposed else 1
-            length = self._take(pair.names["magnitude_vector"]).float() / merged.norm(dim=inputs)
+            length = self._take(pair.names["magnitude_vector"]).float()[cut] / merged.norm(dim=inputs)
             merged.mul_(length.unsqueeze(inputs))
         return merged
 
-    def _with_tokens(self, parameter: str, weight: torch.Tensor) -> torch.Tensor:
+    def _with_tokens(self, parameter: str, weight: torch.Tensor, rows: RowRange | None) -> torch.Tensor:
         """The embeddings of single tokens in their places; `trainable_token_indices` says which."""
         module, asked = parameter.removesuffix(".weight"), self.config["trainable_token_indices"]
         if isinstance(asked, dict):
             asked = next((ids for name, ids in asked.items() if re.match(rf"(.*\.)?({name})$", module)), [])
-        rows = self._take(self.tokens[parameter])
-        if len(asked) != len(rows) or not all(type(one) is int and 0 <= one < len(weight) for one in asked):
+        values, rows = self._take(self.tokens[parameter]), rows or RowRange(0, len(weight), len(weight))
+        if len(asked) != len(values) or not all(type(one) is int and 0 <= one < rows.of for one in asked):
             raise StudioError("The adapter's token embeddings do not fit the base.", where=str(self.folder))
         merged = weight.clone()
-        merged[asked] = rows.to(weight.dtype)
+        for token, value in zip(asked, values, strict=True):
+            if rows.first <= token < rows.after:
+                merged[token - rows.first] = value.to(weight.dtype)
         return merged
 
     def _pattern(self, key: str, module: str, default: float) -> float:
@@ -169,6 +185,10 @@ class AdapterFile:
     def _take(self, key: str) -> torch.Tensor:
         self._left.discard(key)
         return self.file.read(key)
+
+    def _take_rows(self, key: str, rows: RowRange | None) -> torch.Tensor:
+        self._left.discard(key)
+        return self.file.read_rows(key, rows.first, rows.after) if rows else self.file.read(key)
 
     def _sort_in(self, key: str, name: str) -> None:
         """Puts one tensor of the file where it belongs."""

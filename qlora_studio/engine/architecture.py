@@ -20,7 +20,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import LinearShape, StackedShape
-from qlora_studio.engine.load import attach_adapter, choose_attention, linear_names
+from qlora_studio.engine.adapters import linear_names
+from qlora_studio.engine.load import attach_adapter, choose_attention
 from qlora_studio.engine.stand_ins import build, features_of, shorten, without_numbers
 
 PER_TOKEN = ("num_experts_per_tok", "moe_topk", "top_k_experts")

@@ -16,7 +16,7 @@ MOST_POSITIONS = 256
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Token ids, and where in them the next token's distribution is looked at."""
+    """Token ids, and where in them the next token's distribution is compared."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]

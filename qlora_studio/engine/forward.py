@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from qlora_studio.engine.batches import Layout, MicroBatch
+from qlora_studio.engine.kernels.dropout import RowNoise
 from qlora_studio.engine.kernels.loss import CHUNK, Targets, find_targets, next_token_losses, sum_by_row
 from qlora_studio.engine.packing import find_layout
 
@@ -20,8 +21,8 @@ LOSS_TOLERANCE = 5e-3
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout off, all else as in training: `eval()` would let a CPU's 4-bit layers be repacked for inference."""
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    """Dropout and noise off, all else as in training: `eval()` would let a CPU's 4-bit layers be repacked for inference."""
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout | RowNoise) and module.training]
     for module in dropouts:
         module.eval()
     try:

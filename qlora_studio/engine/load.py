@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,23 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
-from qlora_studio.engine.kernels.attention import OWN_ATTENTION, REPEATED_HEADS, register_repeated_heads
+from qlora_studio.engine.adapters import ADAPTER, file_name, keep_norms, peft_settings, prepare_start, saved_tensors
+from qlora_studio.engine.kernels.attention import (
+    ONE_QUERY,
+    OWN_ATTENTION,
+    REPEATED_HEADS,
+    register_one_query,
+    register_repeated_heads,
+)
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
 from qlora_studio.weight_files import find_weight_files
 
-ADAPTER = "default"
+SAVED, ORIGINAL = ".modules_to_save.", ".original_module."
+"""In names of modules that an adapter brings whole: the trained copy, and the base's own."""
+PREFIX = "base_model.model."
+"""What PEFT puts in front of the names of a base's parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +131,22 @@ def load_base(
         )
     model.requires_grad_(False)
     model.config.use_cache = False
+    leave_file(model)
     keep_layout(model, canonical=True)
     if len(places) > 1:
         remove_hook_from_submodules(model)  # they would copy the embeddings to the card in every forward pass
         look_tokens_up_on_host(model, device.torch)
     return model
+
+
+def leave_file(model: PreTrainedModel) -> None:
+    """Copies what was not quantised out of the weights' file, which otherwise stays mapped whole for an embedding's sake.
+
+    Measured with SmolLM2-135M: 160 MiB less resident memory throughout a run on a processor.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
 
 
 def _no_room(folder: Path, device: Device) -> StudioError:
@@ -189,11 +211,25 @@ def keep_layout(model: nn.Module, *, canonical: bool) -> None:
 
     bitsandbytes 0.50 repacks a layer for AVX512-BF16 at its first inference forward; a backward pass and a
     dequantisation after that read wrong weights of the right shape. Only a process that will never train again may
-    allow it (decoding is several times faster then).
+    allow it (decoding is several times faster then). What DoRA needs of the weights is computed before.
     """
+    if not canonical:
+        keep_norms(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)
+
+
+def prepare_answers(model: nn.Module, device: Device) -> None:
+    """Makes a model that will never train again write answers as fast as this device can."""
+    keep_layout(model, canonical=False)
+    if device.type != "cpu":
+        return
+    register_one_query()
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa" and config.model_type not in OWN_ATTENTION:
+            config._attn_implementation = ONE_QUERY
 
 
 def _packed_is_fast() -> bool:
@@ -233,94 +269,65 @@ def look_tokens_up_on_host(model: PreTrainedModel, device: torch.device) -> None
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtype, seed: int) -> PeftModel:
-    """A fresh LoRA adapter on every linear layer but the head: A (rank, in) random, B (out, rank) zero.
+    """A fresh adapter on the layers that the settings choose: A (rank, in) random, B (out, rank) zero, or as they say.
 
     The adapter's own weights are kept in `dtype`; the forward casts them to the activations' dtype, never the reverse.
     """
-    targets = sorted({name.rpartition(".")[2] for name in linear_names(model)})
     torch.manual_seed(seed)
-    peft_config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.use_rslora,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    peft_model: PeftModel = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
+    peft_model: PeftModel = get_peft_model(model, peft_settings(model, lora), autocast_adapter_dtype=False)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    prepare_start(peft_model, lora)
     replace_forwards(peft_model)
     return peft_model
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Full names of the linear layers that carry an adapter: all but the output head."""
-    head = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-
-
 def load_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> PeftModel:
-    """The adapter of a folder on this base. Raises a StudioError unless its tensors are those the base needs."""
+    """The adapter of a folder on this base, of any kind that a merge understands: also saved modules and single tokens.
+
+    Raises a StudioError unless its tensors are those the base needs.
+    """
     weights, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     if not weights.is_file() or not config_file.is_file():
         raise StudioError("There is no adapter in this folder.", "Choose a run that has saved one.", where=str(folder))
-    values = json.loads(config_file.read_text(encoding="utf-8"))
+    values, state = json.loads(config_file.read_text(encoding="utf-8")), _read_tensors(weights)
+    _grow_embeddings(model, state)
     peft_model: PeftModel = get_peft_model(model, LoraConfig.from_peft_type(**values), autocast_adapter_dtype=False)
-    state = load_file(weights)
-    expected = {name for name, parameter in peft_model.named_parameters() if ".lora_" in name}
-    found = {name.replace(".weight", f".{ADAPTER}.weight") for name in state}
-    if expected != found:
-        odd = sorted(expected ^ found)[0].replace(f".{ADAPTER}", "")
+    expected = set(saved_tensors(peft_model))
+    base = {f"{PREFIX}{name}" for name, _ in peft_model.get_base_model().named_parameters(remove_duplicate=False)}
+    if odd := sorted((expected - set(state)) | (set(state) - expected - base)):
         raise StudioError(
-            f"This adapter was made for another base: {len(expected ^ found)} weights do not match, first {odd}.",
+            f"This adapter was made for another base: {len(odd)} weights do not match, first {odd[0]}.",
             "Choose the base it was trained on.",
             where=str(weights),
         )
+    for name, parameter in peft_model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype or state[file_name(name)].dtype)
     try:
         set_peft_model_state_dict(peft_model, state, adapter_name=ADAPTER)
     except RuntimeError as error:
         raise StudioError(
             f"This adapter was made for another base: {_first_line(error)}", where=str(weights)
         ) from error
-    for name, parameter in peft_model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.to(dtype or state[name.replace(f".{ADAPTER}", "")].dtype)
     replace_forwards(peft_model)
     return peft_model
 
 
-def start_from(model: PeftModel, folder: Path) -> None:
-    """Puts the weights of a saved adapter into a fresh one of the same shape, which training goes on from.
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by the names that PEFT loads; some files hold a saved module twice, and its base's values."""
+    state = load_file(file)
+    trained = {name.replace(SAVED, "."): value for name, value in state.items() if SAVED in name}
+    return {name: value for name, value in state.items() if SAVED not in name and ORIGINAL not in name} | trained
 
-    Raises a StudioError for an adapter of another rank, scale or base.
-    """
-    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    fresh = model.peft_config[ADAPTER].to_dict()
-    for name, says in (("r", "lora.rank"), ("lora_alpha", "lora.alpha"), ("use_rslora", "lora.use_rslora")):
-        if values.get(name) != fresh[name]:
-            raise StudioError(
-                f"The adapter to start from has {says} {values.get(name)}, and the settings say {fresh[name]}.",
-                f"Set {says} to {values.get(name)}.",
-                where=str(folder),
-            )
-    state = load_file(folder / "adapter_model.safetensors")
-    there = dict(model.named_parameters())
-    for name, tensor in state.items():
-        parameter = there.pop(name.replace(".weight", f".{ADAPTER}.weight"), None)
-        if parameter is None or parameter.shape != tensor.shape:
-            raise StudioError(
-                f"The adapter to start from was made for another base: {name} does not fit.",
-                "Choose the base it was trained on.",
-                where=str(folder),
-            )
-        parameter.data.copy_(tensor)
-    if missing := [name for name in there if ".lora_" in name]:
-        raise StudioError(
-            f"The adapter to start from holds no {missing[0]}.", "Choose the base it was trained on.", where=str(folder)
-        )
+
+def _grow_embeddings(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Gives the base as many token embeddings as the adapter brings, where that is more."""
+    there: Any = model.get_input_embeddings()
+    rows = [len(tensor) for name, tensor in state.items() if name.endswith("embed_tokens.weight")]
+    if rows and max(rows) > len(there.weight):
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
 def _first_line(error: BaseException) -> str:

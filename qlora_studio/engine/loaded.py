@@ -15,6 +15,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.accelerator.protocol import Accelerator
+from qlora_studio.engine.kernels.dropout import add_noise
 from qlora_studio.engine.load import Device, attach_adapter, choose_device, load_base
 from qlora_studio.engine.loaded_bytes import check_loaded
 from qlora_studio.engine.oom import is_out_of_memory
@@ -46,6 +47,7 @@ def load_for_training(folder: Path, config: TrainConfig, plan: MemoryPlan) -> Lo
 
     base, plan, notes = load_or_offload(load, plan, device.accelerator, may_offload=config.memory.offload == "auto")
     model = attach_adapter(base, config.lora, DTYPES[plan.adapter_precision], config.optim.seed)
+    add_noise(model, config.optim.neftune_alpha)
     return Loaded(device, model, plan, (*notes, *check_loaded(model, plan)))
 
 

@@ -27,7 +27,7 @@ from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
-from qlora_studio.engine.kernels.replace import tile_mlps
+from qlora_studio.engine.kernels.replace import say_slow_paths, tile_mlps
 from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
@@ -35,7 +35,7 @@ from qlora_studio.engine.planned import comparable_bytes
 from qlora_studio.engine.samples import write_samples
 from qlora_studio.engine.saving import Saving
 from qlora_studio.engine.setup import Ending, Outcome, Setup
-from qlora_studio.engine.updates import Measured, Updates, make_optimizer
+from qlora_studio.engine.updates import Measured, Updates, make_optimizer, trained_groups
 from qlora_studio.faults import fault
 
 Emit = Callable[[ev.Event], None]
@@ -77,8 +77,7 @@ class TrainingLoop:
         self.accumulator = Accumulator(
             self.objective, self.loss_function, setup.train, self.ladder, seed=config.optim.seed
         )
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(parameters, config, plan.optimizer)
+        optimizer = make_optimizer(trained_groups(model, config.optim), config, plan.optimizer)
         fp16 = self.loss_function.head.dtype == torch.float16
         scaler = torch.amp.GradScaler(setup.accelerator.device.type, enabled=fp16)
         self.updates = Updates(optimizer, config.optim, len(self.steps), scaler)
@@ -151,6 +150,8 @@ class TrainingLoop:
         largest = layout.largest(self.steps, lengths, self.ladder.limits.micro_batch_tokens)
         if (reason := self.loss_function.padded_because) is not None:
             self.emit(ev.Noted(text=f"Rows are padded and not packed: {reason}."))
+        if (slow := say_slow_paths(self.setup.model)) is not None:
+            self.emit(ev.Noted(text=slow))
         self.accumulator.add_gradients(StepRows(largest, 0))
         self.setup.model.zero_grad(set_to_none=True)
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,18 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import MergeInto
-from qlora_studio.engine.adapter_file import AdapterFile, refuse_parameters
+from qlora_studio.engine.adapter_file import AdapterFile, RowRange, refuse_parameters
+from qlora_studio.engine.four_bit_rows import FourBitRows, has_whole_rows
 from qlora_studio.engine.model_layout import find_layout
 from qlora_studio.engine.model_weights import ModelWeights, StoredTensor
-from qlora_studio.engine.safetensors_stream import DTYPES, Entry, round_fairly, tensor_bytes, write_safetensors
+from qlora_studio.engine.safetensors_stream import (
+    DTYPES,
+    PIECE_VALUES,
+    Entry,
+    round_fairly,
+    tensor_bytes,
+    write_safetensors,
+)
 from qlora_studio.weight_files import INDEX, WEIGHTS, find_plain_file, read_strict_json
 
 Advanced = Callable[[int, int], None]
@@ -85,21 +93,52 @@ class MergedWeights:
         """Of all tensors together."""
         return sum(self.entry(tensor).bytes for tensor in self.tensors)
 
-    def read(self, tensor: MergedTensor) -> torch.Tensor:
-        """A tensor of the merged model: fp32 where something was added, else as it is stored."""
-        weight, transposed = self.base.read(tensor.source.name), tensor.parameter in self.layout.transposed
-        if self._rounds(tensor):
-            # the loader turns GPT-2's layers round before it quantises them
-            weight = (
-                nf4_round_trip(weight.T, self.recipe.compute).T
-                if transposed
-                else nf4_round_trip(weight, self.recipe.compute)
-            )
-        return self.adapter.apply(tensor.parameter, weight, transposed=transposed)
+    def pieces(self, tensor: MergedTensor, multiple: int = 1) -> Iterator[torch.Tensor]:
+        """A tensor of the merged model in pieces of whole rows, each a multiple of `multiple` rows but for the last.
 
-    def read_rows(self, tensor: MergedTensor, first: int, after: int) -> torch.Tensor:
-        """Rows of a tensor that is not changed, without reading the others."""
-        return self.base.read_rows(tensor.source.name, first, after)
+        fp32 where something was added, else as it is stored. What cannot be computed by rows comes in one piece.
+        """
+        if len(tensor.shape) != 2 or tensor.parameter in self.layout.transposed:
+            yield self._read(tensor)
+            return
+        for rows, weight in self.before(tensor, multiple):
+            yield self.adapter.apply(tensor.parameter, weight, rows=rows) if tensor.changed else weight
+
+    def before(self, tensor: MergedTensor, multiple: int = 1) -> Iterator[tuple[RowRange, torch.Tensor]]:
+        """The matrix that takes the adapter, in the same pieces: the base's, or what the chat computes with."""
+        rows, columns = tensor.shape
+        step = max(1, PIECE_VALUES // columns // multiple) * multiple if self._goes_by_rows(tensor) else rows
+        ranges = [RowRange(first, min(rows, first + step), rows) for first in range(0, rows, step)]
+        read = self._reader(tensor, ranges)
+        for one in ranges:
+            yield one, read(one)
+
+    def _reader(self, tensor: MergedTensor, ranges: list[RowRange]) -> Callable[[RowRange], torch.Tensor]:
+        """How rows of the weight that takes the adapter are read."""
+        name = tensor.source.name
+        if tensor.parameter in self.adapter.whole:  # the base's may have another shape
+            return lambda rows: torch.empty(0)
+        if tensor.source.four_bit:
+            stored = self.base.four_bit_rows(name)
+            return lambda rows: stored.rows(rows.first, rows.after)
+        if self._rounds(tensor):
+            originals = (self.base.read_rows(name, one.first, one.after) for one in ranges)
+            rounded = FourBitRows.quantise(originals, self.recipe.compute)
+            return lambda rows: rounded.rows(rows.first, rows.after)
+        return lambda rows: self.base.read_rows(name, rows.first, rows.after)
+
+    def _goes_by_rows(self, tensor: MergedTensor) -> bool:
+        """Whether the rows of a matrix can be computed apart."""
+        if tensor.source.four_bit:
+            return has_whole_rows(tensor.shape[1], self.base.block(tensor.source.name))
+        return not self._rounds(tensor) or has_whole_rows(tensor.shape[1])
+
+    def _read(self, tensor: MergedTensor) -> torch.Tensor:
+        """A whole tensor: one that is no matrix, or that is stored the other way round, as GPT-2's are."""
+        weight, transposed = self.base.read(tensor.source.name), tensor.parameter in self.layout.transposed
+        if self._rounds(tensor):  # the loader turns GPT-2's layers round before it quantises them
+            weight = nf4_round_trip(weight.T, self.recipe.compute).T
+        return self.adapter.apply(tensor.parameter, weight, transposed=transposed)
 
     def entry(self, tensor: MergedTensor) -> Entry:
         """How it is written: copied, or computed when its turn comes."""
@@ -107,9 +146,10 @@ class MergedWeights:
             return Entry(tensor.name, tensor.dtype, tensor.shape, partial(self.base.copy, tensor.source.name))
 
         def write(out: IO[bytes]) -> None:
-            seed = zlib.crc32(tensor.name.encode())
-            for piece in round_fairly(self.read(tensor), DTYPES[tensor.dtype], seed):
-                out.write(tensor_bytes(piece))
+            chance = torch.Generator().manual_seed(zlib.crc32(tensor.name.encode()))
+            for rows in self.pieces(tensor):
+                for piece in round_fairly(rows, DTYPES[tensor.dtype], chance):
+                    out.write(tensor_bytes(piece))
 
         return Entry(tensor.name, tensor.dtype, tensor.shape, write)
 

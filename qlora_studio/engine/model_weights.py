@@ -14,6 +14,7 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.four_bit_rows import FourBitRows
 from qlora_studio.engine.safetensors_stream import DTYPE_NAMES, SafetensorsFile
 from qlora_studio.weight_files import AGAIN, find_weight_files, read_strict_json
 
@@ -69,9 +70,16 @@ class ModelWeights:
         return dequantize_4bit(stored, self._states[name]) if found.four_bit else stored
 
     def read_rows(self, name: str, first: int, after: int) -> torch.Tensor:
-        """Rows `first` to `after` of a tensor."""
-        found = self.tensors[name]
-        return self.read(name)[first:after] if found.four_bit else self._open[found.file].read_rows(name, first, after)
+        """Rows `first` to `after` of a tensor that is not in 4 bits."""
+        return self._open[self.tensors[name].file].read_rows(name, first, after)
+
+    def block(self, name: str) -> int:
+        """How many values of a weight that is stored in 4 bits share a scale."""
+        return int(self._states[name].blocksize)
+
+    def four_bit_rows(self, name: str) -> FourBitRows:
+        """A weight that is stored in 4 bits, to be dequantised a few rows at a time."""
+        return FourBitRows.of_state(self._open[self.tensors[name].file].read(name), self._states[name])
 
     def copy(self, name: str, out: IO[bytes]) -> None:
         """The bytes of a tensor that is not in 4 bits, as they are."""

@@ -22,7 +22,7 @@ from qlora_studio.engine.forward import LossFunction, without_dropout
 from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.setup import Setup
-from qlora_studio.engine.updates import Updates, make_optimizer
+from qlora_studio.engine.updates import Updates, make_optimizer, trained_groups
 
 MOST_ROWS = 64
 """Of the rows held out are enough to tell rates apart."""
@@ -75,7 +75,7 @@ class RateSearch:
         """The loss after the steps at this rate; None where it is not finite, or a stop was asked."""
         self._reset()
         config = self.config.replace({"optim.learning_rate": rate})
-        optimizer = make_optimizer(self.parameters, config, self.setup.plan.optimizer)
+        optimizer = make_optimizer(trained_groups(self.setup.model, config.optim), config, self.setup.plan.optimizer)
         fp16 = self.loss_function.head.dtype == torch.float16
         scaler = torch.amp.GradScaler(self.setup.accelerator.device.type, enabled=fp16)
         updates = Updates(optimizer, config.optim, len(self.steps), scaler)

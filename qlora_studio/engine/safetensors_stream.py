@@ -187,18 +187,17 @@ def write_safetensors(
     part.replace(path)
 
 
-def round_fairly(tensor: torch.Tensor, dtype: torch.dtype, seed: int = 0) -> Iterator[torch.Tensor]:
+def round_fairly(tensor: torch.Tensor, dtype: torch.dtype, chance: torch.Generator) -> Iterator[torch.Tensor]:
     """The tensor's values in `dtype`, piece by piece, rounded up or down by chance so that the mean is kept.
 
     A base's weights lie on bf16's grid. What training adds to them is often smaller than half a step of it, and rounding
-    to the nearest would put such a weight back where it was. The same seed rounds the same.
+    to the nearest would put such a weight back where it was. The same chance rounds the same.
     """
     if dtype is not torch.bfloat16 or tensor.dtype is not torch.float32:
         yield tensor.to(dtype)
         return
-    generator = torch.Generator().manual_seed(seed)
     for piece in tensor.reshape(-1).split(PIECE_VALUES):
-        noise = torch.randint(0, 1 << 16, piece.shape, generator=generator, dtype=torch.int32)
+        noise = torch.randint(0, 1 << 16, piece.shape, generator=chance, dtype=torch.int32)
         rounded = noise.add_(piece.view(torch.int32)).bitwise_and_(~0xFFFF).view(torch.float32)
         yield torch.where(piece.isfinite() & rounded.isfinite(), rounded, piece).to(dtype)
 

@@ -30,9 +30,9 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.moe import ExpertsInterface
 from transformers.pytorch_utils import Conv1D
 
+from qlora_studio.engine.adapters import ADAPTER
 from qlora_studio.engine.kernels.attention import OWN_ATTENTION
 from qlora_studio.engine.kernels.lora import lora_forward
-from qlora_studio.engine.load import ADAPTER
 from qlora_studio.engine.stand_in_kernels import Marks, attention_kernel
 
 RANK = 16

@@ -110,7 +110,7 @@ def _wait(lines: queue.Queue[str | None], seconds: float, where: str, awaited: s
 
 
 def _ended(code: int, where: str) -> StudioError:
-    """What to say of a trial that ended without a word."""
+    """The error for a trial that ended and reported nothing."""
     if code == _OUT_OF_MEMORY:
         said = f"The chat template takes more than {RENDER_BYTES >> 20} MB of memory."
     else:

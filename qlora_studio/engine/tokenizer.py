@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.templates import find_template
+from qlora_studio.engine.render_guard import RenderGuard
 
 _PLAIN = frozenset({"role", "content"})
 
@@ -89,15 +90,27 @@ class ChatTokenizer:
                 where=self.where,
                 field="model.template",
             )
+        return self._guard.run(lambda: self._render(messages, tools, add_generation_prompt, variables or {}))
+
+    @cached_property
+    def _guard(self) -> RenderGuard:
+        return RenderGuard()
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
         try:
             if self._compiled and not tools and all(message.keys() <= _PLAIN for message in messages):
-                variables = {**self._special_tokens, **(variables or {})}
                 said = self._compiled.render(
                     messages=list(messages),
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **variables,
+                    **{**self._special_tokens, **variables},
                 )
                 return str(said)
             text = self.inner.apply_chat_template(
@@ -105,7 +118,7 @@ class ChatTokenizer:
                 tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
-                **(variables or {}),
+                **variables,
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise StudioError(

@@ -31,7 +31,28 @@ class Measured:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig, name: str) -> torch.optim.Optimizer:
+Group = dict[str, Any]
+
+
+def trained_groups(model: torch.nn.Module, optim: OptimConfig) -> list[Group]:
+    """The parameters that are trained; with LoRA+ those of B in a group of their own, at so many times the rate.
+
+    B starts at zero and its gradient is smaller by the model's width, so that one rate for both lets it learn too
+    slowly (Hayou et al. 2024, arXiv 2402.12354).
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if optim.loraplus_ratio == 1:
+        return [{"params": [parameter for _, parameter in named]}]
+    rate = optim.learning_rate
+    assert rate is not None, "the learning rate is chosen before the optimizer is made"
+    others = [parameter for name, parameter in named if ".lora_B." not in name]
+    second = [parameter for name, parameter in named if ".lora_B." in name]
+    return [{"params": others}, {"params": second, "lr": rate * optim.loraplus_ratio}]
+
+
+def make_optimizer(
+    parameters: list[torch.nn.Parameter] | list[Group], config: TrainConfig, name: str
+) -> torch.optim.Optimizer:
     """AdamW with states in fp32 (`adamw`) or 8-bit blocks (`adamw_8bit`, Dettmers et al. 2022, arXiv 2110.02861).
 
     The config's learning rate is a number here: one that was left open has been chosen by then.

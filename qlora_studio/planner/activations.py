@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qlora_studio.core.micro_batches import GRAIN, filled
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
-from qlora_studio.planner.families import family_of, is_in_mlp, list_linears, rotary_tables
+from qlora_studio.planner.families import family_of, is_in_mlp, list_adapted, rotary_tables
 
 LOSS_CHUNK = 256
 """Positions whose logits exist at once: the constant of the engine's loss (a test compares them)."""
@@ -22,6 +22,8 @@ MLP_ROWS = {"cpu": 256, "cuda": 1024}
 """Tokens whose inner tensors the gated MLP makes again at once: the engine's constants (a test compares them)."""
 MLP_TILE = 1024
 """Tokens of a tile, likewise."""
+DORA_ROWS = 256
+"""Tokens of which DoRA's backward pass multiplies outputs and gradients at once, likewise."""
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
@@ -137,7 +139,7 @@ def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSe
         costs,
         saved=costs.saved
         + settings.compute_bytes * (settings.rank - measured.rank) * per_layer
-        + _dropout_bytes(shape, settings)
+        + _dora_bytes(shape, settings)
         + _repeated_bytes(shape, settings),
         saved_fixed=_adapter_copies(shape, settings) // shape.layers,
     )
@@ -155,15 +157,12 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
     if family.fused:
         attention += e * (queries + keys)  # v keeps the matrix it is part of
         attention += 0 if settings.packed else e * queries  # the output is copied
-    if settings.dropout:
-        norms -= 2 * e * shape.hidden  # what adapters keep instead is counted below
-        attention -= e * queries if family.fused and not settings.packed else 0
-    adapted = [linear for linear in list_linears(shape) if not (settings.tiled_mlp and is_in_mlp(linear))]
+    if settings.dora:
+        attention += 2 * e * shape.hidden + (0 if shape.qk_norm else e * (queries + keys))  # outputs nobody else keeps
+    adapted = [linear for linear in list_adapted(shape, settings) if not (settings.tiled_mlp and is_in_mlp(linear))]
     low_rank = e * settings.rank * sum(linear.count for linear in adapted) / shape.layers
-    kept = (
-        3 if settings.dropout else 0 if settings.tiled_mlp else 2
-    )  # with dropout its activation as well as gate and up
-    return norms + attention + low_rank + kept * e * shape.intermediate + _dropout_bytes(shape, settings)
+    kept = 4 if settings.dora else 0 if settings.tiled_mlp else 2  # DoRA: act(gate) and the product as well
+    return norms + attention + low_rank + kept * e * shape.intermediate
 
 
 def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
@@ -171,13 +170,10 @@ def _repeated_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     return 2 * settings.compute_bytes * (shape.heads - shape.kv_heads) * shape.head_dim if settings.repeats_kv else 0
 
 
-def _dropout_bytes(shape: ModelShape, settings: PlanSettings) -> float:
-    """Kept by a layer for dropout: of every linear layer the input as it was thinned out, and the mask."""
-    if not settings.dropout:
-        return 0.0
-    mask = 1 if settings.device == "cuda" else settings.compute_bytes  # torch keeps a number for each on a CPU
-    inputs = sum(linear.inputs * linear.count for linear in list_linears(shape)) / shape.layers
-    return (settings.compute_bytes + mask) * inputs
+def _dora_bytes(shape: ModelShape, settings: PlanSettings) -> float:
+    """Kept more by a layer of a measured family with DoRA: the output of every layer, at most."""
+    outputs = sum(linear.outputs * linear.count for linear in list_adapted(shape, settings)) / shape.layers
+    return settings.compute_bytes * outputs if settings.dora else 0.0
 
 
 def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
@@ -189,10 +185,10 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
     if family_of(shape).norms == 4:
         moments.append(_norm_moment(shape, shape.hidden, 2 * h))
         gradient = h - 4  # the norm behind the MLP is gone with what it kept
-    if settings.dropout:
-        moments.append(Moment(per_token=gradient + 2 * inner))
-        moments.append(Moment(per_token=gradient + inner, fixed=matrix))
-        return moments
+    if settings.dora:
+        wide = 7 if family_of(shape).fused else 3  # gradients of the inner width; parts of one matrix have whole ones
+        part = settings.compute_bytes * min(DORA_ROWS, settings.micro_batch_tokens) * shape.intermediate
+        return [*moments, Moment(per_token=gradient + h + wide * inner, fixed=2 * matrix + part)]
     first = matrix * (2 if family_of(shape).fused else 1)
     if settings.tiled_mlp:
         tile = min(MLP_TILE, computed_tokens(settings))
@@ -200,8 +196,12 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
         moments.append(within)
         moments.append(Moment(per_token=gradient + h, fixed=2 * inner * tile + first))
     else:
-        moments.append(Moment(per_token=gradient, fixed=matrix, inner_width=shape.intermediate))
-        moments.append(Moment(per_token=gradient + h, fixed=first))
+        drawn = shape.intermediate if settings.dropout else 0  # what dropout leaves, a byte a number
+        thin = 2 * h + shape.hidden if settings.dropout else 0
+        rows = min(MLP_ROWS[settings.device], settings.micro_batch_tokens)
+        spread = inner * rows if settings.dropout and settings.device == "cpu" else 0  # the mask as numbers
+        block = Moment(per_token=gradient + drawn, fixed=matrix + spread, inner_width=shape.intermediate)
+        moments += [block, Moment(per_token=gradient + h + thin, fixed=first)]
     return [*moments, *_attention_moments(shape, settings)]
 
 
@@ -249,10 +249,12 @@ def _adapter_copies(shape: ModelShape, settings: PlanSettings) -> int:
     """
     if settings.adapter_bytes == settings.compute_bytes:
         return 0
-    if (measured := shape.measured) is not None and not settings.dropout and "bf16" in measured.costs:
+    measured, chooses = shape.measured, settings.adapted or settings.adapted_layers is not None
+    if measured is not None and "bf16" in measured.costs and not (settings.dora or chooses):
         in_bf16 = shape.layers * measured.costs["bf16"].saved_fixed * settings.rank / measured.rank
         return round(in_bf16 * settings.compute_bytes / 2)
-    copied = [linear for linear in list_linears(shape) if settings.dropout or not is_in_mlp(linear)]
+    again = measured is None and not settings.dora
+    copied = [linear for linear in list_adapted(shape, settings) if not (again and is_in_mlp(linear))]
     numbers = sum((linear.inputs + linear.outputs) * linear.count for linear in copied)
     return settings.compute_bytes * settings.rank * numbers
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from qlora_studio.core.plan import MIB, MemoryEstimate, MemoryPart, ModelShape, PlanSettings
 from qlora_studio.planner.activations import StepPeak, boundary_bytes, step_peak
 from qlora_studio.planner.families import (
-    count_adapter_weights,
+    count_adapter_numbers,
     count_biases,
     count_norm_weights,
     family_of,
+    list_adapted,
     list_linears,
     rotary_tables,
+    tensors_of,
 )
 
 CONTEXT_BYTES = {"cuda": 560 * MIB, "cpu": 960 * MIB}
@@ -29,7 +31,7 @@ MIN_8BIT_WEIGHTS = 4096
 def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
     """Every item of the bill in bytes. Static items are exact; activations, loss and workspace are formulas."""
     quantised = sum(linear.count for linear in list_linears(shape) if linear.four_bit)
-    adapter = count_adapter_weights(shape, settings.rank)
+    adapter = count_adapter_numbers(shape, settings)
     correction = settings.correction
     checkpointing = checkpointing_words(settings, shape.layers)
     peak = step_peak(shape, settings)
@@ -127,7 +129,7 @@ def total_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
 def fixed_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """What does not depend on micro-batch and checkpointing: weights, adapter, gradients, optimizer. Exact."""
-    adapter = count_adapter_weights(shape, settings.rank) * settings.adapter_bytes
+    adapter = count_adapter_numbers(shape, settings) * settings.adapter_bytes
     weights = nf4_bytes(shape) + unquantised_bytes(shape, settings)
     return weights + 2 * adapter + optimizer_bytes(shape, settings)
 
@@ -174,13 +176,13 @@ def optimizer_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
     AdamW also counts its steps, once for each tensor; the 8-bit one has two tables of 256 numbers for all.
     """
+    sizes = [
+        (numbers, linear.count) for linear in list_adapted(shape, settings) for numbers in tensors_of(linear, settings)
+    ]
     if settings.optimizer != "adamw_8bit":
-        tensors = 2 * sum(linear.count for linear in list_linears(shape))
-        return 2 * settings.adapter_bytes * count_adapter_weights(shape, settings.rank) + 4 * tensors
+        return sum((2 * settings.adapter_bytes * numbers + 4) * count for numbers, count in sizes)
     total = 2 * 256 * 4
-    for linear in list_linears(shape):
-        for weights in (settings.rank * linear.inputs, settings.rank * linear.outputs):
-            small = weights < MIN_8BIT_WEIGHTS
-            state = 4 * weights if small else weights + 4 * -(-weights // OPTIMIZER_BLOCK)
-            total += 2 * state * linear.count
+    for numbers, count in sizes:
+        small = numbers < MIN_8BIT_WEIGHTS
+        total += 2 * (4 * numbers if small else numbers + 4 * -(-numbers // OPTIMIZER_BLOCK)) * count
     return total

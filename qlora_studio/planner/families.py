@@ -6,10 +6,10 @@ by a dry run instead (`ModelShape.measured`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from qlora_studio.core.plan import LinearShape, ModelShape
+from qlora_studio.core.plan import LinearShape, ModelShape, PlanSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,29 @@ def count_recomputed(shape: ModelShape) -> int:
     return whole - sum(linear.weights * linear.count for linear in list_linears(shape) if linear.name == "down_proj")
 
 
+def list_adapted(shape: ModelShape, settings: PlanSettings) -> tuple[LinearShape, ...]:
+    """Those of the linear layers that get an adapter by these settings, as often as they get one."""
+    share = settings.adapted_layers
+    return tuple(
+        linear if share is None else replace(linear, count=linear.count * share // shape.layers)
+        for linear in list_linears(shape)
+        if not settings.adapted or linear.name in settings.adapted
+    )
+
+
 def count_adapter_weights(shape: ModelShape, rank: int) -> int:
-    """Numbers in the adapter: A is (rank, inputs) and B (outputs, rank) for every adapted layer."""
-    return sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in list_linears(shape))
+    """Numbers in a plain adapter on all linear layers."""
+    return count_adapter_numbers(shape, PlanSettings(rank=rank))
+
+
+def count_adapter_numbers(shape: ModelShape, settings: PlanSettings) -> int:
+    """Numbers in the adapter: A is (rank, inputs), B (outputs, rank) for every adapted layer; DoRA has (outputs,) more."""
+    return sum(
+        numbers * linear.count for linear in list_adapted(shape, settings) for numbers in tensors_of(linear, settings)
+    )
+
+
+def tensors_of(linear: LinearShape, settings: PlanSettings) -> tuple[int, ...]:
+    """Numbers in each tensor of the adapter on one such layer."""
+    pair = (settings.rank * linear.inputs, settings.rank * linear.outputs)
+    return (*pair, linear.outputs) if settings.dora else pair

@@ -15,6 +15,7 @@ from qlora_studio.planner.card import find_card_problem, find_choice_problem
 from qlora_studio.planner.changes import find_changes
 from qlora_studio.planner.estimate import checkpointing_words, estimate, host_bytes, micro_batch_words, total_bytes
 from qlora_studio.planner.families import padding_of
+from qlora_studio.planner.limits import find_target_problem
 from qlora_studio.planner.search import (
     Situation,
     choose_settings,
@@ -49,6 +50,8 @@ def make_plan(
             "Look the model up first.",
             field="model.base",
         )
+    if (problem := find_target_problem(config.lora, shape)) is not None:
+        raise StudioError.of([problem])
     budget, why_budget = find_budget(config, machine)
     longest = min(max(lengths), config.data.max_length) if lengths else config.data.max_length
     compute = choose_compute(config, shape, machine)

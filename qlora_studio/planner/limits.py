@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from qlora_studio.core.config import LoraSettings
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.plan import LinearShape, ModelShape
 from qlora_studio.core.words import gib
 from qlora_studio.planner.families import list_linears
@@ -42,6 +44,25 @@ def describe_limits(shape: ModelShape, files: Shapes | None = None) -> tuple[str
             f"The adapter trains and cannot be merged into this base: {_listed(unmergeable)}. It can be exported as it is."
         )
     return tuple(said)
+
+
+def find_target_problem(lora: LoraSettings, shape: ModelShape) -> Problem | None:
+    """What is wrong with the layers that were chosen for an adapter: names or numbers that this model does not have."""
+    linears = list_linears(shape)
+    names = sorted({linear.name for linear in linears})
+    if foreign := sorted(set(lora.module_names) - set(names)):
+        said = f"{shape.name} has no linear layer '{foreign[0]}'."
+        return Problem(said, f"It has {', '.join(names)}.", field="lora.target_modules")
+    if not lora.layers.strip():
+        return None
+    if any(linear.count != shape.layers for linear in linears):
+        said = f"The layers of {shape.name} are not all alike, so they cannot be chosen by number."
+        return Problem(said, "Leave it empty, or choose target modules.", field="lora.layers")
+    try:
+        lora.layers_of(shape.layers)
+    except StudioError as error:
+        return Problem(error.message, error.hint, field="lora.layers")
+    return None
 
 
 def find_unmergeable(linears: Sequence[LinearShape], files: Shapes | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from qlora_studio.core.bases import BaseFacts, FailedBase, ResolvedBase, UnresolvedBase
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.core.exports import find_gguf_limit
 from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.machine import Machine
 from qlora_studio.core.plan import MemoryPlan
@@ -64,13 +65,15 @@ def assess(config: TrainConfig, base: BaseFacts, data: DataFacts, machine: Machi
         over_budget=_over_budget(plan),
         unusual=tuple(find_unusual(config, base, report, work.steps if work else None)),
         chosen=_chosen(config, base),
-        limits=base.limits if isinstance(base, ResolvedBase) else (),
+        limits=_limits(base),
     )
 
 
 def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> ExportReadiness:
     """Size, time and disk of an export, and what blocks it. `needs_base`: whether it merges into the base's weights."""
     blocks = [*_base_blocks(base), *_merge_blocks(base)] if needs_base else []
+    if facts.gguf and isinstance(base, ResolvedBase) and (limit := find_gguf_limit(base.shape.family)):
+        blocks.append(Problem(limit, "Export the merged model instead."))
     disk = None
     if facts.result_bytes is not None:
         disk = DiskNeed(facts.result_bytes + facts.scratch_bytes, facts.free_bytes)
@@ -128,6 +131,14 @@ def _merge_blocks(base: BaseFacts) -> Iterator[Problem]:
             f"The adapter cannot be merged into this base: its files hold no matching weight for {base.unmergeable[0]}.",
             "Export the adapter as it is.",
         )
+
+
+def _limits(base: BaseFacts) -> tuple[str, ...]:
+    """What of this base cannot be quantised, adapted, merged or written as GGUF, a sentence each."""
+    if not isinstance(base, ResolvedBase):
+        return ()
+    limit = find_gguf_limit(base.shape.family)
+    return (*base.limits, limit) if limit else base.limits
 
 
 def _data_blocks(config: TrainConfig, data: DataFacts) -> Iterator[Problem]:

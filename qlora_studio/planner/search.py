@@ -143,7 +143,8 @@ def offload_choices(situation: Situation) -> tuple[Offload, ...]:
 
 def tile_choices(situation: Situation) -> tuple[bool, ...]:
     """Whether the MLP may be computed in tiles: worth it for rows of more than one, where the engine's kernel is used."""
-    able = situation.shape.measured is None and not situation.config.lora.dropout
+    lora = situation.config.lora
+    able = situation.shape.measured is None and not lora.dropout and not lora.use_dora
     return (False, True) if able and situation.longest_row > MLP_TILE else (False,)
 
 
@@ -157,11 +158,15 @@ def settings_for(
     tiled_mlp: bool = False,
 ) -> PlanSettings:
     """These choices together with what the situation fixes."""
+    lora = situation.config.lora
     return PlanSettings(
         device=situation.device,
         compute=situation.compute,
-        rank=situation.config.lora.rank,
-        dropout=situation.config.lora.dropout > 0,
+        rank=lora.stored_rank,
+        dropout=lora.dropout > 0,
+        dora=lora.use_dora,
+        adapted=lora.module_names,
+        adapted_layers=len(lora.layers_of(situation.shape.layers)) if lora.layers.strip() else None,
         micro_batch_tokens=tokens,
         row_tokens=situation.longest_row,
         packed=padding_of(situation.shape) is None,

@@ -33,9 +33,15 @@ class TrainingBusy(StudioError):
     """Another training is at work in this home."""
 
 
+def runs_of(folder: JobFolder) -> Path:
+    """The folder of runs whose card a job wants: a search for a learning rate lies in `cache/rates` of the same home."""
+    parent = folder.path.parent
+    return parent.parent.parent / "runs" if parent.name == "rates" else parent
+
+
 def training_lock(folder: JobFolder) -> Path:
-    """The lock that every training of a home must hold: one card, one training."""
-    return folder.path.parent / ".training.lock"
+    """The lock that every training of a home must hold, a search for a learning rate too: one card, one training."""
+    return runs_of(folder) / ".training.lock"
 
 
 def worker_environment(card: str | None = None) -> dict[str, str]:
@@ -107,9 +113,10 @@ def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], said: int
     until = time.monotonic() + START_SECONDS
     while not (folder.events.exists() and folder.events.stat().st_size > said):
         if process.poll() == BUSY:
-            holder = read_words(training_lock(folder))
+            here = is_held(training_lock(folder))
+            holder = f"The run '{read_words(training_lock(folder))}'" if here else last_line(folder.log).rstrip(".")
             raise TrainingBusy(
-                f"The run '{holder}' is still at work, and two trainings would not fit the plan of either.",
+                f"{holder} is still at work, and two trainings would not fit the plan of either.",
                 "Wait for it, or stop it first.",
             )
         if process.poll() is not None:

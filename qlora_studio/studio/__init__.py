@@ -7,6 +7,7 @@ from pathlib import Path
 from qlora_studio.home import Home, bundled
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.chats import Chats
+from qlora_studio.studio.combinations import Combinations
 from qlora_studio.studio.data import Data
 from qlora_studio.studio.exports import Exports
 from qlora_studio.studio.jobs import Jobs
@@ -14,6 +15,7 @@ from qlora_studio.studio.machine import Machine
 from qlora_studio.studio.plans import Plans
 from qlora_studio.studio.presets import Presets
 from qlora_studio.studio.queue import Queue
+from qlora_studio.studio.references import References
 from qlora_studio.studio.runs import Runs
 
 
@@ -29,6 +31,8 @@ class Studio:
         self.machine = Machine(self.home, self.jobs, self.plans)
         self.data = Data(self.home, self.jobs, self.bases)
         self.runs = Runs(self.home, self.jobs, self.bases, self.data)
+        self.references = References(self.jobs, self.runs)
+        self.combinations = Combinations(self.home, self.bases, self.runs)
         self.queue = Queue(self.home, self.runs, self.plans)
         self.exports = Exports(self.home, self.jobs, self.bases, self.runs)
         self.chats = Chats(self.home, self.jobs, self.runs)

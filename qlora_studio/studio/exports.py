@@ -9,7 +9,8 @@ from pathlib import Path
 from qlora_studio.bases import read_base_files
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import ExportWish, LoadCommand, find_export_kind, load_commands, suggest_merge
-from qlora_studio.core.jobs import ExportRequest, JobRef, MergeInto
+from qlora_studio.core.jobs import ExportRequest, JobRef, MergeInto, PushRequest
+from qlora_studio.core.push import Destination, default_name
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.core.words import without_quotes
 from qlora_studio.home import Home, read_path
@@ -64,6 +65,15 @@ class Exports:
         )
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
+    def push(self, folder: str, destination: Destination, name: str = "", *, public: bool = False) -> JobRef:
+        """Starts handing a finished export on, under this name or one made of the folder's."""
+        export = read_path(folder).absolute()
+        if not export.is_dir():
+            raise StudioError("There is no such folder.", "Name the folder of an export.", where=str(export))
+        known = name.strip() or default_name(destination.name, export.name)
+        request = PushRequest(export=export, to=destination.name, name=known, public=public)
+        return self.jobs.start(self.home.cache / "pushes", request)
+
     def readiness(self, name: str, wish: ExportWish, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
         view = self.runs.with_adapter(name)
@@ -71,11 +81,12 @@ class Exports:
         facts = ExportFacts(
             kind=wish.kind.title,
             result_bytes=wish.result_bytes(adapter, merged),
-            read_bytes=adapter + ((merged or 0) if wish.kind.needs_base else 0),
+            read_bytes=adapter + ((merged or 0) if wish.kind.merges else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
             encoded_values=(merged or 0) // 2 if wish.searches_blocks else 0,
             cores=os.cpu_count() or 1,
+            gguf=wish.writes_gguf,
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
         return assess_export(base, facts, needs_base=wish.kind.needs_base)

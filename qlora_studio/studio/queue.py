@@ -11,6 +11,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Failed
 from qlora_studio.core.progress import RESUMABLE
 from qlora_studio.core.readiness import DataFacts
+from qlora_studio.core.sweep import describe_value
 from qlora_studio.home import Home
 from qlora_studio.runs import queue, supervisor
 from qlora_studio.runs.folder import JobFolder, find_job
@@ -126,7 +127,7 @@ class Queue:
 
 def _says(changes: Mapping[str, Any]) -> str:
     """`rank 8 learning_rate 0.0002`: what tells one run of a sweep from another."""
-    return " ".join(f"{name.rpartition('.')[2]} {value}" for name, value in changes.items())
+    return " ".join(f"{name.rpartition('.')[2]} {describe_value(value)}" for name, value in changes.items())
 
 
 def _fail(folder: JobFolder, error: StudioError) -> None:

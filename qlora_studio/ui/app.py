@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_studio.ui.server.export import chosen_run
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
@@ -13,6 +14,7 @@ from qlora_studio.ui.tabs import chat as chat_tab
 from qlora_studio.ui.tabs import data as data_tab
 from qlora_studio.ui.tabs import doctor as doctor_tab
 from qlora_studio.ui.tabs import export as export_tab
+from qlora_studio.ui.tabs import push as push_tab
 from qlora_studio.ui.tabs import runs as runs_tab
 from qlora_studio.ui.tabs import train as train_tab
 from qlora_studio.ui.tabs.chat import ChatTab
@@ -121,10 +123,14 @@ def _seconds(scene: Scene) -> float:
         return HIDDEN_SECONDS
     workspace, view = scene.workspace, scene.view
     jobs = [
-        scene.world.newest_job(export_tab.chosen_run(scene), "exports"),
+        scene.world.newest_job(chosen_run(scene), "exports"),
         scene.world.newest_job(runs_tab.shown_run(scene.world, view), "evaluations"),
     ]
-    at_work = any(job is not None and job.at_work for job in jobs) or scene.world.training is not None
+    at_work = (
+        push_tab.at_work(scene)
+        or any(job is not None and job.at_work for job in jobs)
+        or scene.world.training is not None
+    )
     counting = workspace.tokens.progress is not None or workspace.examination.under_way
     return BUSY_SECONDS if at_work or counting or workspace.chat.busy else IDLE_SECONDS
 

@@ -12,14 +12,15 @@ from types import FrameType
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError, explain_unwritable
-from qlora_studio.core.jobs import TrainRequest
+from qlora_studio.planner.machine import read_cards
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.runs.journal import Follower, Journal
-from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.runs.lock import ProcessLock, read_words
 from qlora_studio.runs.queue import waiting
-from qlora_studio.runs.supervisor import BUSY, training_lock
+from qlora_studio.runs.supervisor import BUSY, runs_of
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.guard import guard, inner_command
+from qlora_studio.worker.locks import needed_locks, trains
 
 LOCK_SECONDS = 10
 LEAVE_LOCK_SECONDS = 2
@@ -39,30 +40,40 @@ def main(arguments: list[str]) -> int:
     if arguments[2:3] == ["--inner"]:
         return work_alone(folder, int(arguments[3]))
     try:
-        trains = isinstance(folder.read_job().request, TrainRequest)
+        request = folder.read_job().request
     except StudioError as error:
         print(error, file=sys.stderr)  # noqa: T201 (the log, not a screen)
         return 2
-    training = ProcessLock(training_lock(folder), folder.name)
-    if trains and not training.acquire(LEAVE_LOCK_SECONDS):
-        return BUSY
+    held: list[ProcessLock] = []
+    for lock in needed_locks(folder, request, own_card() if trains(request) else None):
+        lock.path.parent.mkdir(parents=True, exist_ok=True)
+        if not lock.acquire(LEAVE_LOCK_SECONDS):
+            print(f"The run '{read_words(lock.path)}'", file=sys.stderr)  # noqa: T201 (the log, not a screen)
+            return BUSY
+        held.append(lock)
     own = ProcessLock(folder.lock_file)
     if not own.acquire(LOCK_SECONDS):
         print(f"Another worker holds {folder.lock_file}.", file=sys.stderr)  # noqa: T201 (the log, not a screen)
         return 2
     code = guard(folder, inner_command(folder, os.getpid()))
-    if trains:
-        for lock in (own, training):
+    if held:
+        for lock in (own, *held):
             lock.release()
         start_next(folder)
     return code
+
+
+def own_card() -> str | None:
+    """The UUID of the card that this process would compute on; None where there is none."""
+    cards = read_cards()
+    return cards[0].uuid or f"number-{cards[0].index}" if cards else None
 
 
 def start_next(folder: JobFolder) -> None:
     """Starts the run that waits behind this training. One that was paused keeps the card free: somebody wants it."""
     follower = Follower(folder.events)
     follower.read()
-    if follower.progress.state == "paused" or not waiting(folder.path.parent):
+    if follower.progress.state == "paused" or not waiting(runs_of(folder)):
         return
     from qlora_studio.studio import Studio
 
@@ -74,8 +85,8 @@ def start_next(folder: JobFolder) -> None:
 
 def work_alone(folder: JobFolder, guard_process: int) -> int:
     """Does the job once no worker whose guard was killed is left: of this folder, or, for a training, of this home."""
-    trains = isinstance(folder.read_job().request, TrainRequest)
-    place = folder.path.parent / ".inner.lock" if trains else folder.path / "inner.lock"
+    shared = trains(folder.read_job().request)
+    place = runs_of(folder) / ".inner.lock" if shared else folder.path / "inner.lock"
     if not ProcessLock(place).acquire(ORPHAN_SECONDS):
         return 2
     if os.getppid() != guard_process:

@@ -22,9 +22,6 @@ from qlora_studio.weight_files import find_plain_file
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import SCHEMA, identify_base
 
-PLAIN = {"A", "B"}
-"""The tensors of a layer that the chat can load."""
-
 
 def run(context: Context) -> ev.Event:
     request, config = context.request(AdoptRequest), context.config()
@@ -35,7 +32,7 @@ def run(context: Context) -> ev.Event:
     )
     adapter = merged.adapter
     merged.close()
-    refuse_what_chat_cannot_load(adapter)
+    refuse_what_cannot_be_switched_off(adapter)
     values = adapter.config | {"base_model_name_or_path": base.label, "inference_mode": True}
 
     def fill(stage: Path) -> None:
@@ -52,16 +49,11 @@ def run(context: Context) -> ev.Event:
     return ev.Finished(report=AdoptReport(layers=len(adapter.pairs)))
 
 
-def refuse_what_chat_cannot_load(adapter: AdapterFile) -> None:
-    """Raises a StudioError for an adapter that is more than LoRA on layers."""
-    other = [
-        *adapter.whole,
-        *adapter.tokens,
-        *(name for name, pair in adapter.pairs.items() if set(pair.names) != PLAIN),
-    ]
-    if other:
+def refuse_what_cannot_be_switched_off(adapter: AdapterFile) -> None:
+    """Raises a StudioError for an adapter that trains biases of the base: they have no copy, so the base would be gone."""
+    if (adapter.config.get("bias") or "none") != "none":
         raise StudioError(
-            f"This adapter is more than LoRA on layers: {other[0]} is changed in another way.",
+            "This adapter has trained the base's own biases, which cannot be switched off to compare with the base.",
             "Merge it with peft and use the result as a base.",
             where=str(adapter.folder),
         )

@@ -14,7 +14,7 @@ from qlora_studio.core.chat import CHAT_MESSAGES, ChatPiece, ChatRequest, StopAn
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ChatJobRequest, ChatReport
-from qlora_studio.engine.load import keep_layout
+from qlora_studio.engine.load import prepare_answers
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.runs.folder import JobFolder
 from qlora_studio.worker.context import Context
@@ -29,7 +29,7 @@ def run(context: Context) -> ev.Event:
     except StudioError as error:
         _send(out, ChatPiece(error=error.message, hint=error.hint))
         raise
-    keep_layout(live.model, canonical=False)
+    prepare_answers(live.model, live.device)
     context.phase("ready")
     requests: queue.Queue[ChatRequest | None] = queue.Queue()
     stop = threading.Event()

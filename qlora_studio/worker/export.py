@@ -64,7 +64,7 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
         record = ask_the_chat(context, request) if kind.compares_with_chat and request.prompts else None
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage.files, emit)
-        if kind.compares_with_chat:
+        if kind.needs_base:  # else it is a copy, byte for byte
             write_model_card(context.home, folder, source, request, stage.files)
         if record is None:
             exporter.check(source, stage.files, None, emit)

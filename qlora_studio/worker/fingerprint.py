@@ -103,6 +103,14 @@ def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
     write_json(file, {**made, **kept})
 
 
+def kept_rate(folder: JobFolder) -> float | None:
+    """The learning rate a run was begun with; None for one that has not begun."""
+    file = folder.path / FILE
+    settings = read_json(file).get("settings") if file.exists() else None
+    rate = (settings.get("optim") or {}).get("learning_rate") if isinstance(settings, dict) else None
+    return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) else None
+
+
 def find_changes(kept: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     """A sentence for everything that must stay and did not; what an earlier version did not write differs in nothing."""
     said = [

@@ -10,12 +10,11 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, TokeniseReport, TokeniseRequest
+from qlora_studio.data.render.tokenizer import Tokenizer
 from qlora_studio.data.sets.prepare import Prepared, Stopped, prepare
 from qlora_studio.data.sets.store import load_conversations
-from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.rows import tokenise
-from qlora_studio.worker.templates import vet_once
+from qlora_studio.worker.kept_report import KeptReport
 
 BINS = 24
 """Columns of the length histogram."""
@@ -26,16 +25,32 @@ MOST_LENGTHS = 20_000
 def run(context: Context) -> ev.Event:
     request, config = context.request(TokeniseRequest), context.config()
     base = context.fetch_base(config)
-    vet_once(context, base.folder, config.model.template)
-    context.phase("tokenising the rows")
-    tokenizer = load_tokenizer(base.folder, config.model.template)
+    kept = KeptReport.of(request, config, base.folder, context.home.cache)
+    report = kept.read()
+    if report is not None:
+        context.emit(ev.Noted(text="These rows were tokenised before; what was found then is used again."))
+        return ev.Finished(report=report)
     try:
-        rows = tokenise(context, config, tokenizer, request.datasets)
+        report = _tokenise(context, request, config, base.folder)
     except Stopped:
         return ev.Stopped()
+    kept.write(report)
+    return ev.Finished(report=report)
+
+
+def _tokenise(context: Context, request: TokeniseRequest, config: TrainConfig, base: Path) -> TokeniseReport:
+    """Raises Stopped. The libraries of the tokenizer are imported here: a report that is kept comes without them."""
+    from qlora_studio.engine.tokenizer import load_tokenizer
+    from qlora_studio.worker.rows import tokenise
+    from qlora_studio.worker.templates import vet_once
+
+    vet_once(context, base, config.model.template)
+    context.phase("tokenising the rows")
+    tokenizer = load_tokenizer(base, config.model.template)
+    rows = tokenise(context, config, tokenizer, request.datasets)
     first = first_examples(request.datasets, config, tokenizer, request.previews)
     previews = [preview(example) for example in first]
-    return ev.Finished(report=make_report(rows.train, len(rows.held_out.examples), config.data.max_length, previews))
+    return make_report(rows.train, len(rows.held_out.examples), config.data.max_length, previews)
 
 
 def make_report(train: Prepared, held_out_rows: int, limit: int, previews: Sequence[ExamplePreview]) -> TokeniseReport:
@@ -85,7 +100,7 @@ def padding_share(lengths: Sequence[int]) -> float:
     return 1 - sum(lengths) / padded if padded else 0.0
 
 
-def first_examples(folder: Path, config: TrainConfig, tokenizer: ChatTokenizer, rows: int) -> Sequence[Example]:
+def first_examples(folder: Path, config: TrainConfig, tokenizer: Tokenizer, rows: int) -> Sequence[Example]:
     """The examples of the first rows to train, with their text."""
     name, share = config.data.sources[0].name, config.data.eval_share
     first = islice(load_conversations(folder, name, "train", share), rows)

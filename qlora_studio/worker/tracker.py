@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.worker.tracker_writers import WRITERS, Writer
 
-FOLDER = "tensorboard"
 Hears = Callable[[ev.Event], None]
 
 
@@ -21,30 +21,33 @@ def open_tracker(config: TrainConfig, folder: Path) -> Hears:
     """
     if config.saving.tracker == "none":
         return lambda event: None
+    title, package, open_writer = WRITERS[config.saving.tracker]
     try:
-        from tensorboard.summary import Writer
+        writer = open_writer(folder)
     except ImportError:
         raise StudioError(
-            "TensorBoard is not installed here.",
-            "Install it with `pip install tensorboard`, or set saving.tracker to none.",
+            f"{title} is not installed here.",
+            f"Install it with `pip install {package}`, or set saving.tracker to none.",
             field="saving.tracker",
         ) from None
-    return Tracker(Writer(str(folder / FOLDER))).hear
+    atexit.register(writer.close)
+    return Tracker(writer).hear
 
 
 class Tracker:
     """Writes scalars by step. What it cannot write costs a line, never the run."""
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.writer = writer
 
     def hear(self, event: ev.Event) -> None:
+        excused: tuple[type[Exception], ...] = (OSError, *self.writer.errors)
         try:
             for name, value, step in scalars(event):
                 self.writer.add_scalar(name, value, step)
             if isinstance(event, ev.EvaluationLogged | ev.CheckpointSaved | ev.AdapterSaved):
                 self.writer.flush()
-        except OSError:
+        except excused:
             return
 
 

@@ -17,8 +17,8 @@ from qlora_studio.data.render.prompt import RenderOptions
 from qlora_studio.data.sets.prepare import Stopped, options_of
 from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.adapters import start_from
 from qlora_studio.engine.checkpoints import newest_checkpoint
-from qlora_studio.engine.load import start_from
 from qlora_studio.engine.loaded import load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
@@ -28,8 +28,9 @@ from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed, padding_of_steps
+from qlora_studio.runs.journal import Follower
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint
+from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint, kept_rate
 from qlora_studio.worker.loaded_run import LoadedRun
 from qlora_studio.worker.plans import keep_plan, learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
@@ -110,7 +111,7 @@ def run(context: Context) -> ev.Event:
     return ev.Finished(
         report=TrainReport(
             steps=outcome.step,
-            loss=outcome.loss,
+            loss=outcome.loss if outcome.loss is not None else logged_loss(context),
             held_out_before=outcome.held_out.before,
             held_out_after=outcome.held_out_after,
             best_step=best[0] if best else None,
@@ -121,7 +122,12 @@ def run(context: Context) -> ev.Event:
 
 
 def settle_rate(context: Context, config: TrainConfig, shape: ModelShape) -> TrainConfig:
-    """The config with a learning rate; one that was left open is chosen here and said."""
+    """The config with a learning rate; one that was left open is chosen here and said.
+
+    A run that goes on keeps the one that was chosen when it began, whatever rule this version chooses by.
+    """
+    if config.optim.learning_rate is None and (kept := kept_rate(context.folder)) is not None:
+        return config.replace({"optim.learning_rate": kept})
     settled = choose_rate(config, shape)
     if config.optim.learning_rate is None:
         rate = settled.optim.learning_rate
@@ -129,6 +135,13 @@ def settle_rate(context: Context, config: TrainConfig, shape: ModelShape) -> Tra
             ev.Noted(text=f"Learning rate {rate:g}: it suits a model of width {shape.hidden:,} at this alpha.")
         )
     return settled
+
+
+def logged_loss(context: Context) -> float | None:
+    """The loss of the last step in the journal: a run that is resumed after its last step takes none itself."""
+    follower = Follower(context.folder.events)
+    follower.read()
+    return follower.progress.last.loss if follower.progress.last is not None else None
 
 
 def write_beside(config: TrainConfig, tokenizer: ChatTokenizer, stage: Path) -> None:

@@ -28,10 +28,10 @@ def wish(kind: str, **changes) -> ExportWish:
 
 def test_sizes_are_known_before_anything_is_written():
     sizes = {kind.name: ExportWish(kind).result_bytes(10, 1600) for kind in EXPORT_KINDS}
-    assert sizes == {"adapter": 10, "merged": 1600, "gguf": 490, "pack": 2100}
+    assert sizes == {"adapter": 10, "merged": 1600, "gguf": 490, "gguf-lora": 10, "pack": 2100}
     assert wish("gguf", gguf="Q8_0").result_bytes(10, 1600) == 850
     assert wish("pack", parts=("adapter", "gguf")).result_bytes(10, 1600) == 500
-    assert [ExportWish(kind).result_bytes(10, None) for kind in EXPORT_KINDS] == [10, None, None, None]
+    assert [ExportWish(kind).result_bytes(10, None) for kind in EXPORT_KINDS] == [10, None, None, 10, None]
 
 
 def test_only_k_quants_are_searched_for():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -93,3 +95,10 @@ def test_memory_that_runs_out_while_loading_is_said_in_words(tiny_folder, monkey
     assert (problem.where, problem.field) == (str(tiny_folder), "memory.budget_gib")
     assert "memory.offload" in problem.hint
     assert is_out_of_memory(caught.value)  # so that the merged model is checked on the processor instead
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_the_weights_file_is_let_go_once_it_is_loaded(tiny_folder):
+    model = load_base(tiny_folder, FP32)
+    assert str(tiny_folder) not in Path("/proc/self/maps").read_text()
+    assert model.lm_head.weight is model.model.embed_tokens.weight

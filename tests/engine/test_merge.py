@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine import merge as merge_module
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.adapter_file import AdapterFile
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
@@ -212,10 +213,10 @@ def test_a_change_smaller_than_half_a_step_is_kept_in_the_mean(size):
     torch.manual_seed(0)
     before = torch.randn(512, 512).bfloat16()
     wanted = before.float() + size * before.float().abs()
-    (after,) = round_fairly(wanted, torch.bfloat16, seed=1)
+    (after,) = round_fairly(wanted, torch.bfloat16, torch.Generator().manual_seed(1))
     change = after.reshape(512, 512).float() - before.float()
     assert share(change, wanted - before.float()) == pytest.approx(1, abs=0.02)
-    (again,) = round_fairly(wanted, torch.bfloat16, seed=1)
+    (again,) = round_fairly(wanted, torch.bfloat16, torch.Generator().manual_seed(1))
     assert torch.equal(after, again), "the same export twice is the same file"
     if size < 1e-3:
         nearest = wanted.bfloat16().float() - before.float()
@@ -224,5 +225,21 @@ def test_a_change_smaller_than_half_a_step_is_kept_in_the_mean(size):
 
 def test_rounding_leaves_what_is_not_finite_and_what_is_on_the_grid():
     odd = torch.tensor([float("inf"), float("-inf"), float("nan"), 3.3895e38, -0.0, 1.0])
-    (rounded,) = round_fairly(odd, torch.bfloat16)
+    (rounded,) = round_fairly(odd, torch.bfloat16, torch.Generator())
     assert torch.equal(rounded.isfinite(), odd.isfinite()) and rounded[-1] == 1 and rounded[-2] == 0
+
+
+@pytest.mark.parametrize("into", ["original", "as_chatted"])
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_in_pieces_of_a_few_rows_a_merge_is_the_same(name, into, tmp_path, monkeypatch):
+    """Pieces are as small as they come here: every kind of adapter crosses many of their borders."""
+    base, adapter = MERGEABLE[name].write(tmp_path)
+    merged = MergedWeights(MergeRecipe(base, adapter, into, torch.float32))
+    whole = {tensor.name: torch.cat(list(merged.pieces(tensor))) for tensor in merged.tensors}
+    monkeypatch.setattr(merge_module, "PIECE_VALUES", 300)
+    for tensor in merged.tensors:
+        pieces = list(merged.pieces(tensor))
+        assert torch.allclose(torch.cat(pieces), whole[tensor.name], atol=1e-6, rtol=1e-6), tensor.name
+        splits = len(tensor.shape) == 2 and tensor.parameter not in merged.layout.transposed
+        assert len(pieces) > 1 or not splits or into == "as_chatted" or torch.cat(pieces).numel() < 600
+    merged.close()

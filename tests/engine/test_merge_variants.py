@@ -15,9 +15,9 @@ from tests.engine.adapter_variants import MERGEABLE, REFUSED, Variant
 IDS = torch.arange(3, 43).unsqueeze(0)
 
 
-def merged_model(variant_base, adapter, out):
+def merged_model(variant_base, adapter, out, into="original"):
     out.mkdir()
-    merged = MergedWeights(MergeRecipe(variant_base, adapter, "original", torch.float32))
+    merged = MergedWeights(MergeRecipe(variant_base, adapter, into, torch.float32))
     write_merged(merged, out)
     merged.close()
     model, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)

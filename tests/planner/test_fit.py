@@ -408,4 +408,4 @@ def test_mlps_go_in_tiles_only_where_nothing_fits_without():
     assert (small.tiled_mlp, said in small.reasons) == (False, False)
     assert (large.tiled_mlp, large.settings.tiled_mlp, said in large.reasons) == (True, True, True)
     with_dropout = make_plan(config(lora__rank=32, lora__dropout=0.1), EIGHT, imagine_machine(12))
-    assert with_dropout.longest_context < longest / 2
+    assert longest / 2 < with_dropout.longest_context < longest  # it keeps nothing, and its MLPs are not tiled

@@ -216,6 +216,17 @@ def test_an_export_that_reads_the_base_waits_for_it():
     assert [one.message for one in assess_export(gone, facts, needs_base=True).blocks] == [gone.message]
 
 
+def test_what_llama_cpp_does_not_know_here_is_said_before_training_and_stops_such_an_export():
+    odd = BASE.model_copy(update={"shape": SMOL.model_copy(update={"family": "gpt_neox"}), "limits": ("One.",)})
+    said = assess(CONFIG, odd, DataFacts(), PROCESSOR).limits
+    assert said[0] == "One." and said[1].startswith("No GGUF file can be made of a gpt_neox model here")
+    assert assess(CONFIG, BASE, DataFacts(), PROCESSOR).limits == ()
+    facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, gguf=True)
+    assert assess_export(odd, facts, needs_base=True).blocks == (Problem(said[1], "Export the merged model instead."),)
+    assert assess_export(odd, replace(facts, gguf=False), needs_base=True).ready
+    assert assess_export(BASE, facts, needs_base=True).ready
+
+
 def test_the_search_for_blocks_takes_its_time_on_the_cores_there_are():
     facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, encoded_values=6_000_000 * 600, cores=1)
     plain = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB)

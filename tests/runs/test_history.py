@@ -9,10 +9,11 @@ import pytest
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import EvaluateRequest, TrainRequest
+from qlora_studio.core.jobs import EvaluateRequest, ExportRequest, TrainRequest
 from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import differing_settings
 from qlora_studio.home import Home
+from qlora_studio.runs import queue
 from qlora_studio.runs.folder import JobFolder, create_job
 from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
@@ -132,3 +133,29 @@ def test_a_record_that_is_none_is_refused_with_its_file(text, said):
     with pytest.raises(StudioError) as refused:
         RunRecord.parse(text, "here")
     assert said in str(refused.value) and "here" in str(refused.value)
+
+
+def test_what_refers_to_a_run_or_a_set_is_said_before_it_is_deleted(studio, tmp_path):
+    first = make_run(studio, "one")
+    (first.path / "events.jsonl").write_text(json.dumps({"time": 1.0, "event": "finished"}) + "\n")
+    assert studio.references.to_run("one") == [] and studio.references.to_set("mine") == []
+    config = TrainConfig().replace({"model.adapter": "one@best", "data.sources": [{"name": "mine"}]})
+    waiting = create_job(studio.home.runs, "two", TrainRequest(), {"config.json": config.model_dump(mode="json")})
+    queue.put(waiting)
+    job = create_job(first.path / "exports", "export", ExportRequest(run=first.path, to=tmp_path / "out"))
+    exported = [{"event": "exported", "what": "gguf", "path": str(tmp_path / "out"), "bytes": 1}, {"event": "finished"}]
+    job.events.write_text("".join(json.dumps({"time": 1.0, **one}) + "\n" for one in exported))
+    assert studio.references.to_run("one") == [
+        "From its weights start two, which could not begin or go on without them."
+    ]
+    (tmp_path / "out").mkdir()
+    assert studio.references.to_run("one")[1] == (
+        f"Exports of it stay, without the record of how they were made: {tmp_path / 'out'}."
+    )
+    assert studio.references.to_set("mine") == ["Without mine these cannot begin or be resumed: two."]
+    queue.take_out(waiting)
+    waiting.events.write_text(json.dumps({"time": 1.0, "event": "finished"}) + "\n")
+    assert len(studio.references.to_run("one")) == 1, "a run that is over needs it no more"
+    assert studio.references.to_set("mine") == [
+        "Trained on mine, and not to be repeated or evaluated on its rows without it: two."
+    ]

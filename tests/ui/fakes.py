@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qlora_studio.studio import Studio
 from qlora_studio.ui.fields import SETTINGS, element
 from qlora_studio.ui.server import settings
 from qlora_studio.ui.server.settings import Control
+from qlora_studio.ui.server.sync import Page
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
 
@@ -78,14 +80,32 @@ class StudioWithChat(Studio):
         return self.pipes[-1]
 
 
+class CurrentWorkspace:
+    """Whichever workspace the tab that was made last looks at: the page is built once for all tests over this."""
+
+    workspace: Workspace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.workspace, name)
+
+
+CURRENT = CurrentWorkspace()
+
+
+@cache
+def assembled_page() -> tuple[Any, Page]:
+    """The page as the program builds it. One for all tabs, as in the program: what differs is in their views."""
+    from qlora_studio.ui.app import assemble
+
+    return assemble(CURRENT)  # type: ignore[arg-type]
+
+
 class Tab:
     """What one tab of the browser has been told to show, by the id of each element."""
 
     def __init__(self, workspace: Workspace) -> None:
-        from qlora_studio.ui.app import assemble
-
-        self.workspace = workspace
-        self.blocks, self.page = assemble(workspace)
+        self.workspace = CURRENT.workspace = workspace
+        self.blocks, self.page = assembled_page()
         self.view = View()
         self.told: list[str] = []
         """Ids of what the last look changed."""

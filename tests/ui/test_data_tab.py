@@ -6,6 +6,7 @@ import pytest
 
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
+from qlora_studio.ui.server.background_job import BackgroundJob
 from qlora_studio.ui.tabs import import_rows
 from qlora_studio.ui.tabs.import_rows import ImportOptions
 from tests.ui.fakes import Tab
@@ -149,7 +150,7 @@ def test_a_weight_that_is_none_is_refused_and_named(mixed, typed):
 
 def test_tokens_and_findings_are_never_those_of_another_set_than_the_rows_beside_them(mixed, rows):
     finding = Finding(name="short-answer", severity="warning", count=1, message="One answer is short.")
-    mixed.workspace.tokens._job = None
+    mixed.workspace.tokens._job = BackgroundJob(mixed.workspace.studio)
     mixed.workspace.tokens.keep(mixed.workspace.draft.config(), token_report(findings=(finding,)))
     mixed.look()
     assert mixed.words("data-tokens").startswith("Tokens of mine, general .")

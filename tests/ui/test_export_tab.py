@@ -8,9 +8,9 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import ExportWish, find_export_kind
-from qlora_studio.core.jobs import ExportRequest, TrainRequest
+from qlora_studio.core.jobs import ExportRequest, JobRef, PushReport, PushRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
-from qlora_studio.ui.tabs import export as export_tab
+from qlora_studio.ui.server import export as export_server
 from tests.ui.fakes import Tab
 
 
@@ -53,7 +53,7 @@ def test_the_newest_run_and_a_new_folder_are_offered(exporting):
     exporting.view.export_what = "gguf"
     assert exporting.look().value("export-folder") == str(exports / "short-gguf-q4_k_m-original")
     (exports / "short-adapter").mkdir(parents=True)
-    assert export_tab.default_folder(exports, "short", wish("adapter")) == exports / "short-adapter-2"
+    assert export_server.default_folder(exports, "short", wish("adapter")) == exports / "short-adapter-2"
 
 
 def test_what_belongs_to_another_kind_is_not_shown(exporting):
@@ -91,15 +91,15 @@ def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "a").touch()
-    notes = export_tab.find_notes(exporting.workspace, "short", wish("adapter"), f'"{full}"')
+    notes = export_server.find_notes(exporting.workspace, "short", wish("adapter"), f'"{full}"')
     assert {note.says: note.kind for note in notes}["The folder is not empty; name a new one."] == "bad"
     assert not [note for note in notes if "fetches" in note.says], "an adapter needs no base"
-    notes = export_tab.find_notes(
+    notes = export_server.find_notes(
         exporting.workspace, "short", wish("merged", merge_into="original"), str(tmp_path / "new")
     )
     kinds = {note.says: note.kind for note in notes}
     assert kinds["The base smollm2-135m-instruct is not on this machine; a merge fetches it first."] == "warn"
-    relative = export_tab.find_notes(exporting.workspace, "short", wish("adapter"), "out")
+    relative = export_server.find_notes(exporting.workspace, "short", wish("adapter"), "out")
     assert [note.says for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]
 
 
@@ -112,18 +112,18 @@ def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
 )
 def test_what_a_page_would_never_send_is_refused_all_the_same(exporting, what, folder, said):
     with pytest.raises(StudioError, match=said):
-        export_tab.start(exporting.workspace, "short", wish(what, parts=()), folder, check=False)
+        export_server.start(exporting.workspace, "short", wish(what, parts=()), folder, check=False)
 
 
 def test_without_a_run_the_page_says_where_to_begin(tab):
     assert tab.words("export-checks").startswith("Nothing to export yet")
     assert tab.props["export-btn"]["interactive"] is False
     with pytest.raises(StudioError, match="There is no run to export"):
-        export_tab.start(tab.workspace, None, wish("adapter"), "/tmp/x", check=False)
+        export_server.start(tab.workspace, None, wish("adapter"), "/tmp/x", check=False)
 
 
 def test_an_export_that_has_just_been_started_is_never_called_interrupted(exporting, tmp_path):
-    export_tab.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "out"), check=False)
+    export_server.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "out"), check=False)
     exporting.look()
     assert exporting.words("export-state").startswith("Exporting starting")
     assert (exporting.props["export-btn"]["interactive"], exporting.props["export-stop-btn"]["visible"]) == (
@@ -131,7 +131,7 @@ def test_an_export_that_has_just_been_started_is_never_called_interrupted(export
         True,
     )
     with pytest.raises(StudioError, match="An export is under way"):
-        export_tab.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "two"), check=False)
+        export_server.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "two"), check=False)
 
 
 def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp_path):
@@ -142,3 +142,29 @@ def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp
     write_events(job, ev.JobStarted(job="export"), exported, compared, ev.Finished())
     exporting.look()
     assert "differs" in exporting.words("export-state") and exporting.props["export-again-btn"]["visible"]
+
+
+def test_a_finished_export_can_be_handed_on_once_at_a_time(exporting, run, tmp_path):
+    assert exporting.props["push"]["visible"] is False
+    folder = tmp_path / "My Export"
+    folder.mkdir()
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
+    write_events(job, ev.JobStarted(job="export"), ev.Exported(what="gguf", path=str(folder), bytes=1), ev.Finished())
+    exporting.look()
+    assert (
+        exporting.props["push"]["visible"] and exporting.props["push-name"]["placeholder"] == "qlora-studio/my-export"
+    )
+    handed = create_job(tmp_path / "pushes", "push", PushRequest(export=folder, to="hub", name="me/model"))
+    write_events(handed, ev.JobStarted(job="push"), ev.Finished(report=PushReport(place="https://hub/me/model")))
+    exporting.view.push_job, exporting.view.push_to = JobRef(handed.path), "hub"
+    exporting.look()
+    assert (
+        exporting.words("push-state") == "Handed on https://hub/me/model" and exporting.props["push-public"]["visible"]
+    )
+    refused = create_job(tmp_path / "pushes", "push", PushRequest(export=folder, to="hub", name="me/model"))
+    exporting.view.push_job = JobRef(refused.path)
+    write_events(refused, ev.JobStarted(job="push"), ev.Failed(message="The hub refuses access (403).", hint="Log in."))
+    exporting.look()
+    assert "not handed on" in exporting.words("push-state") and "403" in exporting.words("push-state")
+    folder.rmdir()
+    assert exporting.look().props["push"]["visible"] is False

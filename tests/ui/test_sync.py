@@ -1,9 +1,12 @@
 """From state to page: only what changed is sent, in one piece for each component."""
 
+import threading
+
 import gradio as gr
 import pytest
 
 from qlora_studio.core.runs import RunSummary
+from qlora_studio.ui.server import settings
 from qlora_studio.ui.server.sync import Scene, Slot, changes, components_of, has_changes, merged, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.world import World
@@ -106,3 +109,25 @@ def test_what_changed_is_confirmed_once_a_moment_later_for_answers_may_overtake_
     assert has_changes(scene, slots) and changes(scene, slots) == {a: "one"}
     now[0] += 60
     assert changes(scene, slots) == {}
+
+
+def test_no_tick_sends_back_what_is_being_typed(tab, monkeypatch):
+    """A tick that came between the draft's change and the note that the field shows it put the older value there."""
+    tab.look()
+    told = []
+    real = tab.workspace.draft.change
+
+    def slow(values, presets=None):
+        real(values, presets)
+        tick = threading.Thread(target=lambda: told.append(tab.page.follow(tab.view)))
+        tick.start()
+        tick.join(0.5)
+        ticks.append(tick)
+
+    ticks = []
+    monkeypatch.setattr(tab.workspace.draft, "change", slow)
+    settings.take(tab.workspace, tab.view, tab.control("data.eval_share"), 0.25)
+    ticks[0].join()
+    assert tab.workspace.draft["data.eval_share"] == 0.25
+    field = tab.control("data.eval_share").component
+    assert "value" not in told[0].get(field, {})

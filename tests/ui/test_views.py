@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import get_args
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
@@ -10,6 +11,7 @@ from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, Tokenis
 from qlora_studio.core.plan import GIB, GpuInfo, MemoryEstimate, MemoryPart, MemoryPlan
 from qlora_studio.core.progress import JobView, Progress, fold
 from qlora_studio.core.runs import RunSummary
+from qlora_studio.core.series import Along
 from qlora_studio.core.words import clock
 from qlora_studio.ui.views import chat, data, export, plan, run, runs, side, start, tokens
 from qlora_studio.ui.views.chart import line, lines, smoothed, thin
@@ -213,7 +215,29 @@ def test_a_chart_leaves_out_empty_lines():
     assert lines([line("train", 0, [(1, 2.0)]), line("held out", 2, [])], 9) == {
         "series": [{"name": "train", "colour": 0, "points": [[1, 2.0]], "smoothed": None, "dots": False}],
         "last": 9,
+        "unit": "step",
     }
+
+
+def test_runs_are_compared_by_steps_tokens_or_time(tmp_path):
+    def logged(step, loss, tokens):
+        return ev.StepLogged(step=step, total_steps=3, epoch=1, loss=loss, learning_rate=1, grad_norm=1, tokens=tokens,
+            trained_tokens=1, tokens_per_second=100, peak_bytes=1)  # fmt: skip
+
+    story = [
+        ev.EvaluationLogged(step=0, loss=5.0, tokens=9, rows=1, adapter=False),
+        logged(1, 4.0, 1000),
+        logged(2, 9.0, 3000),
+        logged(2, 3.0, 2000),  # computed anew after a resume: counted once
+        ev.EvaluationLogged(step=2, loss=3.5, tokens=9, rows=1),
+    ]
+    shown = make_run(tmp_path, fold(story))
+    points = {along: runs.compared_lines([shown], along=along)["series"][0]["points"] for along in get_args(Along)}
+    assert points == {
+        "step": [[1, 4.0], [2, 3.0]], "tokens": [[1000, 4.0], [3000, 3.0]], "seconds": [[10, 4.0], [30, 3.0]],
+    }  # fmt: skip
+    held_out = runs.compared_lines([shown], of_evaluation=True, along="tokens")
+    assert held_out["series"][0]["points"] == [[0, 5.0], [3000, 3.5]] and held_out["unit"] == "tokens"
 
 
 def test_a_smoothed_curve_lies_on_a_straight_line_and_does_not_lag_behind_a_falling_one():

@@ -53,10 +53,17 @@ def test_it_becomes_a_run_that_is_exported_like_any_other(studio, tmp_path):
     assert [event.kl < 0.02 for event in said if isinstance(event, ev.Checked)] == [True]
 
 
-@pytest.mark.parametrize("name", ["dora", "saved head, untied", "single tokens, tied"])
-def test_what_the_chat_cannot_load_is_refused(studio, tmp_path, name):
+@pytest.mark.parametrize("name", ["dora", "saved head, untied", "single tokens, tied", "grown vocabulary"])
+def test_adapters_of_other_kinds_become_runs_too(studio, tmp_path, name):
     base, adapter = MERGEABLE[name].write(tmp_path)
-    with pytest.raises(StudioError, match="This adapter is more than LoRA on layers"):
+    job = studio.runs.adopt(str(adapter), str(base))
+    work(studio, job)
+    assert studio.runs.open(job.name).has_adapter
+
+
+def test_biases_that_cannot_be_switched_off_are_refused(studio, tmp_path):
+    base, adapter = MERGEABLE["biases trained"].write(tmp_path)
+    with pytest.raises(StudioError, match="has trained the base's own biases"):
         work(studio, studio.runs.adopt(str(adapter), str(base)))
 
 

@@ -14,7 +14,7 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ExportRequest, TrainRequest
-from qlora_studio.engine import merge
+from qlora_studio.engine.four_bit_rows import FourBitRows
 from qlora_studio.engine.manifest import write_folder
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, create_job, write_json
@@ -80,10 +80,18 @@ def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
 
 
 def test_an_export_that_is_not_what_was_chatted_with_fails_and_leaves_nothing(place, monkeypatch):
-    monkeypatch.setattr(merge, "nf4_round_trip", lambda weight, compute: weight * 0.7)
+    right = FourBitRows.rows
+    monkeypatch.setattr(FourBitRows, "rows", lambda weight, first, after: right(weight, first, after) * 0.7)
     with pytest.raises(StudioError, match="does not answer as the chat did: KL"):
         job.run(place.context(kind="merged", prompts=("Hi",)))
     assert place.left() == []
+
+
+def test_a_lora_file_comes_with_a_card_and_the_licence(place):
+    assert isinstance(job.run(place.context(kind="gguf-lora", prompts=("Hi",))), ev.Finished)
+    assert sorted(path.name for path in place.out.iterdir()) == ["LICENSE", "README.md", "pip.lora.gguf"]
+    card = (place.out / "README.md").read_text()
+    assert 'llama-cli -m BASE.gguf --lora "./pip.lora.gguf"' in card and "base_model_relation: adapter" in card
 
 
 def test_a_stop_while_it_is_written_leaves_nothing(place, monkeypatch):

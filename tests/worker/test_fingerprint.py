@@ -16,6 +16,7 @@ from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import create_job
+from qlora_studio.worker import train
 from qlora_studio.worker.context import Context, FetchedBase
 from qlora_studio.worker.fingerprint import MUST_STAY, check_same_weights, fingerprint, identify_base, keep_fingerprint
 from qlora_studio.worker.train import find_checkpoint
@@ -147,3 +148,18 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_is_said_to_be_used_only_
     assert find_checkpoint(context) is None
     (note,) = context.said
     assert "step-000003" in note.text and note.text.endswith("There is no older one, so the run begins again.")
+
+
+def test_a_rate_that_was_chosen_stays_whatever_rule_chooses_now(context, home, monkeypatch):
+    shape: Any = SimpleNamespace(hidden=64)
+    config = TrainConfig()
+    monkeypatch.setattr(train, "choose_rate", lambda config, shape: config.replace({"optim.learning_rate": 3e-4}))
+    begun = train.settle_rate(context, config, shape)
+    keep_fingerprint(context, make(settings={"optim.learning_rate": begun.optim.learning_rate}))
+    monkeypatch.setattr(train, "choose_rate", lambda config, shape: config.replace({"optim.learning_rate": 9e-4}))
+    resumed = train.settle_rate(context, config, shape)
+    assert resumed.optim.learning_rate == 3e-4
+    keep_fingerprint(context, make(settings={"optim.learning_rate": resumed.optim.learning_rate}))
+    monkeypatch.setattr(train, "choose_rate", lambda config, shape: config)
+    typed = config.replace({"optim.learning_rate": 1e-5})
+    assert train.settle_rate(context, typed, shape).optim.learning_rate == 1e-5, "one that a person types is theirs"

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from qlora_studio.engine import checkpoints
+from qlora_studio.runs.folder import JobFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
 
@@ -75,3 +76,17 @@ def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     assert harness.read_record(folder) == record
     samples = [one for one in harness.events(folder) if one.get("event") == "sample"]
     assert {one["prompt"] for one in samples} == {"Count 3", "Count 4"} and {one["step"] for one in samples} >= {0, 10}
+
+
+def test_a_run_that_is_killed_after_its_last_step_still_reports_that_steps_loss(harness, whole):
+    home, config, record = whole
+    first = harness.events(JobFolder(home.runs / "run-0"))
+    saves = sum(one.get("event") in ("checkpoint", "adapter") for one in first)
+    folder = harness.new_run(home, config, 70)
+    assert harness.end(harness.begin(folder, home, f"save.begin:kill@{saves}")) == -9
+    before = len(harness.events(folder))
+    assert max(one["step"] for one in harness.events(folder) if one.get("event") == "step") == max(record.losses)
+    assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
+    resumed = harness.events(folder)[before:]
+    assert not any(one.get("event") == "step" for one in resumed), "no step was left to take"
+    assert resumed[-1]["report"]["loss"] == first[-1]["report"]["loss"] == record.losses[max(record.losses)]

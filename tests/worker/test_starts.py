@@ -14,7 +14,7 @@ import pytest
 
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.events import JobStarted
-from qlora_studio.core.jobs import DoctorRequest, TrainRequest
+from qlora_studio.core.jobs import DoctorRequest, RateRequest, TrainRequest
 from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Follower, Journal
@@ -30,10 +30,11 @@ from qlora_studio.runs.supervisor import (
 )
 from qlora_studio.worker.__main__ import failure
 from qlora_studio.worker.guard import inner_command
+from qlora_studio.worker.locks import SEARCH
 from tests.runs.holders import held
 
 GUARD = """
-import os, sys, time
+import os, sys, time, types
 from pathlib import Path
 import qlora_studio.worker.__main__ as worker
 def guard(folder, command):
@@ -41,6 +42,8 @@ def guard(folder, command):
     time.sleep(float(os.environ.get("HOLD_SECONDS", "1.5")))
     return 0
 worker.guard, worker.LEAVE_LOCK_SECONDS = guard, 0.2
+if card := os.environ.get("PRETENDED_CARD"):
+    worker.read_cards = lambda: [types.SimpleNamespace(uuid=card, index=0)]
 sys.exit(worker.main(["worker", sys.argv[1]]))
 """
 """The real door of a worker, with a guard that only says that it got through."""
@@ -72,6 +75,54 @@ def test_a_start_beside_a_training_names_it(tmp_path):
         with pytest.raises(TrainingBusy, match="The run 'first' is still at work"):
             start(run)
     assert find_training(run.path.parent) is None
+
+
+def start_in(home: Path, card: str, request=None) -> subprocess.Popen:
+    """A start in a home of its own, on a machine with this card."""
+    place = home / ("cache/rates" if isinstance(request, RateRequest) else "runs")
+    job = create_job(place, "one", request or TrainRequest())
+    return subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(job.path)], stderr=subprocess.PIPE, text=True,
+        env={**worker_environment(), "PRETENDED_CARD": card, "HOLD_SECONDS": "300"},
+    )  # fmt: skip
+
+
+def wait_for_work(home: Path) -> None:
+    until = time.monotonic() + 60
+    while not list(home.rglob("at-work")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_card_trains_for_one_home_and_another_card_for_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    first = start_in(tmp_path / "a", "GPU-1")
+    wait_for_work(tmp_path / "a")
+    second = start_in(tmp_path / "b", "GPU-1")
+    assert second.wait(60) == BUSY and second.stderr.read() == f"The run 'one of {tmp_path / 'a'}'\n"
+    other = start_in(tmp_path / "c", "GPU-2")
+    wait_for_work(tmp_path / "c")
+    assert other.poll() is None and first.poll() is None
+    for process in (first, other):
+        process.kill()
+        process.communicate()
+    again = start_in(tmp_path / "b", "GPU-1")
+    wait_for_work(tmp_path / "b")
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.parametrize("search_first", [True, False])
+def test_a_search_for_a_rate_and_a_training_do_not_share_the_card(tmp_path, search_first):
+    requests = [RateRequest(steps=3), TrainRequest()]
+    first, second = requests if search_first else reversed(requests)
+    begun = start_in(tmp_path, "", first)
+    wait_for_work(tmp_path)
+    assert (find_training(tmp_path / "runs") == SEARCH) == search_first
+    refused = start_in(tmp_path, "", second)
+    assert refused.wait(60) == BUSY and (SEARCH if search_first else "one") in refused.stderr.read()
+    begun.kill()
+    begun.communicate()
 
 
 def test_other_jobs_may_start_beside_a_training(tmp_path):

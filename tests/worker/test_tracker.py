@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
 import sys
 from types import ModuleType
 
@@ -20,6 +23,8 @@ STEP = ev.StepLogged(
 
 
 class FakeWriter:
+    errors = ()
+
     def __init__(self, folder: str = "") -> None:
         self.folder, self.written, self.full = folder, [], False
 
@@ -94,3 +99,62 @@ def test_tensorboard_itself_reads_back_what_was_written(tmp_path):
     kept.Reload()
     assert {"train/loss", "held_out/loss"} <= set(kept.Tags()["tensors"])
     assert [one.step for one in kept.Tensors("train/loss")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("wandb", "Weights & Biases"), ("mlflow", "MLflow"), ("trackio", "trackio")]
+)
+def test_every_tracker_that_is_missing_is_named_with_how_to_get_it(name, says, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    for variable in ("WANDB_MODE", "WANDB_SILENT", "TRACKIO_DIR"):
+        monkeypatch.setenv(variable, "kept")  # restored afterwards
+    with pytest.raises(StudioError, match=f"{says} is not installed here") as refused:
+        open_tracker(TrainConfig().replace({"saving.tracker": name}), tmp_path)
+    assert f"pip install {name}" in refused.value.hint
+
+
+def hear_two_steps(name, folder):
+    """A whole life of a tracker in a process of its own: the libraries have state of their own."""
+    program = (
+        "import sys; from pathlib import Path; from tests.worker.test_tracker import *;"
+        f"hear = open_tracker(TrainConfig().replace({{'saving.tracker': {name!r}}}), Path(sys.argv[1]));"
+        "[hear(STEP.model_copy(update={'step': number, 'loss': 1.0 / number})) for number in (1, 2)];"
+        "hear(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))"
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO", "MLFLOW"))}
+    home = folder.parent / "home"
+    home.mkdir()
+    folder.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", program, str(folder)], check=True, env={**kept, "HOME": str(home)}, timeout=300
+    )
+
+
+def test_weights_and_biases_itself_writes_offline_into_the_runs_folder(tmp_path):
+    pytest.importorskip("wandb")
+    hear_two_steps("wandb", tmp_path / "run")
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert b"train/loss" in content and b"held_out/loss" in content
+
+
+def test_mlflow_itself_reads_back_what_was_written(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    hear_two_steps("mlflow", tmp_path / "run")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("qlora-studio")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 0.5)]
+    assert run.info.status == "FINISHED" and run.data.metrics["held_out/loss"] == 1.5
+
+
+def test_trackio_itself_writes_into_the_runs_folder(tmp_path):
+    pytest.importorskip("trackio")
+    hear_two_steps("trackio", tmp_path / "run")
+    (file,) = (tmp_path / "run" / "trackio").rglob("qlora-studio.db")
+    with sqlite3.connect(file) as base:
+        rows = base.execute("select step, metrics from metrics order by step").fetchall()
+    assert {step for step, _ in rows} == {1, 2} and any(
+        b"held_out/loss" in (text if isinstance(text, bytes) else text.encode()) for _, text in rows
+    )

@@ -37,11 +37,19 @@ def find_equal(hashes: array[int]) -> list[Pair]:
     return [(int(late), int(early)) for late, early in _pairs(np.frombuffer(hashes, dtype=np.uint64))]
 
 
+class _WordNumbers(dict[str, int]):
+    """A number for each word, made when it is first met; the others are found without a line of Python."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return number
+
+
 class NearDuplicates:
     """Takes rows in order; then says which are nearly the same as an earlier one."""
 
     def __init__(self) -> None:
-        self.words: dict[str, int] = {}
+        self.numbers = _WordNumbers()
         self.held = array("Q")
         self.begins = array("q")
         self.rows = array("q")
@@ -54,7 +62,7 @@ class NearDuplicates:
             return
         self.begins.append(len(self.held))
         self.rows.append(row)
-        self.held.extend([self._number(word) for word in words])
+        self.held.extend(map(self.numbers.__getitem__, words))
         if len(self.held) > _HELD_WORDS:
             self._sketch_held()
 
@@ -64,13 +72,7 @@ class NearDuplicates:
 
         held, begins = np.frombuffer(self.held, dtype=np.uint64), np.frombuffer(self.begins, dtype=np.int64)
         self.sketches.append(_sketch(held, begins))
-        self.held, self.begins, self.words = array("Q"), array("q"), {}
-
-    def _number(self, word: str) -> int:
-        number = self.words.get(word)
-        if number is None:
-            number = self.words[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-        return number
+        self.held, self.begins, self.numbers = array("Q"), array("q"), _WordNumbers()
 
     def pairs(self) -> list[Pair]:
         """Rows that are nearly the same as an earlier one, in order."""

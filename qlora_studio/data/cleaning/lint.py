@@ -169,8 +169,8 @@ class Lint:
         self.rows += 1
         self.places.append(row.source)
         self.lengths.append(len(text))
-        self.row_hashes.append(text_hash(all_trained(row)))
-        self.near.remember(row, number)
+        self.row_hashes.append(text_hash(all_trained(row, text)))
+        self.near.remember(row, text, number)
         if row.turns:
             self._look_at_turns(row, where)
         if row.tokens is None:
@@ -297,10 +297,10 @@ class Lint:
 
 def lint(rows: Iterable[Conversation], eval_prompts: frozenset[int] = frozenset()) -> tuple[Finding, ...]:
     """The findings of these rows. `eval_prompts` are hashes of prompts that must not stand among them."""
-    looked = Lint(eval_prompts)
+    checks = Lint(eval_prompts)
     for row in rows:
-        looked.look(row)
-    return looked.findings()
+        checks.look(row)
+    return checks.findings()
 
 
 def check_findings(findings: Iterable[Finding], accepted: Iterable[str] = ()) -> None:

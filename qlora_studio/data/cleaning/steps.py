@@ -46,13 +46,13 @@ def all_text(conversation: Conversation) -> str:
     return conversation.text or "\x1e".join(f"{segment.train}{segment.text}" for segment in conversation.segments)
 
 
-def all_trained(conversation: Conversation) -> str:
-    """All that decides what is learned of a row: two rows are copies where it is equal."""
+def all_trained(conversation: Conversation, text: str) -> str:
+    """All that decides what is learned of a row, whose `all_text` this is: two rows are copies where it is equal."""
     if not (conversation.turns or conversation.tools or conversation.label is not None):
-        return all_text(conversation)
+        return text
     masks = [turn.train for turn in conversation.turns]
     calls = len(conversation.turns) - len(conversation.rejected)
-    return f"{all_text(conversation)}\x1d{conversation.tools}\x1d{conversation.label}\x1d{masks}\x1d{calls}"
+    return f"{text}\x1d{conversation.tools}\x1d{conversation.label}\x1d{masks}\x1d{calls}"
 
 
 def answers(conversation: Conversation) -> tuple[Turn, ...]:
@@ -98,7 +98,7 @@ def _without_copies(rows: Iterable[Conversation]) -> Clean:
     seen: set[int] = set()
 
     def clean(row: Conversation) -> Conversation | None:
-        mark = text_hash(all_trained(row))
+        mark = text_hash(all_trained(row, all_text(row)))
         if mark in seen:
             return None
         seen.add(mark)
@@ -111,7 +111,7 @@ def _without_near_copies(rows: Iterable[Conversation]) -> Clean:
     """Looks at all rows first: which are nearly the same as an earlier one."""
     near = NearCopies()
     for number, row in enumerate(rows):
-        near.remember(row, number)
+        near.remember(row, all_text(row), number)
     away = {late for late, _ in near.found()}
     count = iter(range(1 << 62))
     return lambda row: None if next(count) in away else row
@@ -123,8 +123,11 @@ class NearCopies:
     def __init__(self) -> None:
         self.by_label: dict[bool | None, NearDuplicates] = {}
 
-    def remember(self, row: Conversation, number: int) -> None:
-        self.by_label.setdefault(row.label, NearDuplicates()).remember(all_text(row), number)
+    def remember(self, row: Conversation, text: str, number: int) -> None:
+        """`text` is the row's `all_text`."""
+        if row.label not in self.by_label:
+            self.by_label[row.label] = NearDuplicates()
+        self.by_label[row.label].remember(text, number)
 
     def found(self) -> list[Pair]:
         """Each row that nearly repeats an earlier one, in order."""

@@ -54,7 +54,7 @@ def preference(fields: Fields) -> Conversation:
 
 
 def _transcript(fields: Fields, part: str) -> tuple[Turn, ...]:
-    """The turns of a talk written as one text (hh-rlhf); none where it is no such text."""
+    """The turns of a conversation written as one text (hh-rlhf); none where it is no such text."""
     value = fields.values.get(fields.column(part))
     if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
         return ()

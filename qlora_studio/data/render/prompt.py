@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_studio.core.conversation import Conversation, Turn
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import StudioError, TemplateStopped
 from qlora_studio.core.example import Example
 from qlora_studio.data.render.content import Piece, find_lost_of_answer, find_lost_of_context
 from qlora_studio.data.render.control import Escapes
@@ -161,17 +161,17 @@ class _Row:
         self.where = str(conversation.source) if conversation.source.file else ""
         self.escapes = Escapes.make(tokenizer, control_tokens)
         self._check_template()
-        turns = [
-            replace(
-                turn,
-                content=self.escapes.hide(turn.content, self.where, f"turn {index + 1}"),
-                reasoning=turn.reasoning and self.escapes.hide(turn.reasoning, self.where, f"turn {index + 1}"),
-            )
-            for index, turn in enumerate(conversation.turns)
-        ]
-        self.turns = turns
-        self.messages = [message_of(turn, traits) for turn in turns]
+        self.turns = [self._hidden(turn, index) for index, turn in enumerate(conversation.turns)]
+        self.messages = [message_of(turn, traits) for turn in self.turns]
         self._prompts: dict[tuple[int, bool], str] = {}
+
+    def _hidden(self, turn: Turn, index: int) -> Turn:
+        """The turn with its typed control tokens hidden; the turn itself where there are none, as mostly."""
+        content = self.escapes.hide(turn.content, self.where, f"turn {index + 1}")
+        reasoning = turn.reasoning and self.escapes.hide(turn.reasoning, self.where, f"turn {index + 1}")
+        if content == turn.content and reasoning == turn.reasoning:
+            return turn
+        return replace(turn, content=content, reasoning=reasoning)
 
     def _check_template(self) -> None:
         if self.conversation.tools and not self.traits.knows_tools:
@@ -206,6 +206,9 @@ class _Row:
                 add_generation_prompt=add_generation_prompt,
                 variables=variables,
             )
+        except TemplateStopped as error:
+            first = error.problems[0]
+            raise TemplateStopped(first.message, first.hint, where=self.where) from None
         except StudioError as error:
             first = error.problems[0]
             raise RowRefused("template-refuses", first.message, first.hint, where=self.where) from None

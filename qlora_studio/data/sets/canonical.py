@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def to_line(conversation: Conversation) -> str:
 def from_line(line: str, origin: str = "") -> Conversation:
     """The conversation of a line that `to_line` wrote."""
     values = json.loads(line)
+    if len(values) == 2 and "turns" in values:  # most rows, and the rest takes as long again
+        turns = tuple([_turn(turn) for turn in values["turns"]])
+        return Conversation(turns=turns, source=Source(*values["source"]), origin=origin)
     tokens = values.get("tokens")
     return Conversation(
         turns=tuple(_turn(turn) for turn in values.get("turns", ())),
@@ -92,14 +96,18 @@ def read_report(folder: Path) -> DatasetReport:
         ) from None
 
 
-def read_conversations(path: Path, origin: str) -> Iterator[Conversation]:
-    """Conversations of a canonical file, one at a time. Raises a StudioError where the file was damaged."""
+def read_conversations(path: Path, origin: str, wanted: Iterable[bool] | None = None) -> Iterator[Conversation]:
+    """Conversations of a canonical file, one at a time, or those whose row is `wanted`: the others are not parsed.
+
+    Raises a StudioError where the file was damaged, or where it has not as many rows as `wanted`.
+    """
     number = 0
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
+            for line, is_wanted in zip(lines, wanted or repeat(True), strict=wanted is not None):
                 number += 1
-                yield from_line(line, origin)
+                if is_wanted:
+                    yield from_line(line, origin)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise StudioError(
             f"The data set '{origin}' is damaged.", "Import it again.", where=f"{path.name}:{number}"

@@ -42,7 +42,7 @@ class Prepared:
 
     examples: Sequence[Example]
     rows: int
-    """Conversations looked at."""
+    """Conversations in all."""
     findings: tuple[Finding, ...] = ()
     too_long: int = 0
     """Rows longer than the limit; they were dropped or cut, as the next two count."""
@@ -60,7 +60,7 @@ class Prepared:
     mixture: tuple[Taken, ...] = ()
     """What was taken of each set, where there are several."""
     sha256: str = ""
-    """Of tokens and spans, where they lie on disk."""
+    """Of tokens and spans; empty for those that are not on disk."""
 
     def check(self, accepted: Iterable[str] = ()) -> None:
         """Raises a StudioError naming every error-level finding that is not accepted by name."""

@@ -114,12 +114,9 @@ def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[C
         return
     hashes = _hashes(place)
     bound = hashes_below(hashes, eval_share)
-    rows = 0
-    for mark, conversation in zip(hashes, read_conversations(place / CONVERSATIONS, name), strict=False):
-        rows += 1
-        if split == "all" or (mark < bound) == (split == "eval"):
-            yield conversation
-    if rows != read_report(place).rows or rows != len(hashes):
+    if len(hashes) != read_report(place).rows:
         raise StudioError(
             f"The data set '{name}' is damaged: rows are missing.", "Import it again.", where=CONVERSATIONS
         )
+    wanted = [split == "all" or (mark < bound) == (split == "eval") for mark in hashes]
+    yield from read_conversations(place / CONVERSATIONS, name, wanted)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qlora_studio.core.config import DataConfig
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.sets.canonical import read_report
@@ -64,7 +65,7 @@ def tokenise_rows(request: RowsRequest, cache: Path, watch: Watch = QUIET) -> To
         raise StudioError("No data set is chosen.", "Import a file and choose its set.", field="data.sources")
     if kept := find_tokenised(request, cache):
         return kept
-    place = cache / "tokens" / _key(request)
+    place = _place(request, cache)
     _make(request, place, watch)
     made = _read(request, place)
     if made is None:
@@ -75,23 +76,26 @@ def tokenise_rows(request: RowsRequest, cache: Path, watch: Watch = QUIET) -> To
 
 def find_tokenised(request: RowsRequest, cache: Path) -> TokenisedRows | None:
     """The same, if it is there already."""
-    kept = _read(request, cache / "tokens" / _key(request))
+    kept = _read(request, _place(request, cache))
     return replace(kept, from_cache=True) if kept else None
 
 
-def _key(request: RowsRequest) -> str:
-    """The hash of all that decides the tokens."""
-    config = request.config
-    sets = [(one.name, read_report(find_dataset(request.datasets, one.name)).sha256) for one in config.sources]
+def _place(request: RowsRequest, cache: Path) -> Path:
+    return cache / "tokens" / rows_key(request.datasets, request.config, request.seed, request.tokenizer.digest)
+
+
+def rows_key(datasets: Path, config: DataConfig, seed: int, tokenizer: str) -> str:
+    """The hash of all that decides the tokens; `tokenizer` is a digest of the tokenizer with its template."""
+    sets = [(one.name, read_report(find_dataset(datasets, one.name)).sha256) for one in config.sources]
     choices = config.model_dump(mode="json", exclude={"accepted", "format", "columns"})
     if len(config.sources) == 1:
         choices["sources"] = []  # shares mean nothing for one set alone
     known = {
         "version": RENDERING_VERSION,
         "sets": sets,
-        "tokenizer": request.tokenizer.digest,
+        "tokenizer": tokenizer,
         "choices": choices,
-        "seed": request.seed if len(config.sources) > 1 else 0,
+        "seed": seed if len(config.sources) > 1 else 0,
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 

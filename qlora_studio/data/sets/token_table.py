@@ -11,6 +11,7 @@ import json
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
@@ -46,48 +47,48 @@ class TokenWriter:
         self.counts = dict.fromkeys(ARRAYS, 0)
         self.names: dict[str, dict[str, int]] = {"files": {}, "origins": {}}
         self.digest = hashlib.sha256()
-        self.rows = self.tokens = self.span_numbers = 0
+        self.tokens = self.span_numbers = 0
 
     def append(self, example: Example) -> None:
         ids = array("i", example.input_ids)
-        spans = array("i", [edge for span in example.spans for edge in span])
+        spans = array("i", chain.from_iterable(example.spans))
         self.digest.update(ids.tobytes() + b"|" + spans.tobytes() + b"\n")
-        self.rows += 1
         self.tokens += len(ids)
         self.span_numbers += len(spans)
-        self._add("ids", ids)
-        self._add("spans", spans)
-        self._add("row_ends", array("q", [self.tokens]))
-        self._add("span_ends", array("q", [self.span_numbers]))
-        self._add("lines", array("i", [min(example.source.line, (1 << 31) - 1)]))
+        held = self.held
+        held["ids"].extend(ids)
+        held["spans"].extend(spans)
+        held["row_ends"].append(self.tokens)
+        held["span_ends"].append(self.span_numbers)
+        held["lines"].append(min(example.source.line, (1 << 31) - 1))
         for column, name in (("files", example.source.file), ("origins", example.origin)):
             known = self.names[column]
-            self._add(column, array("i", [known.setdefault(name, len(known))]))
+            held[column].append(known.setdefault(name, len(known)))
+        if len(held["ids"]) > _FLUSHED_ITEMS:
+            self._flush()
 
     def add_lengths(self, lengths: Sequence[int]) -> None:
         """Lengths of all rendered rows, those that were dropped included."""
-        self._add("lengths", array("i", lengths))
+        self.held["lengths"].extend(lengths)
 
     def add_order(self, order: Sequence[int]) -> None:
         """The rows that a mixture takes, by number; without it all are taken as they come."""
         numbers = array("q", order)
         self.digest.update(b"order" + numbers.tobytes())
-        self._add("order", numbers)
+        self.held["order"].extend(numbers)
 
-    def _add(self, name: str, items: array[int]) -> None:
-        held = self.held[name]
-        held.extend(items)
-        self.counts[name] += len(items)
-        if len(held) > _FLUSHED_ITEMS:
+    def _flush(self) -> None:
+        for name, held in self.held.items():
             held.tofile(self.streams[name])
+            self.counts[name] += len(held)
             del held[:]
 
     def finish(self, path: Path, facts: dict[str, Any]) -> None:
         """Writes the table whole, with these facts in its header, and removes what was written on the way."""
         header: dict[str, Any] = {}
         position = 0
+        self._flush()
         for name, (kind, _) in ARRAYS.items():
-            self.held[name].tofile(self.streams[name])
             self.streams[name].close()
             size = (self.folder / name).stat().st_size
             header[name] = {"dtype": kind, "shape": [self.counts[name]], "data_offsets": [position, position + size]}

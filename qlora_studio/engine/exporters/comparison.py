@@ -6,7 +6,7 @@ The chat's side is recorded and kept as files, so that the artefact is asked in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from qlora_studio.core.example import Example
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine.compare import Probe, agreement, log_probabilities, mean_loss, probe_answer, probe_rows
 from qlora_studio.engine.generate import generate
+from qlora_studio.engine.layerwise import LayerwiseModel
+from qlora_studio.engine.strength import Strength
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
+Emit = Callable[[ev.Event], None]
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 """Short and without chance: what is compared must not depend on it."""
 RECORD, DISTRIBUTIONS = "chat.json", "chat.safetensors"
-Ask = Callable[[Sequence[Probe]], torch.Tensor]
-"""The artefact's log-probabilities (positions, vocab) at the positions of some probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,18 @@ class Answer:
     @property
     def probe(self) -> Probe:
         return probe_answer(self.prompt, self.answer, stopped=self.stopped)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a comparison needs of an artefact."""
+
+    answers: tuple[str | None, ...]
+    """To each prompt of the record; None where it is another than the chat's and was not written out."""
+    identical: int
+    """How many are the chat's to the last token."""
+    log_probabilities: torch.Tensor
+    """(positions, vocab) at the record's probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +187,45 @@ def compare(record: ChatRecord, distributions: torch.Tensor, like: ev.Checked) -
     )
 
 
-def compare_with_chat(
-    record: ChatRecord, artefact: Speaker, like: ev.Checked, emit: Callable[[ev.Event], None]
-) -> None:
-    """Asks the artefact what the chat was asked and emits its answers and the comparison.
+def ask_model(artefact: Speaker, record: ChatRecord) -> Said:
+    """Has a model in memory answer what the chat was asked."""
+    answers = [artefact.answer(asked.text).answer for asked in record.answers]
+    identical = sum(answer == asked.answer for answer, asked in zip(answers, record.answers, strict=True))
+    texts = tuple(artefact.tokenizer.decode(answer) for answer in answers)
+    return Said(texts, identical, log_probabilities(artefact.model, record.probes))
 
-    Raises a StudioError where it would write or end a conversation otherwise than training did.
+
+def ask_layers(model: LayerwiseModel, tokenizer: ChatTokenizer, record: ChatRecord, emit: Emit) -> Said:
+    """The same of a model whose weights stay in their files.
+
+    It writes nothing: an answer without chance is the chat's if and only if each of the chat's tokens is the likeliest
+    one after those before it.
     """
-    check_words(record, artefact.tokenizer)
-    identical = 0
+    found = model.log_probabilities(
+        record.probes, lambda done, total: emit(ev.Advanced(done=done, total=total, unit="layers"))
+    )
+    answers, at = [], 0
     for asked in record.answers:
-        answer = artefact.answer(asked.text)
-        identical += answer.answer == asked.answer
-        said = artefact.tokenizer.decode(answer.answer)
-        emit(ev.SampleWritten(step=0, prompt=asked.text, answer=said, side="merged"))
-    like = like.model_copy(update={"identical_answers": identical, "answers": len(record.answers)})
-    emit(compare(record, log_probabilities(artefact.model, record.probes), like))
+        likeliest = found[at : at + len(asked.probe.positions)].argmax(-1).tolist()
+        at += len(asked.probe.positions)
+        written, last = likeliest[: len(asked.answer)], likeliest[len(asked.answer) :]
+        same = written == list(asked.answer) and all(one in record.stops for one in last)
+        answers.append(tokenizer.decode(asked.answer) if same else None)
+    return Said(tuple(answers), sum(answer is not None for answer in answers), found)
+
+
+def look_at_layers(like: ev.Checked, strengths: Iterable[Strength]) -> ev.Checked:
+    """`like` with what was found of each layer's trained change in the file."""
+    found = list(strengths)
+    off = sorted((one for one in found if one.is_off), key=lambda one: -abs(one.share - one.expected))
+    first = {"layer_off": off[0].layer, "share_off": off[0].share, "share_wanted": off[0].expected} if off else {}
+    return like.model_copy(update={"layers": len(found), "layers_off": len(off), **first})
+
+
+def compare_with_chat(record: ChatRecord, said: Said, like: ev.Checked, emit: Emit) -> None:
+    """Emits an artefact's answers and the comparison with the chat."""
+    for asked, answer in zip(record.answers, said.answers, strict=True):
+        if answer is not None:
+            emit(ev.SampleWritten(step=0, prompt=asked.text, answer=answer, side="merged"))
+    like = like.model_copy(update={"identical_answers": said.identical, "answers": len(record.answers)})
+    emit(compare(record, said.log_probabilities, like))

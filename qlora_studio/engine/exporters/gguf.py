@@ -5,18 +5,30 @@ Written straight from base and adapter. The file is `engine/gguf_file`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_studio.core import events as ev
 from qlora_studio.engine.companions import copy_licences
-from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare_with_chat
-from qlora_studio.engine.exporters.merged import open_merged
+from qlora_studio.engine.exporters.comparison import (
+    ChatRecord,
+    Said,
+    Speaker,
+    ask_layers,
+    ask_model,
+    check_words,
+    compare_with_chat,
+    look_at_layers,
+)
+from qlora_studio.engine.exporters.merged import BY_LAYERS, open_merged
 from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.gguf_file.llama_cpp import compare_with_llama_cpp, is_installed
-from qlora_studio.engine.gguf_file.read import load_gguf
+from qlora_studio.engine.gguf_file.read import layers_of_gguf, load_gguf
+from qlora_studio.engine.gguf_file.strength import measure_gguf
 from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.layerwise import fits_in_memory
 from qlora_studio.engine.modelfile import write_modelfile
 from qlora_studio.engine.tokenizer import load_tokenizer
 
@@ -41,16 +53,17 @@ class GgufExporter:
         if record is None:
             return
         emit(ev.PhaseEntered(phase=f"checking {source.gguf}"))
-        path = stage / gguf_name(source)
-        model = load_gguf(path, source.base_folder(), source.device)
-        artefact = Speaker(model, load_tokenizer(source.tokenizer_folder()), record.options)
+        path, tokenizer = stage / gguf_name(source), load_tokenizer(source.tokenizer_folder())
+        check_words(record, tokenizer)
         like = ev.Checked(
             what=f"{source.gguf}, {source.merge_into.replace('_', ' ')}",
             as_chatted=source.merge_into == "as_chatted",
             precision=source.gguf if source.gguf not in ("F32", "F16", "BF16") else "16-bit",
         )
-        compare_with_chat(record, artefact, like, emit)
-        del model, artefact
+        said = ask_gguf(path, source, record, emit)
+        with plan_gguf(source) as file:
+            like = look_at_layers(like, measure_gguf(file, path))
+        compare_with_chat(record, said, like, emit)
         if is_installed() and record.answers:
             emit(ev.Noted(text=compare_with_llama_cpp(path, record.answers)))
         elif record.answers:
@@ -58,6 +71,18 @@ class GgufExporter:
 
 
 EXPORTER = GgufExporter()
+
+
+def ask_gguf(path: Path, source: ExportSource, record: ChatRecord, emit: Emit) -> Said:
+    """What the file says, read back into a model of the base's kind; layer by layer where that is larger than memory."""
+    tokenizer = load_tokenizer(source.tokenizer_folder())
+    with open_merged(source) as merged:
+        values = sum(math.prod(tensor.shape) for tensor in merged.tensors)
+    if fits_in_memory(values * source.device.dtype.itemsize):
+        model = load_gguf(path, source.base_folder(), source.device)
+        return ask_model(Speaker(model, tokenizer, record.options), record)
+    emit(ev.Noted(text=f"The model in the file does not fit into memory; {BY_LAYERS}"))
+    return ask_layers(layers_of_gguf(path, source.base_folder(), source.device), tokenizer, record, emit)
 
 
 @contextmanager

@@ -14,5 +14,6 @@ from qlora_studio.engine.exporters.protocol import Exporter
 def find_exporter(name: str) -> Exporter:
     """The exporter of this kind. Raises a StudioError where there is no such kind."""
     kind = find_export_kind(name)
-    exporter: Exporter = importlib.import_module(f"qlora_studio.engine.exporters.{kind.name}").EXPORTER
+    module = kind.name.replace("-", "_")
+    exporter: Exporter = importlib.import_module(f"qlora_studio.engine.exporters.{module}").EXPORTER
     return exporter

@@ -1,7 +1,7 @@
 """The architectures that are written as GGUF: what llama.cpp must be told of each, and how it lays out their weights.
 
 Only what was compared with llama.cpp's own logits stands here. Everything in a configuration that would change the
-arithmetic is either written down or refused: llama.cpp would compute something else without a word.
+arithmetic is either written down or refused: llama.cpp would silently compute something else.
 """
 
 from __future__ import annotations

@@ -24,8 +24,6 @@ from qlora_studio.engine.manifest import sync
 from qlora_studio.engine.merge import MergedTensor, MergedWeights
 from qlora_studio.engine.tokenizer import ChatTokenizer
 
-ROW_VALUES = 4 << 20
-"""Values of an unchanged tensor that are held at once."""
 ALIGNMENT = 32
 """Bytes, the format's default."""
 ROTATED = re.compile(r"\.attn_(q|k)\.(weight|bias)$")
@@ -124,16 +122,7 @@ class GgufFile:
 
     def _describe(self, tokenizer: ChatTokenizer, about: About) -> None:
         writer = self.writer
-        writer.add_type("model")
-        writer.add_name(about.name)
-        if about.licence:
-            writer.add_license(about.licence)
-        if about.base:
-            writer.add_base_model_count(1)
-            writer.add_base_model_name(0, about.base.rpartition("/")[2])
-            if "/" in about.base:
-                writer.add_base_model_organization(0, about.base.partition("/")[0])
-                writer.add_base_model_repo_url(0, f"https://huggingface.co/{about.base}")
+        describe(writer, "model", about)
         write_configuration(writer, self.config, self.family)
         writer.add_file_type(FILES[self.kind][0])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -142,25 +131,43 @@ class GgufFile:
         write_vocabulary(writer, tokenizer, embedding.shape[0])
 
     def _rows(self, tensor: Planned) -> Iterator[torch.Tensor]:
-        """The tensor as llama.cpp lays it out, in pieces of whole rows; a computed or rotated one in one piece."""
+        """The tensor as llama.cpp lays it out, in pieces of whole rows."""
         source = tensor.source
         if isinstance(source, torch.Tensor):
             yield source
             return
+        for weight in self.merged.pieces(source, self.head_rows(tensor)):
+            yield self.lay_out(tensor, weight)
+
+    def head_rows(self, tensor: Planned) -> int:
+        """How many rows are laid out together: those of a head where llama.cpp pairs them, else each is for itself."""
         rotated = self.family.interleaved and ROTATED.search(tensor.name)
-        if source.changed or rotated or len(source.shape) < 2:
-            weight = self.merged.read(source)
-            if rotated:
-                queries = rotated[1] == "q"
-                heads = self.config.num_attention_heads if queries else self.config.num_key_value_heads
-                weight = interleave(weight, heads)
-            if self.family.raised_norms and source.parameter.endswith("norm.weight"):
-                weight = weight.float() + 1
-            yield weight
-            return
-        step = max(1, ROW_VALUES // source.shape[1])
-        for first in range(0, source.shape[0], step):
-            yield self.merged.read_rows(source, first, min(source.shape[0], first + step))
+        if not rotated:
+            return 1
+        queries = rotated[1] == "q"
+        return int(tensor.shape[0] // (self.config.num_attention_heads if queries else self.config.num_key_value_heads))
+
+    def lay_out(self, tensor: Planned, weight: torch.Tensor) -> torch.Tensor:
+        """Rows of the loaded model's weight, whole heads of them, as llama.cpp has them."""
+        together = self.head_rows(tensor)
+        if together > 1:
+            return interleave(weight, weight.shape[0] // together)
+        raised = self.family.raised_norms and tensor.name.endswith("norm.weight")
+        return weight.float() + 1 if raised else weight
+
+
+def describe(writer: gguf.GGUFWriter, kind: str, about: About) -> None:
+    """What a file of this kind, `model` or `adapter`, says of itself."""
+    writer.add_type(kind)
+    writer.add_name(about.name)
+    if about.licence:
+        writer.add_license(about.licence)
+    if about.base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, about.base.rpartition("/")[2])
+        if "/" in about.base:
+            writer.add_base_model_organization(0, about.base.partition("/")[0])
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{about.base}")
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:

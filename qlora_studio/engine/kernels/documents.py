@@ -18,6 +18,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qlora_studio.core.micro_batches import filled
+from qlora_studio.engine.kernels.attention import attend_one_query
+from qlora_studio.engine.kernels.short_rows import row_gradients, suits
 
 DOCUMENTS = "sdpa_documents"
 """The name under which transformers knows this attention; with `sdpa` in it, it makes the same checks as for torch's."""
@@ -61,6 +63,9 @@ def attend_documents(
     Returns (1, tokens, heads, head_dim), and None for the weights, as transformers' attention functions do. Without
     `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
     """
+    if documents is None and query.device.type == "cpu":
+        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
+        return attend_one_query(module, query, key, value, mask, scaling=scaling, **options)
     if documents is None:
         mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
@@ -143,11 +148,16 @@ class ProcessorAttention(torch.autograd.Function):
         query, key, value, out, *sums = ctx.saved_tensors
 
         def row(start: int, end: int, logsumexp: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            mask = local_mask(filled(end - start), ctx.window, query)
-            gradient = F.pad(grads[0][:, :, start:end], (0, 0, 0, filled(end - start) - end + start))
-            parts = (filled_row(part, start, end) for part in (query, key, value, out))
+            length = filled(end - start)
+            mask = local_mask(length, ctx.window, query)
+            gradient = F.pad(grads[0][:, :, start:end], (0, 0, 0, length - end + start))
+            q, k, v, result = (filled_row(part, start, end) for part in (query, key, value, out))
+            if mask is None and suits(query, end - start):
+                scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
+                pieces = row_gradients(gradient[0], (q[0], k[0], v[0]), result[0], logsumexp[0], scale)
+                return tuple(piece.unsqueeze(0) for piece in pieces)
             found: tuple[torch.Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient, *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+                gradient, q, k, v, result, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )
             return found
 

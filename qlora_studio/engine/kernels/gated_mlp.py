@@ -184,32 +184,45 @@ def gated_down(parts: GatedParts, outs: Sequence[torch.Tensor]) -> torch.Tensor:
     """`down(act(gate) · up)` for gate and up (tokens, inner) -> (tokens, width); their product is never there as a whole."""
     weight = parts.down.dense(outs[0].dtype)  # (width, inner)
     out = outs[0].new_empty(len(outs[0]), len(weight))
+    mask = parts.down.mask(_gate_and_up(outs)[0])  # (tokens, inner)
     for rows in _rows(len(out), rows_at_once(out)):
         gate, up = _gate_and_up([whole[rows] for whole in outs])
-        out[rows] = parts.down.of_dense(parts.activation.of(gate).mul_(up), weight)
+        product = parts.activation.of(gate).mul_(up)
+        out[rows] = parts.down.of_dense(product, weight, None if mask is None else mask[rows])
     return out
 
 
 def through_down(parts: GatedParts, gradient: torch.Tensor, outs: Sequence[torch.Tensor], sums: Sums) -> None:
     """Backward through `gated_down`: the gradients of gate and up take their place in `outs`; gradient (tokens, width)."""
     weight = parts.down.dense(gradient.dtype)  # (width, inner)
+    mask = parts.down.mask(_gate_and_up(outs)[0])  # (tokens, inner)
     for rows in _rows(len(gradient), rows_at_once(gradient)):
-        _block_through_down(parts, gradient[rows], [whole[rows] for whole in outs], (weight, sums))
+        block = Block(gradient[rows], [whole[rows] for whole in outs], None if mask is None else mask[rows])
+        _block_through_down(parts, block, weight, sums)
 
 
-def _block_through_down(
-    parts: GatedParts, gradient: torch.Tensor, outs: Sequence[torch.Tensor], shared: tuple[torch.Tensor, Sums]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows on their way back through `gated_down`."""
+
+    gradient: torch.Tensor
+    """(rows, width)"""
+    outs: Sequence[torch.Tensor]
+    mask: torch.Tensor | None
+    """(rows, inner): what dropout leaves of the adapter's input."""
+
+
+def _block_through_down(parts: GatedParts, block: Block, weight: torch.Tensor, sums: Sums) -> None:
     """A function, so that what a block made is gone before the next one."""
-    (weight, sums), down = shared, parts.down
-    gate, up = _gate_and_up(outs)
+    down, gradient = parts.down, block.gradient
+    gate, up = _gate_and_up(block.outs)
     low_rank = down.low_rank_gradient(gradient)
     if low_rank is not None and down.a is not None:
-        product = parts.activation.of(gate).mul_(up)
+        product = down.thin_out_(parts.activation.of(gate).mul_(up), block.mask)
         inner = product @ down.a.to(gradient.dtype).t()
         sums.add(down, low_rank.t() @ product, (gradient.t() @ inner).mul_(down.scale))
         del product
-    inside = down.input_gradient(gradient, low_rank, weight)  # (rows, inner)
+    inside = down.input_gradient(gradient, low_rank, weight, mask=block.mask)  # (rows, inner)
     active = parts.activation.of(gate).mul_(inside)
     inside.mul_(up)
     up.copy_(active)
@@ -226,10 +239,12 @@ def through_first(
     """The gradient of x (tokens, width) through products of it, and those of their adapters."""
     dx: torch.Tensor | None = None
     for product, gradient, inner in zip(products, gradients, inners, strict=True):
-        low_rank = product.low_rank_gradient(gradient)
+        low_rank, mask = product.low_rank_gradient(gradient), product.mask(x)
         if low_rank is not None and inner is not None:
-            sums.add(product, low_rank.t() @ x, (gradient.t() @ inner).mul_(product.scale))
-        dx = product.input_gradient(gradient, low_rank, product.dense(x.dtype), dx)
+            thin = product.thin_out(x, mask)
+            sums.add(product, low_rank.t() @ thin, (gradient.t() @ inner).mul_(product.scale))
+            del thin
+        dx = product.input_gradient(gradient, low_rank, product.dense(x.dtype), dx, mask)
     assert dx is not None
     return dx
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import DoctorReport, JobRef
+from qlora_studio.core.jobs import DoctorReport
 from qlora_studio.studio import Studio
+from qlora_studio.ui.server.background_job import BackgroundJob
 
 
 class Examination:
@@ -14,19 +15,20 @@ class Examination:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._job: JobRef | None = None
+        self._job = BackgroundJob(studio)
         self.machine: tuple[Check, ...] = ()
         self.engine: tuple[Check, ...] = ()
         """What only torch can tell, once it was asked for."""
 
     @property
     def under_way(self) -> bool:
-        return self._job is not None
+        return self._job.is_open
 
     @property
     def phase(self) -> str:
         """What is being tried; empty when nothing is."""
-        return (self._studio.jobs.look(self._job).progress.phase or "starting") if self._job is not None else ""
+        progress = self._job.progress
+        return (progress.phase or "starting") if progress is not None else ""
 
     def check_machine(self, config: TrainConfig | None) -> None:
         """Looks at the machine anew; with a config, whether disk and memory do for its model."""
@@ -37,18 +39,14 @@ class Examination:
 
     def check_engine(self) -> None:
         """Starts looking at torch in a process of its own, unless that is under way."""
-        if self._job is None:
+        if not self._job.is_open:
             self.engine = ()
-            self._job = self._studio.machine.check_engine()
+            self._job.follow(self._studio.machine.check_engine())
 
     def settle(self) -> None:
         """Takes in what the child has found, once it has ended."""
-        if self._job is None:
+        if (job := self._job.take_ended()) is None:
             return
-        job = self._studio.jobs.look(self._job)
-        if job.at_work:
-            return
-        self._job = None
         if isinstance(job.progress.report, DoctorReport):
             self.engine = job.progress.report.checks
         else:

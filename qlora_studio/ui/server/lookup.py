@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from qlora_studio.core.bases import BaseFacts, BaseRef, FailedBase
 from qlora_studio.core.config import ModelConfig
-from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.progress import Progress
 from qlora_studio.studio import Studio
+from qlora_studio.ui.server.background_job import BackgroundJob
 
 
 class BaseLookup:
@@ -14,7 +14,7 @@ class BaseLookup:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._job: JobRef | None = None
+        self._job = BackgroundJob(studio)
         self._started: set[BaseRef] = set()
         self.version = 0
         """Counts what was found out."""
@@ -22,7 +22,7 @@ class BaseLookup:
     @property
     def progress(self) -> Progress | None:
         """How far the look-up is; None when nothing is looked up."""
-        return self._studio.jobs.look(self._job).progress if self._job is not None else None
+        return self._job.progress
 
     def facts(self, model: ModelConfig) -> BaseFacts:
         """What is known of a base now; one that nobody has looked up yet is looked up from here on."""
@@ -33,15 +33,13 @@ class BaseLookup:
 
     def start(self, model: ModelConfig, *, again: bool = False) -> None:
         """Looks a base up, in the place of one that is being looked up; `again` forgets a failure that is kept."""
-        if self._job is not None:
-            self._studio.jobs.stop(self._job)
+        self._job.stop()
         self._started.add(BaseRef(model.base, model.revision))
-        self._job = self._studio.bases.resolve(model.base, model.revision, again=again)
+        self._job.follow(self._studio.bases.resolve(model.base, model.revision, again=again))
 
     def settle(self) -> None:
         """Takes note of a look-up that has ended."""
-        if self._job is not None and not self._studio.jobs.look(self._job).at_work:
-            self._job = None
+        if self._job.take_ended() is not None:
             self.version += 1
 
 

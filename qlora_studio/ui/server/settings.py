@@ -70,9 +70,10 @@ def take(workspace: Workspace, view: View, control: Control, value: Any) -> None
     if setting.slider and value in ("", None):
         return  # emptied to be typed anew
     value = _read(workspace, setting, value)
-    if mark_of(value) != mark_of(workspace.draft[setting.dotted]):
-        workspace.draft.change({setting.dotted: value})
-    view.shown[control.value_slot.name] = mark_of(workspace.draft[setting.dotted])
+    with view.lock:  # a tick between the two would send the value into the field, over what is typed by then
+        if mark_of(value) != mark_of(workspace.draft[setting.dotted]):
+            workspace.draft.change({setting.dotted: value})
+        view.shown[control.value_slot.name] = mark_of(workspace.draft[setting.dotted])
 
 
 def agree(workspace: Workspace, view: View, controls: Sequence[Control], values: Sequence[Any]) -> None:

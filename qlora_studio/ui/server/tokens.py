@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.jobs import JobRef, TokeniseReport
+from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.progress import Progress
 from qlora_studio.studio import Studio
+from qlora_studio.ui.server.background_job import BackgroundJob, problems_of
 
 PREVIEWS = 12
 """Examples that are rendered for looking at."""
@@ -18,7 +19,7 @@ class TokenCount:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._job: JobRef | None = None
+        self._job = BackgroundJob(studio)
         self._job_mark = ""
         self._mark = ""
         """For which settings `report` holds."""
@@ -31,7 +32,7 @@ class TokenCount:
     @property
     def progress(self) -> Progress | None:
         """How far the counting is; None when nothing is counted."""
-        return self._studio.jobs.look(self._job).progress if self._job is not None else None
+        return self._job.progress
 
     @property
     def sets(self) -> list[str]:
@@ -40,12 +41,13 @@ class TokenCount:
 
     def start(self, config: TrainConfig) -> None:
         """Starts counting, unless just that is being counted. Raises a StudioError where it cannot."""
-        if self._job is not None and self._studio.jobs.look(self._job).at_work:
+        if self._job.at_work:
             if self._job_mark == mark_of(config):
                 return
-            self._studio.jobs.stop(self._job)
+            self._job.stop()
         self.problems = ()
-        self._job, self._job_mark = self._studio.data.tokenise(config, PREVIEWS), mark_of(config)
+        self._job.follow(self._studio.data.tokenise(config, PREVIEWS))
+        self._job_mark = mark_of(config)
         self.version += 1
 
     def keep(self, config: TrainConfig, report: TokeniseReport) -> None:
@@ -60,17 +62,13 @@ class TokenCount:
 
     def settle(self) -> None:
         """Takes the report of a job that has ended."""
-        if self._job is None:
+        if (job := self._job.take_ended()) is None:
             return
-        job = self._studio.jobs.look(self._job)
-        if job.at_work:
-            return
-        self.problems = tuple(part for part in (job.progress.message, job.progress.hint) if part)
+        self.problems = problems_of(job)
         if isinstance(job.progress.report, TokeniseReport):
             self.report, self._mark = job.progress.report, self._job_mark
         elif not self.problems:
             self.problems = (f"The counting was {job.state}.", "Count again.")
-        self._job = None
         self.version += 1
 
     def known_for(self, config: TrainConfig) -> TokeniseReport | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import FormatGuess
 from qlora_studio.core.errors import Problem
+from qlora_studio.core.jobs import JobRef, PushTo
+from qlora_studio.core.series import Along
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class View:
         """Runs whose curves are compared; the newest where none were picked."""
         self.compared_loss = "train"
         """`train` or `evaluation`."""
+        self.compared_along: Along = "step"
         self.export_run: str | None = None
         self.export_weights = ""
         """Which weights of it; empty for its adapter."""
@@ -68,6 +71,10 @@ class View:
         """What a pack holds."""
         self.export_folder: str | None = None
         """What was typed as its folder; None where one is offered."""
+        self.push_to: PushTo = "lmstudio"
+        """Where a finished export would be handed on to."""
+        self.push_job: JobRef | None = None
+        """The newest job that hands one on."""
         self.formatted = False
         """Whether answers of the chat have their Markdown laid out."""
         self.hidden = False

@@ -21,6 +21,7 @@ from qlora_studio.ui.server.chat import ChatSession
 from qlora_studio.ui.server.draft import Draft
 from qlora_studio.ui.server.examination import Examination
 from qlora_studio.ui.server.lookup import BaseLookup
+from qlora_studio.ui.server.queue_watch import QueueWatch
 from qlora_studio.ui.server.rate_search import RateFinder
 from qlora_studio.ui.server.tokens import TokenCount
 from qlora_studio.ui.server.world import World
@@ -75,6 +76,7 @@ class Workspace:
         self.examination = Examination(studio)
         self.lookup = BaseLookup(studio)
         self.rates = RateFinder(studio)
+        self.queue_watch = QueueWatch(studio)
         self._still = (-1, 0.0)
         """The version of the draft, and since when it has been that."""
         self._counted_version = -1
@@ -140,6 +142,7 @@ class Workspace:
         self.examination.settle()
         self.lookup.settle()
         self.rates.settle()
+        self.queue_watch.settle(self.world())
         self._count_if_still()
 
     def refuse_while_training(self, doing: str) -> None:

@@ -294,9 +294,10 @@ def _record(scene: Scene, run: RunView | None) -> Html:
 def _deletion(scene: Scene, tab: RunControls, run: RunView | None) -> Updates:
     asked = run is not None and scene.view.deleting == run.name
     size = scene.workspace.studio.runs.size_bytes(run.name) if asked and run else 0
+    referring = scene.workspace.studio.references.to_run(run.name) if asked and run else []
     return {
         tab.delete: gr.update(interactive=run is not None and not run.at_work, visible=not asked),
-        tab.holds: view.deletion_card(run, size) if asked and run else Html(""),
+        tab.holds: view.deletion_card(run, size, referring) if asked and run else Html(""),
         tab.delete_now: gr.update(visible=asked),
         tab.keep: gr.update(visible=asked),
     }

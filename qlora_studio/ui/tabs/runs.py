@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import gradio as gr
 
@@ -11,6 +12,7 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.progress import RESUMABLE
+from qlora_studio.core.series import Along
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
@@ -40,6 +42,7 @@ class RunsTab:
     empty: gr.HTML
     compared: gr.Dropdown
     loss: gr.Radio
+    along: gr.Radio
     chart: gr.HTML
     peaks: gr.HTML
     details: gr.HTML
@@ -84,6 +87,11 @@ def build(workspace: Workspace) -> RunsTab:
             info="On the rows learned from, or on the evaluation set.", elem_id="runs-which", interactive=True, scale=1,
             min_width=240,
         )  # fmt: skip
+        along = gr.Radio(
+            [("steps", "step"), ("tokens", "tokens"), ("time", "seconds")], value="step", label="Along",
+            info="What the curves are laid over each other by; time is that of the steps alone.",
+            elem_id="runs-along", interactive=True, scale=1, min_width=240,
+        )  # fmt: skip
     with gr.Row():
         with gr.Column(scale=7, min_width=320):
             chart = live_chart(script, "Loss", "Choose runs to compare.", "runs-chart", 280)
@@ -118,6 +126,7 @@ def build(workspace: Workspace) -> RunsTab:
         empty,
         compared,
         loss,
+        along,
         chart,
         peaks,
         details,
@@ -176,6 +185,9 @@ def wire(page: Page, tab: RunsTab) -> None:
     def compare_loss(view_: View, loss: str) -> None:
         view_.compared_loss = loss
 
+    def compare_along(view_: View, along: Along) -> None:
+        view_.compared_along = along if along in get_args(Along) else "step"
+
     def pick(view_: View, name: str) -> None:
         view_.run = name
 
@@ -189,6 +201,7 @@ def wire(page: Page, tab: RunsTab) -> None:
     queue_tab.wire(page, tab.queue)
     page.on(tab.compared.input, compare, [tab.compared])
     page.on(tab.loss.input, compare_loss, [tab.loss])
+    page.on(tab.along.input, compare_along, [tab.along])
     page.on_row(tab.table.select, pick)
     page.on(tab.resume.click, resume)
     page.on(tab.evaluate.click, partial(_started, workspace), [tab.prompts, tab.weights])
@@ -225,14 +238,14 @@ def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | 
 
 def _compared_mark(scene: Scene) -> object:
     runs = [scene.world.runs[name] for name in compared_names(scene)]
-    return [run_view.run_mark(run) for run in runs], scene.view.compared_loss
+    return [run_view.run_mark(run) for run in runs], scene.view.compared_loss, scene.view.compared_along
 
 
 def _comparison(scene: Scene, tab: RunsTab) -> Updates:
     runs = [run for name in compared_names(scene) if (run := scene.world.view(name)) is not None]
     of_evaluation = scene.view.compared_loss == "evaluation"
     return {
-        tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation),
+        tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation, along=scene.view.compared_along),
         tab.peaks: view.peaks_card(runs),
         tab.differences: view.differences_card(runs),
     }

@@ -1,4 +1,4 @@
-"""Curves over steps as the page's charts draw them: thinned, smoothed, as JSON."""
+"""Curves over steps, tokens or seconds as the page's charts draw them: thinned, smoothed, as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POINTS = 500
 WINDOW = 0.12
 """Share of all points that a smoothed value looks at, half of them before it and half after."""
 
-Point = tuple[int, float]
+Point = tuple[float, float]
 
 
 def line(
@@ -28,9 +28,9 @@ def line(
     }
 
 
-def lines(series: Sequence[dict[str, Any]], last_step: int | None = None) -> dict[str, Any]:
-    """The value of a chart; `last_step` is where the x axis ends."""
-    return {"series": [one for one in series if one["points"]], "last": last_step}
+def lines(series: Sequence[dict[str, Any]], last_step: int | None = None, unit: str = "step") -> dict[str, Any]:
+    """The value of a chart; `last_step` is where the x axis ends, `unit` what it counts."""
+    return {"series": [one for one in series if one["points"]], "last": last_step, "unit": unit}
 
 
 def thin(points: Sequence[Point], limit: int = POINTS) -> list[Point]:

@@ -29,7 +29,7 @@ def machine_cards(machine: Machine, home: str) -> Html:
 def checks_card(machine: Sequence[Check], engine: Sequence[Check], phase: str) -> Html:
     """Every check with its remedy; those of torch come once they were asked for."""
     rows = [_row(check) for check in (*machine, *engine)]
-    listed = table(("", "Looked at", "Found"), rows, "Checks of this machine") if rows else Html("")
+    listed = table(("", "Check", "Found"), rows, "Checks of this machine") if rows else Html("")
     if phase:
         return join((listed, card("Examining", bar(0.5, "Examination"), tag("p", f"{phase} …", class_="qs-small"))))
     return listed

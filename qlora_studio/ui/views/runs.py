@@ -12,6 +12,7 @@ from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.record import RunRecord
 from qlora_studio.core.runs import RunSummary, RunView, differing_settings
+from qlora_studio.core.series import Along
 from qlora_studio.core.words import clock
 from qlora_studio.ui.fields import in_labels, label
 from qlora_studio.ui.views.chart import line, lines
@@ -81,10 +82,11 @@ def record_link(name: str, record: RunRecord) -> Html:
     )
 
 
-def deletion_card(run: RunView, size_bytes: int) -> Html:
-    """What goes with a run, before it goes."""
+def deletion_card(run: RunView, size_bytes: int, referring: Sequence[str] = ()) -> Html:
+    """What goes with a run, and what refers to it, before it goes."""
     kept = "Exports of it lie in folders of their own and stay." if run.has_adapter else ""
     said = [f"{gib(size_bytes)} of checkpoints, adapter, evaluations and journal go with it.", kept]
+    said += referring
     if run.labels.pinned:
         said.append("It is pinned: unpin it first.")
     return says_error([one for one in said if one], f"Delete “{run.title}” ({run.name})?")
@@ -123,13 +125,22 @@ def unreadable_run(run: RunSummary) -> Html:
     return says_error([run.unreadable], f"The run '{run.title}' cannot be read") if run.unreadable else Html("")
 
 
-def compared_lines(runs: Sequence[RunView], *, of_evaluation: bool = False) -> dict[str, Any]:
-    """The same loss of several runs."""
-    if of_evaluation:
-        return lines(
-            [line(run.name, index, evaluation_losses(run.progress), dots=True) for index, run in enumerate(runs)]
-        )
-    return lines([line(run.name, index, run.progress.losses, smooth=True) for index, run in enumerate(runs)])
+def compared_lines(runs: Sequence[RunView], *, of_evaluation: bool = False, along: Along = "step") -> dict[str, Any]:
+    """The same loss of several runs, by step, by tokens seen, or by seconds of training."""
+    series = []
+    for index, run in enumerate(runs):
+        losses = evaluation_losses(run.progress) if of_evaluation else run.progress.losses
+        points = moved_along(run.progress, losses, along)
+        series.append(line(run.name, index, points, smooth=not of_evaluation, dots=of_evaluation))
+    return lines(series, unit=along)
+
+
+def moved_along(progress: Progress, points: Sequence[tuple[float, float]], along: Along) -> list[tuple[float, float]]:
+    """Points by step as points by tokens or seconds; those of steps nobody has counted yet are left out."""
+    if along == "step":
+        return list(points)
+    reached = {0: 0.0, **dict(progress.tokens if along == "tokens" else progress.seconds)}
+    return [(round(reached[int(step)]), value) for step, value in points if int(step) in reached]
 
 
 def peaks_card(runs: Sequence[RunView]) -> Html:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
 from qlora_studio.core.exports import EXPORT_KINDS
 from qlora_studio.data.render.prompt import RenderOptions, stop_ids
+from qlora_studio.engine import layerwise
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.exporters import comparison, merged
 from qlora_studio.engine.exporters.comparison import (
     Answer,
     ChatRecord,
     Speaker,
+    ask_model,
     check_words,
     compare_with_chat,
     record_chat,
@@ -115,7 +118,7 @@ def test_a_merged_model_that_does_not_fit_the_card_is_checked_in_the_computers_m
     class Card:
         """A card with no room at all."""
 
-        released = 0
+        name, released = "card", 0
 
         def release(self) -> None:
             self.released += 1
@@ -153,14 +156,14 @@ def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short, s
     assert torch.equal(again.log_probabilities, record.log_probabilities)
     assert dataclasses.replace(again, log_probabilities=0) == dataclasses.replace(record, log_probabilities=0)
     events: list[ev.Event] = []
-    compare_with_chat(again, chat, ev.Checked(what="itself"), events.append)
+    compare_with_chat(again, ask_model(chat, again), ev.Checked(what="itself"), events.append)
     assert [event.prompt for event in events[:-1]] == list(PROMPTS)
     itself = events[-1]
     assert (itself.same_top1, itself.identical_answers, itself.answers) == (1.0, 2, 2)
     assert abs(itself.kl) < 1e-6 and itself.loss == pytest.approx(record.chat_loss) and itself.positions > 16
     with torch.no_grad():
         chat.model.model.norm.weight.mul_(torch.linspace(-1, 1, chat.model.config.hidden_size))
-    compare_with_chat(record, chat, ev.Checked(what="broken"), events.append)
+    compare_with_chat(record, ask_model(chat, record), ev.Checked(what="broken"), events.append)
     broken = events[-1]
     assert broken.same_top1 < 0.5 and broken.kl > 1 and broken.identical_answers == 0 and broken.loss > itself.loss
 
@@ -186,7 +189,9 @@ def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes
         check_words(dataclasses.replace(record, **changes), tokenizer)
 
 
-def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage, monkeypatch):
+def test_another_error_than_memory_is_not_answered_by_another_place(source, stage, monkeypatch):
+    find_exporter("merged").write(source, stage, lambda event: None)
+
     def broken(folder, device, **how):
         raise StudioError("The model cannot be loaded.")
 
@@ -195,17 +200,20 @@ def test_another_error_than_memory_is_not_answered_by_the_computers_memory(stage
         merged.load_merged(stage, dataclasses.replace(FP32, accelerator=object()), lambda event: None)
 
 
-def test_a_merged_model_that_does_not_fit_the_computers_memory_is_an_error(stage, monkeypatch):
-    tries = []
+@pytest.mark.parametrize("known", [True, False])
+def test_a_merged_model_that_does_not_fit_the_computers_memory_is_left_in_its_files(source, stage, known, monkeypatch):
+    find_exporter("merged").write(source, stage, lambda event: None)
+    events, tries = [], []
 
     def no_room(folder, device, **how):
         tries.append(device)
         raise MemoryError
 
     monkeypatch.setattr(merged, "load_base", no_room)
-    with pytest.raises(MemoryError):
-        merged.load_merged(stage, FP32, lambda event: None)
-    assert len(tries) == 1
+    if known:
+        monkeypatch.setattr(layerwise.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert isinstance(merged.load_merged(stage, FP32, events.append), layerwise.LayerwiseModel)
+    assert len(tries) == (0 if known else 1) and "layer by layer" in events[0].text
 
 
 @pytest.fixture
@@ -277,6 +285,32 @@ def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
     exporter.check(written, stage, record, events.append)
     (check,) = [event for event in events if isinstance(event, ev.Checked)]
     assert check.kl > 0.05
+
+
+@pytest.mark.parametrize("kind", ["merged", "gguf"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_check_by_layers_comes_to_the_numbers_of_one_in_memory(kind, broken, written, stage, short, monkeypatch):
+    source = dataclasses.replace(written, gguf="F32", merge_into="original")
+    record = record_of(written, load_tokenizer(written.base_folder()))
+    if broken:
+        turn_adapter_round(written)
+    exporter, events = find_exporter(kind), []
+    exporter.write(source, stage, lambda event: None)
+    exporter.check(source, stage, record, events.append)
+    monkeypatch.setattr(layerwise.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    exporter.check(source, stage, record, events.append)
+    whole, by_layers = [event for event in events if isinstance(event, ev.Checked)]
+    assert any(isinstance(event, ev.Noted) and "layer by layer" in event.text for event in events)
+    assert by_layers.kl == pytest.approx(whole.kl, abs=1e-5) and by_layers.loss == pytest.approx(whole.loss, abs=1e-4)
+    same = ("same_top1", "identical_answers", "answers", "stops", "stops_kept", "positions")
+    assert [getattr(by_layers, name) for name in same] == [getattr(whole, name) for name in same]
+    assert (whole.kl > 0.05) == broken
+    assert whole.identical_answers == (0 if broken else 1)
+
+
+def turn_adapter_round(source: ExportSource) -> None:
+    file = source.adapter / "adapter_model.safetensors"
+    save_file({name: value * (-1 if "lora_B" in name else 1) for name, value in load_file(file).items()}, file)
 
 
 def test_a_tokenizer_in_the_folder_of_the_adapter_wins(written):

@@ -48,6 +48,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
 def small_base(model_type: str, folder: Path, tokenizer: str = "gpt-2", **changes: Any) -> Path:
     """A base in transformers format."""
     torch.manual_seed(0)
@@ -62,10 +65,10 @@ def small_base(model_type: str, folder: Path, tokenizer: str = "gpt-2", **change
     return folder
 
 
-def small_adapter(base: Path, folder: Path) -> Path:
+def small_adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """An adapter on every linear layer, every number random."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    tuned = get_peft_model(model, LoraConfig(**(LORA | changes)))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import GGUF_FAMILIES
+from qlora_studio.engine import merge
 from qlora_studio.engine.compare import agreement
+from qlora_studio.engine.gguf_file import families
 from qlora_studio.engine.gguf_file.families import find_family
 from qlora_studio.engine.gguf_file.write import About, interleave
 from tests.engine.gguf_file.small_models import FAMILIES, reference, small_base, write_gguf
@@ -69,7 +73,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused_with_the_way_out(mode
     assert "Export the merged model instead" in refused.value.hint
 
 
-def test_every_family_is_known_to_the_package():
+def test_every_family_is_known_to_the_package_and_to_those_who_ask_before():
+    assert tuple(families.FAMILIES) == GGUF_FAMILIES
     assert find_family("llama").arch == "LLAMA"
     for _, (model_type, _) in FAMILIES.items():
         assert gguf.MODEL_ARCH[find_family(model_type).arch]
@@ -77,3 +82,16 @@ def test_every_family_is_known_to_the_package():
 
 def test_rows_are_paired_as_llama_cpp_rotates_them():
     assert interleave(torch.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@pytest.mark.parametrize("into", ["original", "as_chatted"])
+@pytest.mark.parametrize("name", ["llama", "phi4-mini", "gemma3"])
+def test_in_pieces_of_a_few_rows_the_file_is_the_same(name, into, tmp_path, monkeypatch):
+    model_type, changes = FAMILIES[name]
+    base = small_base(model_type, tmp_path / "base", **changes)
+    whole = write_gguf(base, tmp_path, "F32", About("small"), into)
+    monkeypatch.setattr(merge, "PIECE_VALUES", 2000)
+    (tmp_path / "two").mkdir()
+    pieces = write_gguf(base, tmp_path / "two", "F32", About("small"), into, tmp_path / "adapter")
+    for one, other in zip(gguf.GGUFReader(whole).tensors, gguf.GGUFReader(pieces).tensors, strict=True):
+        assert np.allclose(one.data, other.data, atol=1e-6), one.name

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
-from qlora_studio.engine.kernels.attention import REPEATED_HEADS, register_repeated_heads
-from qlora_studio.engine.load import Device, choose_attention
+from qlora_studio.engine.kernels import attention
+from qlora_studio.engine.kernels.attention import REPEATED_HEADS, attend_one_query, register_repeated_heads
+from qlora_studio.engine.load import Device, choose_attention, prepare_answers
 from tests.engine.architectures import config_of
 
 
@@ -61,3 +64,50 @@ def test_repeated_heads_give_the_same_logits_and_gradients(family):
         found[name].append(decoded.float())
     for ours, theirs in zip(found[REPEATED_HEADS], found["sdpa"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "olmo2"])
+@torch.inference_mode()
+def test_an_answer_is_written_by_one_query_as_by_torch_s_attention(family, monkeypatch):
+    """Prompt and answer go over the window of local layers, token by token over the cache."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family), dtype=torch.float32, attn_implementation="sdpa").eval()
+    ids = torch.randint(3, 500, (1, 90), generator=torch.Generator().manual_seed(1))
+    taken, inner = [], attention.one_query
+    monkeypatch.setattr(attention, "one_query", lambda *a: (taken.append(1), inner(*a))[1])
+
+    def logits():
+        output = model(ids[:, :60], use_cache=True)
+        found = [output.logits[:, -1]]
+        for place in range(60, 90):
+            output = model(ids[:, place : place + 1], past_key_values=output.past_key_values, use_cache=True)
+            found.append(output.logits[:, -1])
+        return torch.cat(found)
+
+    wanted = logits()
+    assert taken == []
+    prepare_answers(model, NEW)
+    torch.testing.assert_close(logits(), wanted, rtol=1e-4, atol=1e-5)
+    layers = model.config.num_hidden_layers
+    assert len(taken) == 30 * layers
+    assert choose_attention(config_of(family), NEW) == "sdpa"  # for what is loaded next
+
+
+def test_several_queries_and_gradients_stay_with_torch(monkeypatch):
+    monkeypatch.setattr(attention, "one_query", lambda *a: pytest.fail("taken"))
+    query, key = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8)
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=2, training=False)
+    attend_one_query(module, query, key, key, None)
+    with torch.no_grad():
+        attend_one_query(module, torch.randn(1, 4, 3, 8), key, key, None)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@torch.no_grad()
+def test_padding_is_not_seen(added):
+    query, key, value = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = torch.tensor([[True] * 5, [False, False, True, True, True]]).view(2, 1, 1, 5)
+    given = torch.zeros(2, 1, 1, 5).masked_fill_(~mask, float("-inf")) if added else mask
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    found, _ = attend_one_query(SimpleNamespace(), query, key, value, given)
+    torch.testing.assert_close(found, wanted.transpose(1, 2))

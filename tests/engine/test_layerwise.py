@@ -1,0 +1,81 @@
+"""A model whose weights stay in their files says what it says in memory, and holds one module's weights at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qlora_studio.core.errors import StudioError
+from qlora_studio.engine import layerwise
+from qlora_studio.engine.compare import Probe, log_probabilities, probe_answer
+from qlora_studio.engine.exporters.merged import layers_of_merged
+from qlora_studio.engine.gguf_file.read import layers_of_gguf, load_gguf
+from qlora_studio.engine.gguf_file.write import About
+from tests.engine.adapter_variants import MERGEABLE
+from tests.engine.conftest import FP32
+from tests.engine.gguf_file.small_models import FAMILIES, small_base, write_gguf
+
+PROBES = [
+    probe_answer(range(3, 20), range(30, 40), stopped=False),
+    probe_answer((5, 6), (7, 8, 9), stopped=True),
+    Probe(tuple(range(40, 90)), tuple(range(20, 49))),
+    Probe(tuple(range(50, 60)), (0, 3, 9)),
+]
+BASES = [
+    "many shards",
+    "saved head, tied",
+    "base without prefix",
+    "transposed layers",
+    "gpt-2 without prefix",
+    "joined projections",
+]
+
+
+@pytest.mark.parametrize("pass_tokens", [50, 8192])
+@pytest.mark.parametrize("name", BASES)
+def test_of_a_merged_folder(name, pass_tokens, tmp_path, monkeypatch):
+    base, _ = MERGEABLE[name].write(tmp_path)
+    monkeypatch.setattr(layerwise, "PASS_TOKENS", pass_tokens)
+    expected = log_probabilities(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), PROBES)
+    steps: list[tuple[int, int]] = []
+    found = layers_of_merged(base, FP32).log_probabilities(PROBES, lambda *step: steps.append(step))
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4)
+    assert steps[-1][0] == steps[-1][1] and [done for done, _ in steps] == [*range(1, len(steps) + 1)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_a_gguf_file(name, tmp_path):
+    model_type, changes = FAMILIES[name]
+    base = small_base(model_type, tmp_path / "base", **changes)
+    path = write_gguf(base, tmp_path, "Q8_0", About("small"))
+    expected = log_probabilities(load_gguf(path, base, FP32), PROBES)
+    assert torch.allclose(layers_of_gguf(path, base, FP32).log_probabilities(PROBES), expected, atol=1e-4)
+
+
+def most_values_held(folder) -> int:
+    """Values of weights still in memory when those of another module are read."""
+    model, held = layers_of_merged(folder, FP32), []
+    read = model.read
+
+    def count(name):
+        held.append(sum(one.numel() for one in model.model.parameters() if one.device.type != "meta"))
+        return read(name)
+
+    model.read = count
+    model.log_probabilities(PROBES)
+    assert len(held) > 50
+    return max(held)
+
+
+def test_no_more_than_one_modules_weights_are_in_memory(tmp_path, monkeypatch):
+    base = small_base("llama", tmp_path / "base")
+    assert most_values_held(base) == 0
+    monkeypatch.setattr(layerwise.LayerwiseModel, "_drop", lambda *_: None)
+    assert most_values_held(base) > 100_000, "one that is not let go is noticed"
+
+
+def test_experts_in_files_of_their_own_are_refused(tmp_path):
+    base, _ = MERGEABLE["attention of a mixture"].write(tmp_path)
+    with pytest.raises(StudioError, match="cannot be checked layer by layer"):
+        layers_of_merged(base, FP32)

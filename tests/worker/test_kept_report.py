@@ -1,0 +1,79 @@
+"""A tokenise job that was done before answers from what it kept, and only then."""
+
+import json
+import os
+from contextlib import nullcontext
+
+import pytest
+
+from qlora_studio.core.config import TrainConfig
+from qlora_studio.core.jobs import TokeniseRequest
+from qlora_studio.home import Home
+from qlora_studio.runs.folder import create_job
+from qlora_studio.studio import Studio
+from qlora_studio.worker import tokenise
+from qlora_studio.worker.context import Context
+from qlora_studio.worker.kept_report import KeptReport
+
+ROWS = [{"instruction": f"What is {number} and one?", "output": f"It is {number + 1}."} for number in range(8)]
+
+
+@pytest.fixture
+def config(home, tmp_path):
+    """A config over eight imported rows."""
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps(ROWS))
+    name = Studio(Home(home)).data.import_rows(str(source), name="rows").name
+    return TrainConfig().replace({"data.sources": [{"name": name}], "data.eval_share": 0})
+
+
+def test_a_second_job_reads_its_report_and_imports_no_tokenizer(config, home_with_model, monkeypatch):
+    # a process whose tokenizer has used its threads cannot fork, as tests of kills do
+    monkeypatch.setattr("qlora_studio.worker.rows.all_cores", nullcontext)
+    home = Home(home_with_model)
+    config = config.replace({"model.base": str(home.models / "smollm2-135m-instruct")})
+
+    def do():
+        request = TokeniseRequest(datasets=home.datasets, previews=2)
+        job = create_job(home.root / "jobs", "tokenise", request, {"config.json": config.model_dump(mode="json")})
+        events = []
+        report = tokenise.run(Context(job, events.append, os.getppid(), home=home)).report
+        return report, [event.phase for event in events if hasattr(event, "phase")]
+
+    first, phases = do()
+    assert first.rows == 8 and len(first.previews) == 2 and "tokenising the rows" in phases
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenise, "_tokenise", lambda *_: pytest.fail("it tokenised again"))
+        assert do() == (first, [])
+    (kept,) = (home.cache / "token-reports").iterdir()
+    kept.write_text('{"rows": ')
+    again, phases = do()
+    assert again == first and "tokenising the rows" in phases
+
+
+def test_everything_that_decides_a_report_is_in_its_name(config, home, tmp_path):
+    base = tmp_path / "base"
+    (base / "additional_chat_templates").mkdir(parents=True)
+    for name in ("tokenizer.json", "config.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (base / name).write_text("{}")
+    (base / "model.safetensors").write_text("")
+    datasets, request = home / "datasets", TokeniseRequest(datasets=home / "datasets", previews=2)
+
+    def name(request=request, **settings):
+        return KeptReport.of(request, config.replace(settings), base, home).file.name
+
+    first = name()
+    assert name() == first and name(**{"optim.learning_rate": 1e-3, "lora.rank": 64}) == first
+    names = [
+        name(**{"data.max_length": 16}),
+        name(**{"model.template": "chatml"}),
+        name(**{"data.train_on": "last_answer"}),
+        name(TokeniseRequest(datasets=datasets, previews=3)),
+    ]
+    for file in ("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (base / file).write_text("{ }")
+        names.append(name())
+    report = datasets / "rows" / "report.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), "sha256": "0" * 64}))
+    names.append(name())
+    assert len({first, *names}) == 1 + len(names)
