@@ -24,6 +24,8 @@ MLP_TILE = 1024
 """Tokens of a tile, likewise."""
 DORA_ROWS = 256
 """Tokens of which DoRA's backward pass multiplies outputs and gradients at once, likewise."""
+SHORT_ROW, SHORT_BLOCK = 512, 64
+"""Longest row whose attention goes backward by products of blocks of queries, and queries of a block, likewise."""
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
@@ -235,6 +237,11 @@ def _attention_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     row = _row_tokens(settings)
     block = 256 if row >= 768 else 64 if row >= 192 else 32
     total = round(2 * (10.7 + 2 * e) * block * min(512, row))
+    if settings.packed and settings.compute == "bf16" and row <= SHORT_ROW and not _masked_pairs(shape, settings):
+        scores = (
+            shape.heads * min(SHORT_BLOCK, filled(row)) * filled(row)
+        )  # 18 bytes each: this block's and the last one's
+        total = (18 if row > SHORT_BLOCK else 12) * scores + 12 * keys * filled(row)
     if settings.packed:
         total += e * (queries + 2 * keys) * row if row < settings.micro_batch_tokens else 0
         total += e * queries * row if row % GRAIN else 0  # a copy that is filled up
