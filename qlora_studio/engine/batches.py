@@ -65,7 +65,7 @@ class Layout:
     """Whether packed attention repeats keys and values for every head."""
 
     def tokens_of(self, lengths: Sequence[int]) -> int:
-        """Tokens of a micro-batch with rows of these lengths, padding included. A row alone is never padded."""
+        """Tokens of a micro-batch with rows of these lengths, padding included."""
         return tokens_of(lengths, packed=self.packed)
 
     def cut(self, rows: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:

@@ -39,6 +39,7 @@ from qlora_studio.engine.kernels.attention import (
 )
 from qlora_studio.engine.kernels.replace import replace_forwards
 from qlora_studio.engine.oom import is_out_of_memory
+from qlora_studio.faults import fault
 from qlora_studio.weight_files import find_weight_files
 
 SAVED, ORIGINAL = ".modules_to_save.", ".original_module."
@@ -100,6 +101,7 @@ def load_base(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            fault("load")
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

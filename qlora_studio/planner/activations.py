@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from qlora_studio.core.micro_batches import GRAIN, filled
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
 from qlora_studio.planner.families import family_of, is_in_mlp, list_adapted, rotary_tables
 
@@ -23,6 +24,8 @@ MLP_TILE = 1024
 """Tokens of a tile, likewise."""
 DORA_ROWS = 256
 """Tokens of which DoRA's backward pass multiplies outputs and gradients at once, likewise."""
+SHORT_ROW, SHORT_BLOCK = 512, 64
+"""Longest row whose attention goes backward by products of blocks of queries, and queries of a block, likewise."""
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
@@ -49,7 +52,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     The loss; backward through the last norm; backward through a layer that was kept; backward through one that is
     computed again, when everything behind it is gone.
     """
-    costs, tokens = step_costs(shape, settings), settings.micro_batch_tokens
+    costs, tokens = step_costs(shape, settings), computed_tokens(settings)
     checkpointed, whole = settings.checkpointed_layers, shape.layers - settings.checkpointed_layers
     pairs = tokens * _row_tokens(settings)
     window = _window_bytes(shape, settings)
@@ -83,7 +86,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
 
 def _at(shape: ModelShape, kept: float, moment: Moment, settings: PlanSettings) -> StepPeak:
     """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
-    tokens = settings.micro_batch_tokens
+    tokens = computed_tokens(settings)
     pairs = tokens * _row_tokens(settings)
     held = kept + moment.per_token * tokens + moment.per_pair * pairs
     return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed) + _block_bytes(shape, moment, settings))
@@ -91,7 +94,7 @@ def _at(shape: ModelShape, kept: float, moment: Moment, settings: PlanSettings) 
 
 def _block_bytes(shape: ModelShape, moment: Moment, settings: PlanSettings) -> int:
     """What kernels hold that work in blocks: norms in fp32, gated MLPs of their inner tensors, and attention."""
-    tokens, device = settings.micro_batch_tokens, settings.device
+    tokens, device = computed_tokens(settings), settings.device
     total = 0.0
     if not (device == "cuda" and moment.norm_fused):
         total += 12 * min(NORM_NUMBERS[device], tokens * moment.norm_width)
@@ -190,7 +193,7 @@ def _layer_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment]:
         return [*moments, Moment(per_token=gradient + h + wide * inner, fixed=2 * matrix + part)]
     first = matrix * (2 if family_of(shape).fused else 1)
     if settings.tiled_mlp:
-        tile = min(MLP_TILE, settings.micro_batch_tokens)
+        tile = min(MLP_TILE, computed_tokens(settings))
         within = Moment(per_token=gradient + h, fixed=2 * inner * tile + matrix, inner_width=shape.intermediate)
         moments.append(within)
         moments.append(Moment(per_token=gradient + h, fixed=2 * inner * tile + first))
@@ -230,12 +233,18 @@ def _attention_bytes(shape: ModelShape, settings: PlanSettings) -> int:
     """
     e, queries, keys = settings.compute_bytes, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if settings.device == "cuda":
-        return (4 + 2 * e) * queries * settings.micro_batch_tokens
+        return (4 + 2 * e) * queries * computed_tokens(settings)
     row = _row_tokens(settings)
     block = 256 if row >= 768 else 64 if row >= 192 else 32
     total = round(2 * (10.7 + 2 * e) * block * min(512, row))
+    if settings.packed and settings.compute == "bf16" and row <= SHORT_ROW and not _masked_pairs(shape, settings):
+        scores = (
+            shape.heads * min(SHORT_BLOCK, filled(row)) * filled(row)
+        )  # 18 bytes each: this block's and the last one's
+        total = (18 if row > SHORT_BLOCK else 12) * scores + 12 * keys * filled(row)
     if settings.packed:
         total += e * (queries + 2 * keys) * row if row < settings.micro_batch_tokens else 0
+        total += e * queries * row if row % GRAIN else 0  # a copy that is filled up
         total += e * row**2 if _masked_pairs(shape, settings) else 0
     return total
 
@@ -285,6 +294,11 @@ def _masked_pairs(shape: ModelShape, settings: PlanSettings) -> int:
     return settings.micro_batch_tokens * row if reaches else 0
 
 
+def computed_tokens(settings: PlanSettings) -> int:
+    """Tokens of the micro-batch as they are computed: packed, they are filled up."""
+    return filled(settings.micro_batch_tokens) if settings.packed else settings.micro_batch_tokens
+
+
 def _row_tokens(settings: PlanSettings) -> int:
     return settings.row_tokens or settings.micro_batch_tokens
 
@@ -294,10 +308,11 @@ def loss_bytes(shape: ModelShape, settings: PlanSettings) -> int:
 
     A chunk exists in the compute format and in fp32, where it becomes its own gradient in place.
     """
-    e, tokens = settings.compute_bytes, settings.micro_batch_tokens
+    e, tokens = settings.compute_bytes, computed_tokens(settings)
     trained = tokens if settings.trained_tokens is None else min(tokens, settings.trained_tokens)
     if shape.whole_logits:
         return round(WHOLE_LOGITS * tokens * shape.vocab)
     states = e * shape.hidden * (tokens + 2 * trained)
-    logits = (4 if e == 4 else e + 4) * min(trained, LOSS_CHUNK) * shape.vocab
+    chunk = min(filled(trained) if settings.device == "cpu" else trained, LOSS_CHUNK)
+    logits = (4 if e == 4 else e + 4) * chunk * shape.vocab
     return states + logits

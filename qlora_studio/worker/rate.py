@@ -35,7 +35,7 @@ def run(context: Context) -> ev.Event:
     loaded = load_for_training(base.folder, config, planned.plan)
     setup = Setup(
         config=settle_rate(context, config, planned.shape),
-        plan=planned.plan,
+        plan=loaded.plan,
         accelerator=loaded.device.accelerator,
         model=loaded.model,
         train=rows.train.examples,

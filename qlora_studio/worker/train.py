@@ -32,7 +32,7 @@ from qlora_studio.runs.journal import Follower
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint, kept_rate
 from qlora_studio.worker.loaded_run import LoadedRun
-from qlora_studio.worker.plans import learn_from_probe, plan_run
+from qlora_studio.worker.plans import keep_plan, learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
@@ -63,6 +63,10 @@ def run(context: Context) -> ev.Event:
     loaded = load_for_training(base.folder, config, plan)
     if start is not None:
         start_from(loaded.model, start)
+    planned = replace(planned, plan=loaded.plan)
+    if loaded.plan is not plan:
+        keep_plan(context, loaded.plan)
+    plan = loaded.plan
     for said in loaded.notes:
         context.emit(ev.Noted(text=said))
     setup = Setup(

@@ -22,6 +22,8 @@ from peft import PeftModel
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _device as CONTEXTS
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -185,12 +187,23 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         mock.patch.dict(bnb.functional.name2qmap, maps),
         mock.patch.object(bnb.optim.optimizer.Optimizer8bit, "fill_qmap", lambda self: self.name2qmap.update(maps)),
     ]
+    _device_constructors.cache_clear()
     with ExitStack() as stack:
+        stack.callback(_leave_no_trace)
         stack.enter_context(mode)
         stack.enter_context(Watch(seen, mode))
         for patch in patches:
             stack.enter_context(patch)
         yield FakeAccelerator(capability, seen)
+
+
+def _leave_no_trace() -> None:
+    """Forgets which constructors `torch.device(...)` as a context knows: the list is kept, and may be of patched ones.
+
+    A model that is loaded later in the same process would have tensors on another device than the context's.
+    """
+    _device_constructors.cache_clear()
+    assert CONTEXTS.CURRENT_DEVICE is None, "a torch.device(...) context was not left"
 
 
 _inner_dispatch: Any = FakeTensor.__dict__["__torch_dispatch__"].__func__

@@ -177,3 +177,11 @@ def test_every_family_trains_in_every_format_without_plain_attention(family, dty
     assert "plain" not in watched.attention
     kinds_of_mask = 2 if family == "gemma3_text" else 1
     assert watched.waits <= WAITS + Counter({"item": (kinds_of_mask - 1) * MICRO_BATCHES})
+
+
+def test_a_fake_card_leaves_no_patched_constructor_behind():
+    """torch keeps the list of what `torch.device(...)` as a context changes from the first time it is asked for."""
+    with fake_card((8, 6)), torch.device("cpu"):
+        torch.zeros(1)
+    with torch.device("meta"):
+        assert torch.tensor([1.0]).device.type == "meta"

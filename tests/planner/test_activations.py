@@ -17,9 +17,18 @@ from qlora_studio.engine.kernels.gated_mlp import ROWS_AT_ONCE, TILE
 from qlora_studio.engine.kernels.loss import CHUNK
 from qlora_studio.engine.kernels.norm import NUMBERS_AT_ONCE
 from qlora_studio.engine.kernels.replace import tile_mlps
+from qlora_studio.engine.kernels.short_rows import BLOCK, LONGEST
 from qlora_studio.engine.packing import attend_by
 from qlora_studio.engine.updates import make_optimizer
-from qlora_studio.planner.activations import LOSS_CHUNK, MLP_ROWS, MLP_TILE, NORM_NUMBERS, step_peak
+from qlora_studio.planner.activations import (
+    LOSS_CHUNK,
+    MLP_ROWS,
+    MLP_TILE,
+    NORM_NUMBERS,
+    SHORT_BLOCK,
+    SHORT_ROW,
+    step_peak,
+)
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.shape import read_shape, shape_from_config
 
@@ -192,6 +201,7 @@ def test_where_the_vocabulary_is_large_the_loss_is_the_peak(tmp_path):
 
 def test_the_planner_and_the_engine_cut_the_loss_norms_and_mlps_alike():
     assert (LOSS_CHUNK, NORM_NUMBERS, MLP_ROWS, MLP_TILE) == (CHUNK, NUMBERS_AT_ONCE, ROWS_AT_ONCE, TILE)
+    assert (SHORT_ROW, SHORT_BLOCK) == (LONGEST, BLOCK)
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qlora_studio.core.micro_batches import filled
 from qlora_studio.engine.kernels.attention import attend_one_query
 from qlora_studio.engine.kernels.short_rows import row_gradients, suits
 
@@ -111,7 +112,11 @@ def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Ten
 
 
 class ProcessorAttention(torch.autograd.Function):
-    """torch's own kernel for processors, row by row into one tensor; pieces put together would be kept twice."""
+    """torch's own kernel for processors, row by row into one tensor; pieces put together would be kept twice.
+
+    The kernel makes and keeps code for every length of a row, so each is filled up to a multiple of GRAIN with what lies
+    behind it: causal attention never looks right, and what the filling itself computes is dropped.
+    """
 
     @staticmethod
     def forward(
@@ -127,12 +132,12 @@ class ProcessorAttention(torch.autograd.Function):
         out = query.new_zeros(1, tokens, heads, width).transpose(1, 2)  # in memory as the next product wants it
         sums = []
         for start, end in spans:
-            mask = local_mask(end - start, window, query)
-            parts = (part[:, :, start:end] for part in (query, key, value))
+            mask = local_mask(filled(end - start), window, query)
+            parts = (filled_row(part, start, end) for part in (query, key, value))
             piece, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
                 *parts, 0.0, mask is None, attn_mask=mask, scale=scale
             )
-            out[:, :, start:end] = piece
+            out[:, :, start:end] = piece[:, :, : end - start]
             sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.spans, ctx.scale, ctx.window = spans, scale, window
@@ -141,26 +146,34 @@ class ProcessorAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
-        if ctx.spans == ((0, query.shape[2]),):  # nothing to put together, which would be there twice
-            mask = local_mask(query.shape[2], ctx.window, query)
-            alone = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grads[0], query, key, value, out, sums[0], 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+
+        def row(start: int, end: int, logsumexp: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            length = filled(end - start)
+            mask = local_mask(length, ctx.window, query)
+            gradient = F.pad(grads[0][:, :, start:end], (0, 0, 0, length - end + start))
+            q, k, v, result = (filled_row(part, start, end) for part in (query, key, value, out))
+            if mask is None and suits(query, end - start):
+                scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
+                pieces = row_gradients(gradient[0], (q[0], k[0], v[0]), result[0], logsumexp[0], scale)
+                return tuple(piece.unsqueeze(0) for piece in pieces)
+            found: tuple[torch.Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                gradient, q, k, v, result, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
             )
-            return (*alone, None, None, None)
+            return found
+
+        if len(ctx.spans) == 1 and filled(ctx.spans[0][1]) == query.shape[2]:
+            ((start, end),) = ctx.spans  # nothing to put together, which would be there twice
+            return (*row(start, end, sums[0]), None, None, None)
         gradients = [torch.zeros_like(part) for part in (query, key, value)]
         for (start, end), logsumexp in zip(ctx.spans, sums, strict=True):
-            mask = local_mask(end - start, ctx.window, query)
-            parts = [part[:, :, start:end] for part in (grads[0], query, key, value, out)]
-            if mask is None and suits(query, end - start):
-                gradient, q, k, v, result = (part[0] for part in parts)
-                scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
-                pieces = row_gradients(gradient, (q, k, v), result, logsumexp[0], scale)
-                for whole, piece in zip(gradients, pieces, strict=True):
-                    whole[0, :, start:end] = piece
-                continue
-            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *parts, logsumexp, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
-            )
-            for whole, piece in zip(gradients, found, strict=True):
-                whole[:, :, start:end] = piece
+            for whole, piece in zip(gradients, row(start, end, logsumexp), strict=True):
+                whole[:, :, start:end] = piece[:, :, : end - start]
         return (*gradients, None, None, None)
+
+
+def filled_row(part: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """A row of part (1, heads, tokens, head_dim) with what lies behind it, or zeros, up to a multiple of GRAIN."""
+    length = filled(end - start)
+    if start + length <= part.shape[2]:
+        return part[:, :, start : start + length]
+    return F.pad(part[:, :, start:end], (0, 0, 0, length - end + start))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qlora_studio.core.example import IGNORED
+from qlora_studio.core.micro_batches import GRAIN, filled
 
 CHUNK = 256
 """Positions whose logits are held at once."""
@@ -24,23 +25,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
         # hidden (positions, width), head (vocab, width), targets (positions,) without ignored ones
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        count = hidden.shape[0]
+        # A processor's libraries keep a plan for every new number of rows, and each micro-batch trains another number.
+        fills = hidden.device.type == "cpu" and chunk % GRAIN == 0
+        there = filled(count) if fills else count
+        gradient = hidden.new_empty(there, hidden.shape[1]) if ctx.needs_input_grad[0] else None
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ head.t()).float()  # (chunk, vocab)
-            target = targets[rows].unsqueeze(1)
+            missing = min(start + chunk, there) - min(start + chunk, count)
+            logits = (add_rows(hidden[rows], missing) @ head.t()).float()  # (chunk, vocab)
+            target = add_rows(targets[rows].unsqueeze(1), missing)
             # The log-sum-exp by hand and in place: torch's own keeps a second copy of the largest tensor of the step.
             top = logits.amax(dim=-1, keepdim=True)
             picked = logits.gather(1, target)
             mass = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
-            losses[rows] = (mass.log() + top - picked).squeeze(1)
+            losses[rows] = (mass.log() + top - picked).squeeze(1)[: len(losses[rows])]
             if gradient is not None:
                 logits.div_(mass).scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-                torch.mm(logits.to(hidden.dtype), head, out=gradient[rows])
+                torch.mm(logits.to(hidden.dtype), head, out=gradient[start : start + len(logits)])
             del logits  # before the next chunk's are made
         if gradient is not None:
-            ctx.save_for_backward(gradient)
+            ctx.save_for_backward(gradient[:count])
         return losses
 
     @staticmethod
@@ -48,6 +54,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors  # (positions, width)
         # Scaled here, not in the forward: fp16 gradients over the token count would underflow before loss scaling.
         return gradient * grads[0].to(gradient.dtype).unsqueeze(1), None, None, None
+
+
+def add_rows(rows: torch.Tensor, missing: int) -> torch.Tensor:
+    """Rows (n, width) with so many of zeros below."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 @dataclass(frozen=True, slots=True)
