@@ -111,5 +111,13 @@
   }
   nameButtons();
   if (innerWidth < NARROW) document.querySelector(".sidebar.open .toggle-button")?.click();
-  document.documentElement.dataset.ready = "1"; // only now do clicks reach the studio
+
+  // The studio's first answer fills every field, over whatever was typed before it came. So nothing can be until then.
+  const openToHands = () => {
+    if (tabs) tabs.inert = false;
+    document.documentElement.dataset.ready = "1";
+  };
+  if (tabs) tabs.inert = true;
+  window.studioFilled = openToHands;
+  setTimeout(openToHands, 5000);
 }

@@ -38,6 +38,7 @@ class RenderGuard:
     """Watches the renderings of one tokenizer, in whatever threads they are."""
 
     def __init__(self) -> None:
+        self.row_bytes = ROW_BYTES
         self._lock = threading.Lock()
         self._since: dict[int, float] = {}
         """When the rendering of each thread began."""
@@ -58,7 +59,9 @@ class RenderGuard:
                 f"The chat template does not come to an end: it was stopped after {ROW_SECONDS:.0f} seconds.", HINT
             ) from None
         except MemoryError:
-            raise TemplateStopped(f"The chat template takes more than {ROW_BYTES >> 20} MB of memory.", HINT) from None
+            raise TemplateStopped(
+                f"The chat template takes more than {self.row_bytes >> 20} MB of memory.", HINT
+            ) from None
 
     def _run(self, render: Callable[[], str]) -> str:
         me = threading.get_ident()
@@ -108,7 +111,7 @@ class RenderGuard:
         now = time.monotonic()
         if now - self._space_at > LOOK_SECONDS:  # reading it for every row would cost more than many rows do
             pages = int(STATM.read_text(encoding="ascii").split()[0])
-            beside = ROW_BYTES + THREAD_BYTES * (os.cpu_count() or 1)
+            beside = self.row_bytes + THREAD_BYTES * (os.cpu_count() or 1)
             self._space, self._space_at = pages * os.sysconf("SC_PAGE_SIZE") + beside, now
         self._was = resource.getrlimit(resource.RLIMIT_AS)
         soft = self._space if self._was[0] == resource.RLIM_INFINITY else min(self._space, self._was[0])

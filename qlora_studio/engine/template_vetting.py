@@ -146,6 +146,7 @@ def main(folder: str, template: str) -> None:
         _say({"error": _as_keywords(error)})
         return
     _say({"awaited": _READY})
+    tokenizer.guard.row_bytes = RENDER_BYTES  # nothing else is at work in this process
     _limit_memory()
     try:
         report = try_template(tokenizer)

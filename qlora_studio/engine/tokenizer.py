@@ -90,10 +90,11 @@ class ChatTokenizer:
                 where=self.where,
                 field="model.template",
             )
-        return self._guard.run(lambda: self._render(messages, tools, add_generation_prompt, variables or {}))
+        return self.guard.run(lambda: self._render(messages, tools, add_generation_prompt, variables or {}))
 
     @cached_property
-    def _guard(self) -> RenderGuard:
+    def guard(self) -> RenderGuard:
+        """The clock and the bound on memory of every rendering."""
         return RenderGuard()
 
     def _render(

@@ -76,7 +76,8 @@ def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
         doctor_tab.wire(page, doctor, doctor_page)
         _wire_doors(page, pages, runs, chat)
         _wire_clock(page, clock)
-        page.on(blocks.load, lambda view_: view_.shown.clear())
+        filled = page.on(blocks.load, lambda view_: view_.shown.clear())
+        filled.then(None, None, None, js="() => window.studioFilled?.()", api_visibility="private")
     return blocks, page
 
 

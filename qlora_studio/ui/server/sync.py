@@ -133,10 +133,10 @@ class Page:
         inputs: Sequence[Block] = (),
         also: Sequence[Block] = (),
         **options: Any,
-    ) -> None:
+    ) -> Any:
         """After the event the action runs, with the tab's view and the inputs; then the page follows.
 
-        What the action returns is shown as well; `also` are components of it that no slot holds.
+        What the action returns is shown as well; `also` are components of it that no slot holds. Returns Gradio's event.
         """
 
         @reports_errors
@@ -145,7 +145,7 @@ class Page:
             self.workspace.forget_world()
             return merged(self.follow(view), more) or gr.skip()
 
-        self._connect(trigger, handle, inputs, also, options)
+        return self._connect(trigger, handle, inputs, also, options)
 
     def on_row(self, trigger: Callable[..., Any], action: Callable[[View, str], None]) -> None:
         """The same for a click into a table: the action gets the first cell of the row."""
@@ -214,6 +214,6 @@ class Page:
         inputs: Sequence[Block],
         also: Sequence[Block],
         options: Mapping[str, Any],
-    ) -> None:
+    ) -> Any:
         outputs = list(dict.fromkeys([*self.components, *also]))
-        trigger(handle, [self.view, *inputs], outputs, **{**QUIET, **options})
+        return trigger(handle, [self.view, *inputs], outputs, **{**QUIET, **options})
