@@ -22,7 +22,9 @@ DESTINATIONS: tuple[Destination, ...] = (
     Destination("lmstudio", "LM Studio", "Copies the GGUF file into LM Studio's folder of models."),
     Destination("ollama", "Ollama", "Has Ollama make a model of the GGUF file and its Modelfile."),
     Destination(
-        "hub", "Hugging Face hub", "Uploads the whole folder, private unless you say public, as you are logged in."
+        "hub",
+        "Hub",
+        "Uploads the whole folder to the Hugging Face hub, as you are logged in; private unless you say public.",
     ),
 )
 
