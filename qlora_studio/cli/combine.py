@@ -29,4 +29,4 @@ def combine(
     studio, console = Studio(), Console()
     job = studio.combinations.start(list(zip(runs, parse_weights(weights, len(runs)), strict=True)), how, name)
     follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
-    console.print(f"[green]Combined[/] as the run '{job.name}'. Talk to it: [bold]qlora-studio chat {job.name}[/]")
+    console.print(f"[green]Combined[/] as the run '{job.name}'. Chat with it: [bold]qlora-studio chat {job.name}[/]")
