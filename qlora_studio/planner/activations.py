@@ -30,8 +30,8 @@ EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
 MIXTURE_MARGIN = 1.05
-"""A dry run cannot know how unevenly tokens choose their experts: a tiny Qwen3-MoE took 3 % more in one row with all layers
-checkpointed (2026-11-21), and 6 to 13 % less elsewhere."""
+"""Measured, the cause not found: a tiny Qwen3-MoE took 3 % more than its dry run in one row with all layers checkpointed
+(2026-11-21), and 6 to 13 % less elsewhere. A dry run cannot know how unevenly tokens choose their experts."""
 WHOLE_LOGITS = 16
 """Bytes per logit where all exist at once: compute format, fp32, probabilities, their gradient and its copy."""
 

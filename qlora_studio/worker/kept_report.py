@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from qlora_studio import __version__
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TokeniseReport, TokeniseRequest
 from qlora_studio.data.sets.token_cache import rows_key
@@ -16,7 +17,7 @@ KEPT = 40
 """Reports that are kept; the oldest go first."""
 SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".vocab"}
 """Of the files that decide a tokenizer: everything beside the weights that is no prose."""
-LIBRARIES = ("transformers", "tokenizers", "qlora-studio")
+LIBRARIES = ("transformers", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class KeptReport:
     @classmethod
     def of(cls, request: TokeniseRequest, config: TrainConfig, base: Path, cache: Path) -> KeptReport:
         """Named by all that decides it: rows, choices, number of previews, the base's small files, versions."""
-        digest = hashlib.sha256(f"{config.model.template}|{request.previews}".encode())
+        digest = hashlib.sha256(f"{config.model.template}|{request.previews}|{__version__}".encode())
         for library in LIBRARIES:
             digest.update(f"|{library} {version(library)}".encode())
         for path in sorted([*base.iterdir(), *base.glob("additional_chat_templates/*")]):

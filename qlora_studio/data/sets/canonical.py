@@ -104,7 +104,7 @@ def read_conversations(path: Path, origin: str, wanted: Iterable[bool] | None = 
     number = 0
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
-            for line, is_wanted in zip(lines, wanted or repeat(True), strict=wanted is not None):
+            for line, is_wanted in zip(lines, repeat(True) if wanted is None else wanted, strict=wanted is not None):
                 number += 1
                 if is_wanted:
                     yield from_line(line, origin)

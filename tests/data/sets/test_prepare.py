@@ -10,6 +10,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.prompt import RenderOptions, render
 from qlora_studio.data.sets import prepare as prepare_rows
 from qlora_studio.data.sets import row_tokeniser
+from qlora_studio.data.sets.canonical import read_conversations, to_line
 from qlora_studio.data.sets.importer import import_file
 from qlora_studio.data.sets.prepare import RowsRequest, prepare, prepare_sources
 
@@ -251,3 +252,14 @@ def test_long_rows_are_encoded_a_few_at_a_time(monkeypatch, letters):
     rows = [Conversation(text="a" * length) for length in (30, 30, 50, 10, 500, 99)]
     prepared = prepare(rows, letters, DataConfig(max_length=1000))
     assert sizes == [3, 2, 1] and len(prepared.examples) == 6
+
+
+def test_a_file_is_read_by_the_rows_that_are_wanted_and_has_just_as_many(tmp_path):
+    file = tmp_path / "conversations.jsonl"
+    file.write_text("".join(to_line(row(said, "b", line=number)) + "\n" for number, said in enumerate("ac", 1)))
+    assert [one.source.line for one in read_conversations(file, "set", [False, True])] == [2]
+    for wanted in ([], [True], [True, True, True]):
+        with pytest.raises(StudioError, match="is damaged"):
+            list(read_conversations(file, "set", wanted))
+    file.write_text("")
+    assert list(read_conversations(file, "set", [])) == []
