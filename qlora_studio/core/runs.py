@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,13 @@ def losses_at_marks(
         rows.append((float(end), [_sum_up(values, held_out=held_out) for values in found]))
         before = end
     return rows
+
+
+def common_answers(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str | None]]]:
+    """What runs answered to the prompts that at least two of them were asked; None where one was not."""
+    asked = dict.fromkeys(prompt for answers in runs for prompt in answers)
+    both = [prompt for prompt in asked if sum(prompt in answers for answers in runs) > 1]
+    return [(prompt, [answers.get(prompt) for answers in runs]) for prompt in both]
 
 
 def _sum_up(values: Sequence[float], *, held_out: bool) -> float | None:

@@ -11,7 +11,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import EvaluateRequest, ExportRequest, TrainRequest
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.runs import differing_settings, losses_at_marks
+from qlora_studio.core.runs import common_answers, differing_settings, losses_at_marks
 from qlora_studio.home import Home
 from qlora_studio.runs import queue
 from qlora_studio.runs.folder import JobFolder, create_job
@@ -189,3 +189,36 @@ def test_losses_stand_side_by_side_at_the_same_steps_tokens_or_seconds(studio):
         studio.home.runs, "empty", TrainRequest(), {"config.json": TrainConfig().model_dump(mode="json")}
     )
     assert losses_at_marks([studio.runs.open(empty.name)], "step", held_out=False) == []
+
+
+def test_a_finished_run_is_not_resumed_and_takes_no_step_more(studio):
+    job = make_run(studio)
+    job.events.write_text(json.dumps({"time": 1.0, "event": "finished"}) + "\n")
+    with pytest.raises(StudioError, match=r"The run 'one' is finished\. Only a run that did not finish can be resumed"):
+        studio.runs.resume("one")
+    assert job.events.read_text().count("\n") == 1
+
+
+def test_answers_to_the_same_prompts_stand_side_by_side_the_newest_of_each_run(studio):
+    """Those of the training and of evaluations; a prompt that only one run was asked is left out."""
+
+    def sample(prompt, answer, side="tuned", step=0):
+        return ev.SampleWritten(step=step, prompt=prompt, answer=answer, side=side)
+
+    said = {
+        "one": (
+            [sample("Hi", "base", "base"), sample("Hi", "early", step=5), sample("Only here", "x")],
+            [sample("Hi", "late")],
+        ),
+        "two": ([sample("Hi", "other", step=5)], []),
+    }
+    for name, (training, evaluation) in said.items():
+        job = make_run(studio, name)
+        asked = create_job(job.path / "evaluations", "evaluate", EvaluateRequest(run=job.path, prompts=("Hi",)))
+        for folder, events in ((job, training), (asked, evaluation)):
+            journal = Journal(folder.events)
+            for event in events:
+                journal.append(event)
+            journal.close()
+    assert common_answers([studio.runs.answers(name) for name in said]) == [("Hi", ["late", "other"])]
+    assert common_answers([studio.runs.answers("one")]) == []

@@ -198,6 +198,16 @@ def _adapter_of(run: RunView) -> str:
     return "saved" if step is None else f"step {step}"
 
 
+def answers_card(runs: Sequence[RunView], answers: Sequence[tuple[str, Sequence[str | None]]]) -> Html:
+    """What compared runs answered to the same prompts, side by side."""
+    if not answers:
+        return Html("")
+    rows = [
+        (tag("b", prompt), *(tag("div", one or "–", class_="qs-answer") for one in said)) for prompt, said in answers
+    ]
+    return card("Answers to the same prompts", table(("", *(run.title for run in runs)), rows, "Answers side by side"))
+
+
 def samples_card(progress: Progress) -> Html:
     """The answers to the sample prompts while the run was trained, each prompt a timeline."""
     if not progress.samples:
