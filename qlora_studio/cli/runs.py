@@ -14,7 +14,8 @@ from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.runs import best_first, differing_settings
+from qlora_studio.core.runs import best_first, differing_settings, losses_at_marks
+from qlora_studio.core.series import Along
 from qlora_studio.core.sweep import describe_value
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
@@ -247,8 +248,14 @@ def delete(
 
 
 @app.command("compare")
-def compare(names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")]) -> None:
-    """Show the settings in which runs differ, and what came of each."""
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")],
+    by: Annotated[
+        Along, typer.Option("--by", help="Lay the losses side by side at the same steps, tokens or seconds.")
+    ] = "step",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Held-out losses instead of the training's.")] = False,
+) -> None:
+    """Show the settings in which runs differ, what came of each, and their losses side by side."""
     runs = [Studio().runs.open(name) for name in names]
     table = Table("", *(escape(run.name) for run in runs), box=None, pad_edge=False)
     for field, values in differing_settings(runs):
@@ -268,6 +275,16 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     for title, shown in results.items():
         table.add_row(title, *shown)
     Console().print(table)
+    rows = losses_at_marks(runs, by, held_out=held_out)
+    if not rows:
+        return
+    what = "held-out loss, the last since the mark before" if held_out else "training loss, mean since the mark before"
+    print(f"\n{what[0].upper()}{what[1:]}:")
+    curves = Table("step" if by == "step" else by, *(escape(run.name) for run in runs), box=None, pad_edge=False)
+    for mark, losses in rows:
+        shown_mark = clock(mark) if by == "seconds" else f"{mark:,.0f}"
+        curves.add_row(shown_mark, *(f"{loss:.4f}" if loss is not None else "–" for loss in losses))
+    Console().print(curves)
 
 
 @app.command("results")

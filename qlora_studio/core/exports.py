@@ -85,6 +85,8 @@ GGUF_CHOICES: tuple[GgufChoice, ...] = (
 )
 
 
+IMPORTANCE_TOKENS = 8192
+"""Of training rows from all over the set: what an importance matrix is measured on at most."""
 GGUF_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
 )  # fmt: skip
@@ -112,6 +114,8 @@ class ExportWish:
     """For a pack, what it holds."""
     checkpoint: str = ""
     """Which weights of the run: `step-000120`, `best` or `latest`; empty for its adapter."""
+    importance: bool = False
+    """Whether the blocks of a GGUF file are fitted by what training rows show of each column."""
 
     def check(self) -> None:
         """Raises a StudioError where nothing, or something unknown, is to be packed."""
@@ -132,6 +136,11 @@ class ExportWish:
         holds = "gguf" in self.parts if self.kind.name == "pack" else self.kind.name == "gguf"
         return holds and "_K" in self.gguf
 
+    @property
+    def measures_importance(self) -> bool:
+        """Whether training rows go through the model first; types of 8 bits and more take no notice of them."""
+        return self.importance and self.searches_blocks
+
     def result_bytes(self, adapter: int, base: int | None) -> int | None:
         """About how large it becomes, from the sizes of the adapter and of the base's 16-bit weights."""
         sizes: dict[str, int | None] = {"adapter": adapter, "merged": base, "gguf": None}
@@ -142,6 +151,20 @@ class ExportWish:
         sizes["pack"] = None if None in whole else sum(size for size in whole if size is not None)
         by = {"adapter": "adapter", "base": "merged", "gguf": "gguf", "parts": "pack"}
         return sizes[by[self.kind.as_large_as]]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenExport:
+    """An export that was finished and still lies where it was written."""
+
+    run: str
+    kind: str
+    path: str
+    bytes: int
+    written: float
+    """Seconds since the epoch."""
+    files: tuple[str, ...] = ()
+    """What was written into its folder; none where an earlier version has written it."""
 
 
 def list_choices() -> tuple[ExportKind, ...]:

@@ -25,7 +25,7 @@ def wish_of(shown: View, suggested: str | None) -> ExportWish:
     """What this tab would export; `suggested` is the merge that suits the run, where nothing was chosen."""
     merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
     kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
-    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights)
+    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights, shown.export_importance)
 
 
 def chosen_run(scene: Scene) -> str | None:
@@ -69,6 +69,27 @@ def current_folder(scene: Scene) -> str:
     """Where this tab would export to."""
     typed = scene.view.export_folder
     return typed if typed is not None else str(offered_folder(scene) or "")
+
+
+def settled_folder(scene: Scene, shown: str) -> str:
+    """Where to export: what the page shows, unless that is an offer made for a choice that has changed since."""
+    offered = Path(shown).parent == scene.workspace.studio.home.exports and scene.view.export_folder is None
+    return current_folder(scene) if offered else shown
+
+
+def written_names(scene: Scene) -> list[tuple[str, str]]:
+    """The exports of the chosen run that still lie where they were written."""
+    run = chosen_run(scene)
+    exports = scene.workspace.studio.exports.written(run) if run else []
+    return [(f"{Path(one.path).name}: {one.kind}, {gib(one.bytes)}", one.path) for one in exports]
+
+
+def export_facts(scene: Scene, folder: str) -> list[str]:
+    """What goes with an export, and what refers to it."""
+    studio = scene.workspace.studio
+    size = gib(studio.exports.find_written(folder).bytes)
+    gone = f"{size} in {folder} go. The run stays, and what was measured of the export."
+    return [gone, *studio.references.to_export(folder)]
 
 
 def current_sizes(scene: Scene) -> tuple[int | None, int | None]:
@@ -143,7 +164,9 @@ def is_exporting(scene: Scene) -> bool:
 def export_mark(scene: Scene) -> object:
     """An export that has ended leaves a folder behind, so another one is offered."""
     shown = scene.view
-    chosen = (shown.export_what, shown.export_merge, shown.export_gguf, shown.export_parts)
+    chosen = (
+        shown.export_what, shown.export_merge, shown.export_gguf, shown.export_importance, shown.export_parts,
+    )  # fmt: skip
     job = scene.world.newest_job(chosen_run(scene), "exports")
     return chosen_run(scene), chosen, job and job.state, scene.world.training is not None
 
