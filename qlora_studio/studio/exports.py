@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_studio.bases import read_base_files
+from qlora_studio.core.bases import ResolvedBase
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import (
     IMPORTANCE_TOKENS,
+    ExportSizes,
     ExportWish,
     LoadCommand,
     WrittenExport,
@@ -28,6 +30,9 @@ from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
 from qlora_studio.studio.jobs import Jobs
 from qlora_studio.studio.runs import Runs
+
+K_QUANT_VALUES = 256
+"""Values of a K-quant's block: shorter rows are kept in other types."""
 
 
 def find_target(to: str) -> Path:
@@ -158,14 +163,14 @@ class Exports:
     def readiness(self, name: str, wish: ExportWish, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
         view = self.runs.with_adapter(name)
-        adapter, merged = self.sizes(name)
+        sizes = self.sizes(name)
         facts = ExportFacts(
             kind=wish.kind.title,
-            result_bytes=wish.result_bytes(adapter, merged),
-            read_bytes=adapter + ((merged or 0) if wish.kind.merges else 0),
+            result_bytes=wish.result_bytes(sizes),
+            read_bytes=sizes.adapter + ((sizes.merged or 0) if wish.kind.merges else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
-            encoded_values=(merged or 0) // 2 if wish.searches_blocks else 0,
+            encoded_values=(sizes.merged or 0) // 2 if wish.searches_blocks else 0,
             cores=os.cpu_count() or 1,
             gguf=wish.writes_gguf,
             read_tokens=IMPORTANCE_TOKENS if wish.measures_importance else 0,
@@ -174,12 +179,14 @@ class Exports:
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
         return assess_export(base, facts, needs_base=wish.kind.needs_base)
 
-    def sizes(self, name: str) -> tuple[int, int | None]:
-        """Bytes of a run's adapter, and about those of its merged model; None while its base is not on this machine."""
+    def sizes(self, name: str) -> ExportSizes:
+        """What the sizes of a run's exports go by."""
         view = self.runs.open(name)
         base = self.bases.find(view.config.model.base).folder
         adapter = sum(path.stat().st_size for path in (view.folder / "adapter").glob("*") if path.is_file())
-        return adapter, read_base_files(base).weights_bytes if base else None
+        facts = self.bases.facts(view.config.model.base, view.config.model.revision)
+        odd_rows = isinstance(facts, ResolvedBase) and facts.shape.hidden % K_QUANT_VALUES != 0
+        return ExportSizes(adapter, read_base_files(base).weights_bytes if base else None, odd_rows)
 
     def suggest_merge(self, name: str) -> tuple[MergeInto, str]:
         """Which weights should take this run's adapter, and why, from what its earlier exports were found to be."""

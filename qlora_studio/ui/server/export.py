@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, LoadCommand, find_export_kind, find_gguf, find_merge
+from qlora_studio.core.exports import (
+    MERGE_CHOICES,
+    ExportSizes,
+    ExportWish,
+    LoadCommand,
+    find_export_kind,
+    find_gguf,
+    find_merge,
+)
 from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.verdict import could_agree_better
 from qlora_studio.core.words import without_quotes
@@ -92,9 +100,9 @@ def export_facts(scene: Scene, folder: str) -> list[str]:
     return [gone, *studio.references.to_export(folder)]
 
 
-def current_sizes(scene: Scene) -> tuple[int | None, int | None]:
+def current_sizes(scene: Scene) -> ExportSizes | None:
     run = chosen_run(scene)
-    return scene.workspace.studio.exports.sizes(run) if run else (None, None)
+    return scene.workspace.studio.exports.sizes(run) if run else None
 
 
 def start(workspace: Workspace, run: str | None, wish: ExportWish, folder: str, *, check: bool) -> JobRef:
@@ -122,9 +130,13 @@ def find_notes(workspace: Workspace, run_name: str, wish: ExportWish, folder: st
     run = workspace.studio.runs.open(run_name)
     place = Path(without_quotes(folder)).expanduser()
     readiness = workspace.studio.exports.readiness(run.name, wish, str(place))
-    adapter, merged = workspace.studio.exports.sizes(run.name)
+    sizes = workspace.studio.exports.sizes(run.name)
+    merged = sizes.merged
     notes = [
-        Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
+        Note(
+            "good",
+            f"The adapter is saved: {gib(sizes.adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.",
+        )
     ]
     notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
     if merged is None and wish.kind.needs_base:

@@ -112,7 +112,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(
             tab.choice.what,
             lambda scene: gr.update(
-                choices=view.cards(current_wish(scene), *current_sizes(scene)), value=scene.view.export_what
+                choices=view.cards(current_wish(scene), current_sizes(scene)), value=scene.view.export_what
             ),
             lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
         ),

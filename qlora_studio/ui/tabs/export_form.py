@@ -62,7 +62,7 @@ def build_choice() -> ExportChoice:
         elem_id="export-weights", interactive=True,
     )  # fmt: skip
     what = gr.Radio(
-        view.cards(wish_of(View(), None), None, None),
+        view.cards(wish_of(View(), None), None),
         value=View().export_what,
         label="What",
         info="A merged model or GGUF file runs alone; an adapter stays small and needs its base.",
