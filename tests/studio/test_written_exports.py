@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from qlora_studio.cli.app import run as run_cli
-from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.home import Home
-from qlora_studio.runs.folder import create_job
-from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
-from tests.runs.made import make_run
+from tests.runs.made import make_run, write_export
 
 
 @pytest.fixture
@@ -24,24 +20,9 @@ def studio(home) -> Studio:
 
 
 def export(studio: Studio, to: Path, *, named: bool = True) -> Path:
-    """A finished export of a run, as a worker leaves it; `named` as of this version, which knows what it wrote."""
-    run = studio.home.runs / "one"
-    if not run.exists():
+    if not (studio.home.runs / "one").exists():
         make_run(studio, "one", 1.0)
-    (to / "below").mkdir(parents=True)
-    (to / "a.gguf").write_bytes(b"12345")
-    (to / "below" / "b.json").write_bytes(b"123")
-    job = create_job(run / "exports", "export", ExportRequest(run=run, to=to))
-    journal = Journal(job.events)
-    files = ("a.gguf", "below/b.json") if named else ()
-    for event in (
-        ev.JobStarted(job="export"),
-        ev.Exported(what="gguf", path=str(to), bytes=8),
-        ev.Finished(report=ExportReport(path=to, bytes=8, files=files)),
-    ):
-        journal.append(event)
-    journal.close()
-    return to
+    return write_export(studio, "one", to, named=named)
 
 
 def test_what_lies_where_it_was_written_is_listed_and_what_was_taken_away_is_not(studio, tmp_path):
