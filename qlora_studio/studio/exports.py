@@ -25,6 +25,7 @@ from qlora_studio.core.push import Destination, default_name
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.core.words import without_quotes
 from qlora_studio.home import Home, read_path
+from qlora_studio.local_programs import open_folder
 from qlora_studio.planner.machine import free_bytes_at
 from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
@@ -141,6 +142,10 @@ class Exports:
                 where=path,
             )
         return export
+
+    def open_folder(self, folder: str) -> None:
+        """Shows a finished export in the file manager. Raises a StudioError where it is none, or nothing can show it."""
+        open_folder(Path(self.find_written(folder).path))
 
     def delete(self, folder: str) -> None:
         """Removes a finished export; what was written down of it, with its run, stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,27 @@ def test_the_command_line_lists_warns_asks_and_deletes(studio, tmp_path, monkeyp
     assert folder.exists()
     assert "is deleted" in call("delete", "--yes", str(folder)) and not folder.exists()
     assert call("list").startswith("There are no exports.")
+
+
+def test_a_folder_is_shown_by_the_systems_file_manager_and_only_one_of_ours(studio, tmp_path, monkeypatch):
+    """A stand-in for xdg-open notes what it was given."""
+    folder = export(studio, tmp_path / "out")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    noted = tmp_path / "noted"
+    (programs / "xdg-open").write_text(f'#!/bin/sh\nprintf %s "$1" > "{noted}"\n')
+    (programs / "xdg-open").chmod(0o755)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(StudioError, match="There is no file manager to open it in here"):
+        studio.exports.open_folder(str(folder))
+    monkeypatch.setenv("DISPLAY", ":0")
+    studio.exports.open_folder(str(folder))
+    until = time.monotonic() + 20
+    while not (noted.exists() and noted.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert noted.read_text() == str(folder)
+    with pytest.raises(StudioError, match="No run of yours was exported"):
+        studio.exports.open_folder(str(tmp_path))
