@@ -71,6 +71,7 @@ def place(tmp_path, monkeypatch) -> Place:
     return Place(tmp_path, base, run)
 
 
+@pytest.mark.slow
 def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
     last = job.run(place.context(kind="pack", parts=("adapter", "merged", "gguf"), gguf="F16", prompts=("Hi",)))
     assert isinstance(last, ev.Finished) and place.left() == ["out"]
