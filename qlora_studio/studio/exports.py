@@ -198,6 +198,13 @@ class Exports:
         jobs = reversed(self.runs.jobs_of(name, "exports"))  # the oldest first
         return suggest_merge([check for job in jobs for check in self.jobs.look(job).progress.checks])
 
+    def suggest_importance(self, name: str) -> bool:
+        """Whether an importance matrix suits a run's GGUF files: on both models that were measured it brings them nearer to
+        the chat, so wherever the run's training rows are still here. benchmarks/beside_llama_cpp.py, docs/export.md.
+        """
+        named = {source.name for source in self.runs.open(name).config.data.sources}
+        return bool(named) and named <= {report.name for report in self.runs.data.sets()}
+
     def load_commands(self, name: str, wish: ExportWish, to: str) -> list[LoadCommand]:
         """How the export in this folder is opened, for every program that can."""
         base = self.bases.find(self.runs.open(name).config.model.base).name

@@ -116,7 +116,7 @@ def test_an_export_and_a_set_are_deleted_only_at_the_second_word(watched, studio
     page.locator("#tab-data-button").click()
     page.locator("#part-sets-button").click()
     page.locator("#set-delete-btn").click()
-    expect(page.locator("#set-holds")).to_contain_text("Delete “mine, 1 rows”?")
+    expect(page.locator("#set-holds")).to_contain_text("Delete “mine, 1 row”?")
     page.locator("#set-delete-now-btn").click()
     expect(page.locator("#data-sets")).to_contain_text("No imported sets yet")
     assert studio.data.sets() == [] and rows.exists()

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, find_export_kind, parse_weights
+from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, find_export_kind, parse_weights
 from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
@@ -127,8 +127,8 @@ def slots(tab: ExportTab) -> list[Slot]:
         ),
         slot(
             tab.choice.importance,
-            lambda scene: gr.update(visible=current_wish(scene).searches_blocks, value=scene.view.export_importance),
-            lambda scene: (current_wish(scene).searches_blocks, scene.view.export_importance),
+            lambda scene: _importance(current_wish(scene)),
+            lambda scene: (current_wish(scene).searches_blocks, current_wish(scene).importance),
         ),
         slot(
             tab.choice.parts,
@@ -154,6 +154,7 @@ def wire(page: Page, tab: ExportTab) -> None:
     def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
         if run != view_.export_run:
             view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
+            view_.export_importance = None
         view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
         view_.export_parts = tuple(parts)
         view_.export_folder = None
@@ -230,6 +231,10 @@ EXPORTS = Deletable("export", written_names, export_facts, _delete_export)
 def _merge(scene: Scene) -> dict[str, Any]:
     chosen = scene.view.export_merge or suggested_merge(scene) or MERGE_CHOICES[0].name
     return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
+
+
+def _importance(wish: ExportWish) -> dict[str, Any]:
+    return gr.update(visible=wish.searches_blocks, value=wish.importance)
 
 
 def _gguf(scene: Scene) -> dict[str, Any]:
