@@ -13,6 +13,7 @@ import ast
 import copy
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "data", "planner", "runs", "engine", "worker")
 USERS = ("test_docs.py", "runs", "planner", "cli", "ui")
 """Where the values of `core` are put to use: their defaults and bounds show there."""
-SECONDS = 600
-"""A mutant that keeps its tests busy for longer than this is caught: it made something endless."""
+CPU_SECONDS = 600
+"""A mutant that keeps its tests computing for longer than this is caught: it made something endless."""
+SECONDS = 3 * CPU_SECONDS
+"""The same for one that waits, however busy the machine is."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add,
@@ -138,20 +141,42 @@ def is_caught(mutant: Mutant, tree: Path) -> bool:
     """Whether the tests notice."""
     before = mutant.file.read_text(encoding="utf-8")
     mutant.file.write_text(mutant.source, encoding="utf-8")
+    try:
+        return not all(passes(tests, tree) for tests in tests_of(mutant.file, tree))
+    finally:
+        mutant.file.write_text(before, encoding="utf-8")
+
+
+def passes(tests: str, tree: Path) -> bool:
+    """Whether these tests end, and none fails."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
     environment = os.environ | {"PYTHONPATH": str(tree), "GOMP_SPINCOUNT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        for tests in tests_of(mutant.file, tree):
-            done = subprocess.run(
-                [*command, tests], cwd=tree, env=environment, capture_output=True, timeout=SECONDS, check=False
-            )
-            if done.returncode not in (0, 5):  # 5: no test in there
-                return True
+        done = subprocess.run(
+            [*command, tests],
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
+        )
     except subprocess.TimeoutExpired:
-        return True
-    finally:
-        mutant.file.write_text(before, encoding="utf-8")
-    return False
+        return False
+    return done.returncode in (0, 5)  # 5: no test in there
+
+
+def check_unchanged(rooms: list[str], tree: Path) -> None:
+    """A test that fails without a change would catch every mutant.
+
+    Raises:
+        SystemExit: the tests of a room fail as they are.
+    """
+    for room in rooms:
+        for tests in tests_of(tree / "qlora_studio" / room / "__init__.py", tree):
+            if not passes(tests, tree):
+                raise SystemExit(f"{Path(tests).relative_to(tree)} fails without a mutant: mend it first.")
+    print(f"the tests of {', '.join(rooms)} pass without a mutant", flush=True)
 
 
 def main() -> None:
@@ -166,6 +191,7 @@ def main() -> None:
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
         rooms = [arguments.room] if arguments.room else list(ROOMS)
         files = [file for room in rooms for file in sorted((tree / "qlora_studio" / room).rglob("*.py"))]
+        check_unchanged(rooms, tree)
         everything = [mutant for file in files for mutant in mutants_of(file)]
         for mutant in chance.sample(everything, min(arguments.count, len(everything))):
             tried += 1

@@ -316,6 +316,11 @@ def test_the_queue_and_a_sweep_are_seen_from_the_command_line(cli, home):
     assert said("queue", "remove", "later") == "later waits no longer.\n" and studio.queue.names() == ["latest"]
     results = said("runs", "results", "ranks")
     assert results.index("large") < results.index("small") and "lora.rank" in results and "1.6000" in results
+    compared = said("runs", "compare", "small", "large", "--by", "tokens", "--held-out")
+    assert "lora.rank" in compared and "Held-out loss" not in compared
+    by_step = " ".join(said("runs", "compare", "small", "large", "--held-out").split())
+    assert "Held-out loss, the last since the mark before: step small large 0 2.0000 2.0000" in by_step
+    assert "5 1.7000 1.6000" in by_step and by_step.endswith("10 2.0000 1.9000")
     kept = said("runs", "checkpoints", "small", "--pin", "5")
     assert "step-5" in kept and "best, pinned" in kept and "last" in kept
     assert "pinned" not in said("runs", "checkpoints", "small", "--unpin", "5")

@@ -13,7 +13,7 @@ from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine.adapter_file import WEIGHTS
 from qlora_studio.engine.exporters.comparison import look_at_layers
 from qlora_studio.engine.gguf_file.strength import measure_gguf
-from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.gguf_file.write import About, GgufFile, Precision
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe, write_merged
 from qlora_studio.engine.model_weights import ModelWeights
 from qlora_studio.engine.strength import measure_merged
@@ -71,8 +71,8 @@ def strengths(base, written, wanted, kind, into, place):
             with closing(ModelWeights(place)) as weights:
                 return list(measure_merged(merged, weights))
         path, about = place / "x.gguf", About("x")
-        GgufFile(found, load_tokenizer(base), kind, about).write(path)
-        return list(measure_gguf(GgufFile(merged, load_tokenizer(base), kind, about), path))
+        GgufFile(found, load_tokenizer(base), Precision(kind), about).write(path)
+        return list(measure_gguf(GgufFile(merged, load_tokenizer(base), Precision(kind), about), path))
 
 
 @pytest.mark.parametrize("into", ["original", "as_chatted"])

@@ -6,13 +6,16 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
 from qlora_studio.core.jobs import ExportRequest, TrainRequest
 from qlora_studio.engine.four_bit_rows import FourBitRows
 from qlora_studio.engine.manifest import write_folder
@@ -92,6 +95,28 @@ def test_a_lora_file_comes_with_a_card_and_the_licence(place):
     assert sorted(path.name for path in place.out.iterdir()) == ["LICENSE", "README.md", "pip.lora.gguf"]
     card = (place.out / "README.md").read_text()
     assert 'llama-cli -m BASE.gguf --lora "./pip.lora.gguf"' in card and "base_model_relation: adapter" in card
+
+
+def test_an_importance_matrix_is_measured_on_training_rows_and_left_nowhere(place, monkeypatch):
+    rows = [Example(tuple(range(3, 40)), ((1, 37),))] * 2
+    monkeypatch.setattr(job, "tokenise", lambda *_: SimpleNamespace(train=SimpleNamespace(examples=rows)))
+    config = json.loads((place.run.path / "config.json").read_text())
+    config["data"]["sources"] = [{"name": "mine"}]
+    write_json(place.run.path / "config.json", config)
+    last = job.run(place.context(kind="gguf", gguf="Q6_K", prompts=("Hi",), importance=True, held_out=False))
+    assert isinstance(last, ev.Finished)
+    (check,) = [event for event in place.said if isinstance(event, ev.Checked)]
+    assert check.layers_off == 0 and check.layers > 0
+    reader = gguf.GGUFReader(place.out / "pip.Q6_K.gguf")
+    assert reader.fields["quantize.imatrix.entries_count"].contents() == 14
+    assert not (place.run.path / "exports" / "export" / job.IMPORTANCE).exists()
+    assert next(event.unit for event in place.said if isinstance(event, ev.Advanced)) == "tokens"
+
+
+def test_a_run_without_rows_of_its_own_has_no_importance_matrix(place):
+    with pytest.raises(StudioError, match="no training rows here"):
+        job.run(place.context(kind="gguf", gguf="Q6_K", importance=True))
+    assert place.left() == []
 
 
 def test_a_stop_while_it_is_written_leaves_nothing(place, monkeypatch):

@@ -17,19 +17,24 @@ from qlora_studio.ui.server.export import (
     current_folder,
     current_sizes,
     current_wish,
+    export_facts,
     export_mark,
     find_notes,
     is_exporting,
     newest_commands,
     newest_disagrees,
     offered_folder,
+    settled_folder,
     start,
     suggested_merge,
+    written_names,
 )
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
+from qlora_studio.ui.tabs import deletion as deletions
 from qlora_studio.ui.tabs import push as push_fold
+from qlora_studio.ui.tabs.deletion import Deletable, Deletion
 from qlora_studio.ui.tabs.export_form import (
     Elsewhere,
     ExportChoice,
@@ -54,6 +59,8 @@ class ExportTab:
     elsewhere: Elsewhere
     several: Several
     onward: PushFold
+    written: gr.Accordion
+    deletion: Deletion
     start: gr.Button
     stop: gr.Button
     again: gr.Button
@@ -73,11 +80,15 @@ def build() -> ExportTab:
             state = gr.HTML(elem_id="export-state")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
             onward = push_fold.build()
+            with gr.Accordion("Exports of this run", open=False, visible=False, elem_id="export-written") as written:
+                deletion = deletions.build(EXPORTS, "export")
     with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(choice, target, elsewhere, several, onward, start, stop, again, notes, readiness, state)
+    return ExportTab(
+        choice, target, elsewhere, several, onward, written, deletion, start, stop, again, notes, readiness, state
+    )
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -101,7 +112,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(
             tab.choice.what,
             lambda scene: gr.update(
-                choices=view.cards(current_wish(scene), *current_sizes(scene)), value=scene.view.export_what
+                choices=view.cards(current_wish(scene), current_sizes(scene)), value=scene.view.export_what
             ),
             lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
         ),
@@ -110,6 +121,11 @@ def slots(tab: ExportTab) -> list[Slot]:
             tab.choice.gguf,
             _gguf,
             lambda scene: (scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
+        ),
+        slot(
+            tab.choice.importance,
+            lambda scene: gr.update(visible=current_wish(scene).searches_blocks, value=scene.view.export_importance),
+            lambda scene: (current_wish(scene).searches_blocks, scene.view.export_importance),
         ),
         slot(
             tab.choice.parts,
@@ -123,6 +139,8 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(tab.state, _state),
         slot(tab.again, lambda scene: gr.update(visible=newest_disagrees(scene))),
         *push_fold.slots(tab.onward),
+        slot(tab.written, lambda scene: gr.update(visible=bool(written_names(scene)))),
+        *deletions.slots(tab.deletion),
     ]
 
 
@@ -140,6 +158,9 @@ def wire(page: Page, tab: ExportTab) -> None:
         view_.export_merge = merge
         view_.export_folder = None
 
+    def choose_importance(view_: View, importance: bool) -> None:
+        view_.export_importance = importance
+
     def choose_weights(view_: View, weights: str | None) -> None:
         view_.export_weights = weights or ""
 
@@ -148,7 +169,8 @@ def wire(page: Page, tab: ExportTab) -> None:
 
     def go(view_: View, run: str | None, folder: str, check: bool) -> None:
         view_.export_run = run
-        start(workspace, run, current_wish(Scene(workspace, workspace.world(), view_)), folder, check=check)
+        scene = Scene(workspace, workspace.world(), view_)
+        start(workspace, run, current_wish(scene), settled_folder(scene, folder), check=check)
         view_.export_folder = None
 
     def go_as_chatted(view_: View) -> None:
@@ -175,16 +197,25 @@ def wire(page: Page, tab: ExportTab) -> None:
         notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
 
     push_fold.wire(page, tab.onward)
+    deletions.wire(page, tab.deletion)
     page.on(tab.several.combine.click, combine, [tab.several.runs, tab.several.weights, tab.several.how])
     page.on(tab.elsewhere.adopt.click, adopt, [tab.elsewhere.folder, tab.elsewhere.base])
     for event in (tab.choice.run.input, tab.choice.what.input, tab.choice.gguf.input, tab.choice.parts.input):
         page.on(event, choose, [tab.choice.run, tab.choice.what, tab.choice.gguf, tab.choice.parts])
     page.on(tab.choice.merge.input, choose_merge, [tab.choice.merge])
+    page.on(tab.choice.importance.input, choose_importance, [tab.choice.importance])
     page.on(tab.choice.weights.input, choose_weights, [tab.choice.weights])
     page.on(tab.target.folder.input, retarget, [tab.target.folder], trigger_mode="always_last")
     page.on(tab.start.click, go, [tab.choice.run, tab.target.folder, tab.target.check])
     page.on(tab.again.click, go_as_chatted)
     page.on(tab.stop.click, stop)
+
+
+def _delete_export(scene: Scene, folder: str) -> None:
+    scene.workspace.studio.exports.delete(folder)
+
+
+EXPORTS = Deletable("export", written_names, export_facts, _delete_export)
 
 
 def _merge(scene: Scene) -> dict[str, Any]:
