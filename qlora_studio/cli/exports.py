@@ -1,4 +1,4 @@
-"""`qlora-studio exports`: what runs were exported to, and its deletion."""
+"""`qlora-studio exports`: what runs were exported to, opened and deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qlora_studio.cli.show import when
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
-app = typer.Typer(help="List what was exported, and delete it.", no_args_is_help=True)
+app = typer.Typer(help="List what was exported, open it, delete it.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -28,6 +28,12 @@ def list_exports() -> None:
         table.add_row(escape(one.run), one.kind, gib(one.bytes), when(one.written), escape(one.path))
     table.columns[-1].overflow = "fold"  # a folder is there to be copied
     Console().print(table)
+
+
+@app.command("open")
+def open_folder(folder: Annotated[str, typer.Argument(help="Folder of an export.")]) -> None:
+    """Show an export in the file manager."""
+    Studio().exports.open_folder(folder)
 
 
 @app.command("delete")

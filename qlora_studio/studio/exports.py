@@ -25,6 +25,7 @@ from qlora_studio.core.push import Destination, default_name
 from qlora_studio.core.readiness import ExportFacts, ExportReadiness
 from qlora_studio.core.words import without_quotes
 from qlora_studio.home import Home, read_path
+from qlora_studio.local_programs import open_folder
 from qlora_studio.planner.machine import free_bytes_at
 from qlora_studio.planner.readiness import assess_export
 from qlora_studio.studio.bases import Bases
@@ -142,6 +143,10 @@ class Exports:
             )
         return export
 
+    def open_folder(self, folder: str) -> None:
+        """Shows a finished export in the file manager. Raises a StudioError where it is none, or nothing can show it."""
+        open_folder(Path(self.find_written(folder).path))
+
     def delete(self, folder: str) -> None:
         """Removes a finished export; what was written down of it, with its run, stays.
 
@@ -192,6 +197,13 @@ class Exports:
         """Which weights should take this run's adapter, and why, from what its earlier exports were found to be."""
         jobs = reversed(self.runs.jobs_of(name, "exports"))  # the oldest first
         return suggest_merge([check for job in jobs for check in self.jobs.look(job).progress.checks])
+
+    def suggest_importance(self, name: str) -> bool:
+        """Whether an importance matrix suits a run's GGUF files: on both models that were measured it brings them nearer to
+        the chat, so wherever the run's training rows are still here. benchmarks/beside_llama_cpp.py, docs/export.md.
+        """
+        named = {source.name for source in self.runs.open(name).config.data.sources}
+        return bool(named) and named <= {report.name for report in self.runs.data.sets()}
 
     def load_commands(self, name: str, wish: ExportWish, to: str) -> list[LoadCommand]:
         """How the export in this folder is opened, for every program that can."""

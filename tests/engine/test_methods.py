@@ -34,6 +34,7 @@ from tests.engine.test_accumulator import WHOLE, accumulate, make_accumulator
 from tests.engine.test_fast_paths import checkpoint_layers, gradient_of, random_ids
 from tests.engine.test_loop import Recorder, setup
 from tests.engine.test_merge_variants import IDS, merged_model
+from tests.matrix import mostly_slow
 
 RANK = 4
 
@@ -93,7 +94,7 @@ def test_dora_in_bf16_points_where_peft_does(tmp_path):
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "phi3", "gemma3_text", "gpt2"], "llama", "gpt2"))
 def test_dropout_has_the_gradients_of_peft_over_the_same_numbers(family, use_dora, tmp_path, monkeypatch):
     ours, plain = load_pair(family, tmp_path, LoraSettings(rank=RANK, dropout=0.3, use_dora=use_dora))
     layers, ids = [module for module in plain.modules() if isinstance(module, LoraLayer)], random_ids()
@@ -254,7 +255,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("method", RUNS)
+@pytest.mark.parametrize("method", mostly_slow(RUNS, "dora, dropout"))
 def test_a_run_is_resumed_exactly_and_chatted_with_and_merged_as_trained(method, tiny_folder, tmp_path):
     def run(folder, stop_after=None, resume=None):
         model = attach_adapter(load_base(tiny_folder, FP32), RUNS[method], torch.float32, seed=1)
@@ -357,7 +358,7 @@ def test_dora_answers_alike_once_a_processor_has_packed_the_weights(tmp_path):
     assert all(layer.kept_norm is not None for layer in adapted_layers(model))
 
 
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, "plain", "dora", "rslora"))
 @torch.no_grad()
 def test_an_adapter_of_any_kind_is_chatted_with_as_it_is_merged(name, tmp_path):
     base, adapter = MERGEABLE[name].write(tmp_path)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from qlora_studio.cli.app import run as run_cli
-from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.home import Home
-from qlora_studio.runs.folder import create_job
-from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
-from tests.runs.made import make_run
+from tests.runs.made import make_run, write_export
 
 
 @pytest.fixture
@@ -23,24 +20,9 @@ def studio(home) -> Studio:
 
 
 def export(studio: Studio, to: Path, *, named: bool = True) -> Path:
-    """A finished export of a run, as a worker leaves it; `named` as of this version, which knows what it wrote."""
-    run = studio.home.runs / "one"
-    if not run.exists():
+    if not (studio.home.runs / "one").exists():
         make_run(studio, "one", 1.0)
-    (to / "below").mkdir(parents=True)
-    (to / "a.gguf").write_bytes(b"12345")
-    (to / "below" / "b.json").write_bytes(b"123")
-    job = create_job(run / "exports", "export", ExportRequest(run=run, to=to))
-    journal = Journal(job.events)
-    files = ("a.gguf", "below/b.json") if named else ()
-    for event in (
-        ev.JobStarted(job="export"),
-        ev.Exported(what="gguf", path=str(to), bytes=8),
-        ev.Finished(report=ExportReport(path=to, bytes=8, files=files)),
-    ):
-        journal.append(event)
-    journal.close()
-    return to
+    return write_export(studio, "one", to, named=named)
 
 
 def test_what_lies_where_it_was_written_is_listed_and_what_was_taken_away_is_not(studio, tmp_path):
@@ -98,3 +80,27 @@ def test_the_command_line_lists_warns_asks_and_deletes(studio, tmp_path, monkeyp
     assert folder.exists()
     assert "is deleted" in call("delete", "--yes", str(folder)) and not folder.exists()
     assert call("list").startswith("There are no exports.")
+
+
+def test_a_folder_is_shown_by_the_systems_file_manager_and_only_one_of_ours(studio, tmp_path, monkeypatch):
+    """A stand-in for xdg-open notes what it was given."""
+    folder = export(studio, tmp_path / "out")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    noted = tmp_path / "noted"
+    (programs / "xdg-open").write_text(f'#!/bin/sh\nprintf %s "$1" > "{noted}"\n')
+    (programs / "xdg-open").chmod(0o755)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("PATH", f"{programs}:/bin:/usr/bin")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(StudioError, match="There is no file manager to open it in here"):
+        studio.exports.open_folder(str(folder))
+    monkeypatch.setenv("DISPLAY", ":0")
+    studio.exports.open_folder(str(folder))
+    until = time.monotonic() + 20
+    while not (noted.exists() and noted.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert noted.read_text() == str(folder)
+    with pytest.raises(StudioError, match="No run of yours was exported"):
+        studio.exports.open_folder(str(tmp_path))

@@ -200,11 +200,20 @@ def test_a_folder_offered_for_another_choice_is_not_taken(exporting, tmp_path):
     assert export_server.settled_folder(scene, str(exports / "named")) == str(exports / "named")
 
 
-def test_an_importance_matrix_is_offered_for_k_quants(exporting):
+def test_an_importance_matrix_is_offered_for_k_quants_and_made_where_the_rows_are_here(exporting):
     shown = {}
     for kind, gguf in (("gguf", "Q4_K_M"), ("gguf", "Q8_0"), ("pack", "Q6_K"), ("merged", "Q4_K_M")):
         exporting.view.export_what, exporting.view.export_gguf = kind, gguf
         shown[kind, gguf] = exporting.look().props["export-importance"]["visible"]
     assert list(shown.values()) == [True, False, True, False]
+    assert exporting.value("export-importance") is False, "the run has no rows here"
+    studio, folder = exporting.workspace.studio, exporting.workspace.studio.home.runs / "short"
+    studio.data.import_rows(str(studio.data.demo().rows), name="mine")
+    config = TrainConfig().replace({"data.sources": [{"name": "mine"}]})
+    (folder / "config.json").write_text(config.model_dump_json())
+    exporting.view.export_what, exporting.view.export_gguf = "gguf", "Q4_K_M"
+    assert exporting.look().value("export-importance") is True
+    exporting.view.export_importance = False
+    assert exporting.look().value("export-importance") is False
     assert wish("gguf", gguf="Q8_0", importance=True).measures_importance is False
     assert wish("gguf", gguf="Q4_K_M", importance=True).measures_importance is True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
@@ -68,6 +71,7 @@ def place(tmp_path, monkeypatch) -> Place:
     return Place(tmp_path, base, run)
 
 
+@pytest.mark.slow
 def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
     last = job.run(place.context(kind="pack", parts=("adapter", "merged", "gguf"), gguf="F16", prompts=("Hi",)))
     assert isinstance(last, ev.Finished) and place.left() == ["out"]
@@ -117,6 +121,24 @@ def test_a_run_without_rows_of_its_own_has_no_importance_matrix(place):
     with pytest.raises(StudioError, match="no training rows here"):
         job.run(place.context(kind="gguf", gguf="Q6_K", importance=True))
     assert place.left() == []
+
+
+def test_a_checkpoint_is_exported_in_place_of_the_adapter(place):
+    """`best` is the one with the lowest held-out loss; its tensors are what is written."""
+    checkpoint = place.run.path / "checkpoints" / "step-000005"
+    file = place.run.adapter / "adapter_model.safetensors"
+    tensors = {name: value * 2 for name, value in load_file(file).items()}
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(place.run.adapter, folder, dirs_exist_ok=True, ignore=lambda *_: ["MANIFEST.json"])
+        save_file(tensors, folder / file.name)
+
+    write_folder(checkpoint, fill)
+    lines = [{"event": "evaluation", "step": 5, "loss": 1.0, "tokens": 1, "rows": 1}, {"event": "finished"}]
+    place.run.events.write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
+    assert isinstance(job.run(place.context(kind="adapter", checkpoint="best")), ev.Finished)
+    written = load_file(place.out / file.name)
+    assert written.keys() == tensors.keys() and all(torch.equal(written[name], tensors[name]) for name in tensors)
 
 
 def test_a_stop_while_it_is_written_leaves_nothing(place, monkeypatch):

@@ -44,7 +44,10 @@ POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.fi
 @pytest.mark.parametrize(
     ("point", "action"),
     [
-        *((point, "kill") for point in POINTS),
+        *(
+            (point, "kill") if point == "save.placed" else pytest.param(point, "kill", marks=pytest.mark.slow)
+            for point in POINTS
+        ),
         *(pytest.param(point, "full", marks=pytest.mark.slow) for point in POINTS if point != "save.trashed"),
     ],
 )  # what is only deleted needs no room
@@ -70,6 +73,7 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
     assert harness.read_record(folder) == record
 
 
+@pytest.mark.slow
 def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     home, config, record = whole
     asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})

@@ -29,11 +29,14 @@ CHECK_PROMPTS = 3
 """What chat and export are both asked."""
 
 
-def wish_of(shown: View, suggested: str | None) -> ExportWish:
-    """What this tab would export; `suggested` is the merge that suits the run, where nothing was chosen."""
+def wish_of(shown: View, suggested: str | None, *, weighs: bool = False) -> ExportWish:
+    """What this tab would export; `suggested` and `weighs` are the merge and the matrix that suit the run, where nothing was
+    chosen.
+    """
     merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
     kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
-    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights, shown.export_importance)
+    importance = weighs if shown.export_importance is None else shown.export_importance
+    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights, importance)
 
 
 def chosen_run(scene: Scene) -> str | None:
@@ -52,7 +55,9 @@ def suggested_merge(scene: Scene) -> str | None:
 
 
 def current_wish(scene: Scene) -> ExportWish:
-    return wish_of(scene.view, suggested_merge(scene))
+    run = chosen_run(scene)
+    weighs = run is not None and scene.workspace.studio.exports.suggest_importance(run)
+    return wish_of(scene.view, suggested_merge(scene), weighs=weighs)
 
 
 def offered_folder(scene: Scene) -> Path | None:

@@ -71,8 +71,8 @@ class View:
         self.export_merge: str | None = None
         """Which weights take the adapter, by name; None where it is left to what suits the run."""
         self.export_gguf = "Q4_K_M"
-        self.export_importance = False
-        """Whether a GGUF file's blocks are fitted by what training rows show of each column."""
+        self.export_importance: bool | None = None
+        """Whether a GGUF file's blocks are fitted by what training rows show; None where it is left to what suits the run."""
         self.export_parts: tuple[str, ...] = ("adapter", "merged", "gguf")
         """What a pack holds."""
         self.export_folder: str | None = None

@@ -20,7 +20,7 @@ from qlora_studio.ui.tabs.deletion import Deletable, Deletion
 from qlora_studio.ui.tabs.import_rows import ImportOptions
 from qlora_studio.ui.views import data as view
 from qlora_studio.ui.views import tokens as token_view
-from qlora_studio.ui.views.html import Html, join, page_head, says_error
+from qlora_studio.ui.views.html import Html, join, page_head, plural, says_error
 
 
 @dataclass(slots=True)
@@ -291,13 +291,13 @@ def _findings(scene: Scene, tab: DataTab) -> Updates:
 
 
 def _set_names(scene: Scene) -> list[tuple[str, str]]:
-    return [(f"{report.name}, {report.rows:,} rows", report.name) for report in scene.world.datasets.values()]
+    return [(f"{report.name}, {plural(report.rows, 'row')}", report.name) for report in scene.world.datasets.values()]
 
 
 def _set_facts(scene: Scene, name: str) -> list[str]:
     report = scene.world.datasets[name]
     chosen = ["The next run is to learn from it."] if name in _chosen(scene) else []
-    gone = f"{report.rows:,} rows go, with what was cleaned in them; {report.source_file} stays where it is."
+    gone = f"{plural(report.rows, 'row')} with what was cleaned in them; {report.source_file} stays where it is."
     return [gone, *chosen, *scene.workspace.studio.references.to_set(name)]
 
 

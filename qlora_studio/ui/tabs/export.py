@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, find_export_kind, parse_weights
+from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, find_export_kind, parse_weights
 from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
@@ -23,6 +23,7 @@ from qlora_studio.ui.server.export import (
     is_exporting,
     newest_commands,
     newest_disagrees,
+    newest_folder,
     offered_folder,
     settled_folder,
     start,
@@ -64,6 +65,7 @@ class ExportTab:
     start: gr.Button
     stop: gr.Button
     again: gr.Button
+    open: gr.Button
     notes: gr.HTML
     readiness: gr.HTML
     state: gr.HTML
@@ -78,6 +80,7 @@ def build() -> ExportTab:
         with gr.Column(scale=6, min_width=330):
             notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
+            show = gr.Button("Open the folder", size="sm", visible=False, elem_id="export-open-btn")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
             onward = push_fold.build()
             with gr.Accordion("Exports of this run", open=False, visible=False, elem_id="export-written") as written:
@@ -87,7 +90,7 @@ def build() -> ExportTab:
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
     return ExportTab(
-        choice, target, elsewhere, several, onward, written, deletion, start, stop, again, notes, readiness, state
+        choice, target, elsewhere, several, onward, written, deletion, start, stop, again, show, notes, readiness, state
     )
 
 
@@ -124,8 +127,8 @@ def slots(tab: ExportTab) -> list[Slot]:
         ),
         slot(
             tab.choice.importance,
-            lambda scene: gr.update(visible=current_wish(scene).searches_blocks, value=scene.view.export_importance),
-            lambda scene: (current_wish(scene).searches_blocks, scene.view.export_importance),
+            lambda scene: _importance(current_wish(scene)),
+            lambda scene: (current_wish(scene).searches_blocks, current_wish(scene).importance),
         ),
         slot(
             tab.choice.parts,
@@ -137,6 +140,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(tab.readiness, _readiness, lambda scene: (export_mark(scene), scene.view.export_folder)),
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
+        slot(tab.open, lambda scene: gr.update(visible=newest_folder(scene) is not None)),
         slot(tab.again, lambda scene: gr.update(visible=newest_disagrees(scene))),
         *push_fold.slots(tab.onward),
         slot(tab.written, lambda scene: gr.update(visible=bool(written_names(scene)))),
@@ -150,6 +154,7 @@ def wire(page: Page, tab: ExportTab) -> None:
     def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
         if run != view_.export_run:
             view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
+            view_.export_importance = None
         view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
         view_.export_parts = tuple(parts)
         view_.export_folder = None
@@ -177,6 +182,10 @@ def wire(page: Page, tab: ExportTab) -> None:
         view_.export_merge, view_.export_folder = "as-chatted", None
         scene = Scene(workspace, workspace.world(), view_)
         start(workspace, chosen_run(scene), current_wish(scene), str(offered_folder(scene) or ""), check=True)
+
+    def show(view_: View) -> None:
+        if (folder := newest_folder(Scene(workspace, workspace.world(), view_))) is not None:
+            workspace.studio.exports.open_folder(folder)
 
     def stop(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
@@ -208,6 +217,7 @@ def wire(page: Page, tab: ExportTab) -> None:
     page.on(tab.target.folder.input, retarget, [tab.target.folder], trigger_mode="always_last")
     page.on(tab.start.click, go, [tab.choice.run, tab.target.folder, tab.target.check])
     page.on(tab.again.click, go_as_chatted)
+    page.on(tab.open.click, show)
     page.on(tab.stop.click, stop)
 
 
@@ -221,6 +231,10 @@ EXPORTS = Deletable("export", written_names, export_facts, _delete_export)
 def _merge(scene: Scene) -> dict[str, Any]:
     chosen = scene.view.export_merge or suggested_merge(scene) or MERGE_CHOICES[0].name
     return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
+
+
+def _importance(wish: ExportWish) -> dict[str, Any]:
+    return gr.update(visible=wish.searches_blocks, value=wish.importance)
 
 
 def _gguf(scene: Scene) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _build_details() -> tuple[gr.Radio, gr.Dropdown, gr.Checkbox, gr.CheckboxGro
         visible=False,
     )
     importance = gr.Checkbox(
-        View().export_importance,
+        False,
         label="Importance matrix",
         info="Reads training rows first and keeps best the columns that count for them. The same size, a little longer.",
         elem_id="export-importance",
