@@ -179,6 +179,44 @@ def test_wrong_arguments_are_named(cli, arguments, said):
     assert code == 2 and said in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--learning-rate", "2"), "field 'optim.learning_rate': '2' is not allowed"),
+        (("--alpha", "0"), "field 'lora.alpha': 0 is not allowed"),
+        (("--dropout", "1"), "field 'lora.dropout': 1.0 is not allowed"),
+        (("--init", "none"), "field 'lora.init': 'none' is not allowed"),
+        (("--dora", "--init", "olora"), "field 'lora.use_dora': With lora.init olora"),
+        (("--rslora", "--init", "x"), "field 'lora.init'"),
+        (("--target-modules", "x" * 1001), "field 'lora.target_modules'"),
+        (("--layers", "x" * 201), "field 'lora.layers'"),
+        (("--lora-plus", "0"), "field 'optim.loraplus_ratio': 0.0 is not allowed"),
+        (("--neftune", "-1"), "field 'optim.neftune_alpha': -1.0 is not allowed"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_methods_have_flags_that_set_their_fields(cli, verb, flags, said):
+    code, _, errors = cli(verb, *flags)
+    assert code == 2 and said in errors
+
+
+def test_what_no_flag_names_stays_as_the_preset_has_it(cli, monkeypatch):
+    from qlora_studio.cli import plan
+
+    seen = []
+
+    def keep(*given):
+        seen.append(given[3])
+        raise StudioError("That is enough.")
+
+    monkeypatch.setattr(plan.op, "build_config", keep)
+    for flags in ((), ("--rslora", "--lr", "auto"), ("--no-rslora",)):
+        cli("plan", *flags)
+    chosen = [{field: value for field, value in one.items() if value is not None} for one in seen]
+    assert chosen == [{}, {"lora.use_rslora": True, "optim.learning_rate": "auto"}, {"lora.use_rslora": False}]
+
+
 def test_a_home_that_cannot_be_made_is_named(cli, monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("")

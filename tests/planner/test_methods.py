@@ -25,6 +25,7 @@ MACHINE = Machine(memory_bytes=16 * GIB, memory_available_bytes=12 * GIB, cpu_bf
 METHODS = {
     "dora": {"lora.use_dora": True},
     "pissa": {"lora.init": "pissa"},
+    "olora": {"lora.init": "olora"},
     "two modules": {"lora.target_modules": "o_proj, down_proj"},
     "two layers": {"lora.layers": "1-"},
     "dora on one layer, lora+": {"lora.use_dora": True, "lora.layers": "2", "optim.loraplus_ratio": 16.0},
