@@ -31,7 +31,6 @@ from qlora_studio.engine.kernels.replace import say_slow_paths, tile_mlps
 from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
-from qlora_studio.engine.planned import comparable_bytes
 from qlora_studio.engine.samples import write_samples
 from qlora_studio.engine.saving import Saving
 from qlora_studio.engine.setup import Ending, Outcome, Setup
@@ -157,7 +156,7 @@ class TrainingLoop:
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
         self.emit(
             ev.ProbeMeasured(
-                predicted_bytes=comparable_bytes(self.setup.plan, accelerator),
+                predicted_bytes=self.setup.plan.comparable_bytes,
                 measured_bytes=accelerator.peak().reserved_bytes + states,
                 tokens=layout.tokens_of([lengths[row] for row in largest]),
                 row_tokens=max(lengths[row] for row in largest),
