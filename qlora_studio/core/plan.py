@@ -155,6 +155,8 @@ class StepCosts:
     """The worst moments of a layer's backward pass, on top of what is kept."""
     end: Moment
     """The worst moment of the backward pass through what follows the last layer."""
+    forward: Moment | None = None
+    """The worst moment of the forward pass, where it may be worse than any of the backward pass."""
     saved_pairs: float = 0.0
     """As `saved`, per pair of tokens of a row; 0 with fused attention."""
     around_pairs: float = 0.0
