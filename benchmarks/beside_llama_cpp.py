@@ -2,9 +2,9 @@
 
     python benchmarks/beside_llama_cpp.py RUN --llama-quantize PATH [--llama-imatrix PATH] [--home HOME] [--rounds 3]
 
-No package brings these tools. llama.cpp's sources do (`cmake -B build && cmake --build build -t llama-quantize
-llama-imatrix`), and so does the source package of llama-cpp-python on PyPI, in `vendor/llama.cpp`. Without one of them
-the program says what it leaves out.
+No package brings these programs. llama.cpp's sources do (`cmake -B build && cmake --build build -t llama-quantize
+llama-imatrix`), and so does the source package of llama-cpp-python on PyPI, in `vendor/llama.cpp`. In place of llama-quantize
+a libllama.so will do: see `llama_quantize.py`. Without one of them the program says what it leaves out.
 
 Both tools and we have two threads. Times are of processor and clock, in a process each, the least of some interleaved rounds;
 compare them beside each other only. Memory is each process's own, without the pages of a file that it maps.
@@ -16,6 +16,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -58,7 +59,10 @@ class Cost:
 def run(command: Sequence[str]) -> Cost:
     """Runs a command to its end; ends this program where it fails."""
     begun = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment()) as process,
+    ):
         peak = 0
         while (found := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             peak = max(peak, own_memory(process.pid))
@@ -66,9 +70,15 @@ def run(command: Sequence[str]) -> Cost:
         wall, (_, status, used) = time.monotonic() - begun, found
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said = process.stderr.read().decode()[-2000:] if process.stderr else ""
-            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{said}")
+            said.seek(0)
+            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{said.read().decode()[-2000:]}")
     return Cost(wall, used.ru_utime + used.ru_stime, peak / 2**10)
+
+
+def quantizer(path: str) -> list[str]:
+    """llama-quantize at this path, or what stands for it where it is the library."""
+    own = [sys.executable, str(ROOT / "benchmarks" / "llama_quantize.py")] if ".so" in Path(path).name else []
+    return [*own, path]
 
 
 def environment() -> dict[str, str]:
@@ -96,7 +106,7 @@ def write_ours(place: Path, kind: GgufType, out: Path) -> None:
         file.write(out)
 
 
-def compare_costs(tool: str, rounds: int) -> None:
+def compare_costs(tool: Sequence[str], rounds: int) -> None:
     """A Llama 3.2 as wide as that of 3 B, from base and adapter and from a 16-bit file."""
     ours: dict[GgufType, list[Cost]] = {}
     theirs: dict[GgufType, list[Cost]] = {}
@@ -110,7 +120,7 @@ def compare_costs(tool: str, rounds: int) -> None:
             for kind in kinds:
                 ours.setdefault(kind, []).append(run([*straight, kind, str(place / "ours.gguf")]))
                 theirs.setdefault(kind, []).append(
-                    run([tool, str(whole), str(place / "theirs.gguf"), kind, str(THREADS)])
+                    run([*tool, str(whole), str(place / "theirs.gguf"), kind, str(THREADS)])
                 )
         print(f"A Llama 3.2 as wide as 3 B, {LAYERS} layers; {THREADS} threads; least of {rounds} rounds.\n")
         print("| artefact | by | s | CPU s | peak of its own, MiB |\n|---|---|---|---|---|")
@@ -127,7 +137,7 @@ def distance(path: Path, source: ExportSource, record: ChatRecord) -> ev.Checked
     return compare(record, log_probabilities(model, record.probes), ev.Checked(what=path.name, as_chatted=True))
 
 
-def compare_files(tool: str, source: ExportSource, record: ChatRecord, matrix: Path | None = None) -> None:
+def compare_files(tool: Sequence[str], source: ExportSource, record: ChatRecord, matrix: Path | None = None) -> None:
     """The run's files by us and by llama-quantize from the same numbers in 32 bits: types, bytes, distance to the chat."""
     print("\n| type | tensors of another type | bytes equal, by type of tensor | KL of ours | of theirs |")
     print("|---|---|---|---|---|", flush=True)
@@ -146,7 +156,7 @@ def compare_files(tool: str, source: ExportSource, record: ChatRecord, matrix: P
             ours, theirs = place / f"{choice.name}.gguf", place / f"theirs.{choice.name}.gguf"
             with plan_gguf(replace(source, gguf=choice.name, importance=matrix)) as file:
                 file.write(ours)
-            run([tool, *options, str(whole), str(theirs), choice.name, str(THREADS)])
+            run([*tool, *options, str(whole), str(theirs), choice.name, str(THREADS)])
             others, equal = same_bytes(ours, theirs)
             mine, other = distance(ours, source, record), distance(theirs, source, record)
             print(f"| {choice.name} | {others} | {equal} | {mine.kl:.5f} | {other.kl:.5f} |", flush=True)
@@ -231,8 +241,10 @@ def main() -> None:
         return
     if not chosen.run:
         parser.error("name a run")
-    if chosen.llama_quantize:
-        compare_costs(chosen.llama_quantize, chosen.rounds)
+    if chosen.llama_quantize and chosen.rounds:
+        compare_costs(quantizer(chosen.llama_quantize), chosen.rounds)
+    elif chosen.llama_quantize:
+        print("No rounds: time and memory are left out.")
     else:
         print("No --llama-quantize was given: nothing is compared with it.")
     source, record, examples, model = open_source(chosen.run, chosen.home)
@@ -243,7 +255,7 @@ def main() -> None:
             for into in ("as_chatted", "original"):
                 for matrix in (None, place / "importance.safetensors"):
                     print(f"\nMerged {into.replace('_', ' ')}, {'with' if matrix else 'without'} an importance matrix:")
-                    compare_files(chosen.llama_quantize, replace(source, merge_into=into), record, matrix)
+                    compare_files(quantizer(chosen.llama_quantize), replace(source, merge_into=into), record, matrix)
     if chosen.llama_imatrix:
         compare_matrices(chosen.llama_imatrix, replace(source, merge_into="as_chatted"), examples)
     else:

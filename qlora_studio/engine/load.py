@@ -38,6 +38,7 @@ from qlora_studio.engine.kernels.attention import (
     register_repeated_heads,
 )
 from qlora_studio.engine.kernels.replace import replace_forwards
+from qlora_studio.engine.load_faults import LOAD_ERRORS, explain_fault
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
 from qlora_studio.weight_files import find_weight_files
@@ -114,12 +115,10 @@ def load_base(
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise _no_room(folder, device) from error
-        raise StudioError(
-            f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder)
-        ) from error
+        raise explain_fault(error, folder) from error
     model: PreTrainedModel
     model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -189,6 +188,8 @@ def read_text_config(folder: Path) -> Any:
     """The transformers config of a folder, refused unless it is a text model that predicts the next token."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (AttributeError, TypeError) as error:
+        raise explain_fault(error, folder) from error
     except (OSError, ValueError, KeyError) as error:
         raise StudioError(
             f"The model is of a kind this version does not know: {_first_line(error)}", where=str(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,8 +99,60 @@ def test_memory_that_runs_out_while_loading_is_said_in_words(tiny_folder, monkey
     assert is_out_of_memory(caught.value)  # so that the merged model is checked on the processor instead
 
 
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "The files are not"),
+        (torch.AcceleratorError("device-side assert triggered"), "The files are not"),
+        (OSError("Error while deserializing header"), "Download it again."),
+    ],
+    ids=["no kernel for the card", "an error of the card", "a broken file"],
+)
+def test_only_a_broken_file_is_to_be_downloaded_again(tiny_folder, monkeypatch, error, hint):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(StudioError) as caught:
+        load_base(tiny_folder, FP32)
+    assert caught.value.problems[0].hint.startswith(hint)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
 def test_the_weights_file_is_let_go_once_it_is_loaded(tiny_folder):
     model = load_base(tiny_folder, FP32)
     assert str(tiny_folder) not in Path("/proc/self/maps").read_text()
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def cut_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def says(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "said"),
+    [
+        (cut_short, "model.safetensors", "The weights are damaged: Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(bytes(1000)), "model.safetensors", "The weights are damaged"),
+        (says(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "config.json", "does not know: 'spiral'."),
+        (says(hidden_act="swoosh"), "config.json", "does not know: 'swoosh'."),
+        (says(dtype="float7"), "config.json", "does not know: module 'torch' has no attribute 'float7'."),
+    ],
+    ids=["cut short", "zeros", "rope type", "activation", "dtype"],
+)  # fmt: skip
+def test_a_base_that_does_not_load_is_a_sentence_with_the_file(tiny_folder, tmp_path, harm, file, said):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    harm(folder)
+    with pytest.raises(StudioError) as caught:
+        load_base(folder, FP32)
+    assert said in caught.value.message and str(caught.value).startswith(f"{folder / file}: ")
