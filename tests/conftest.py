@@ -14,6 +14,7 @@ for name, value in {
     "GOMP_SPINCOUNT": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TORCHDYNAMO_DISABLE": "1",
     "USE_HUB_KERNELS": "0",
     "TRANSFORMERS_VERBOSITY": "error",
     "GRADIO_ANALYTICS_ENABLED": "False",

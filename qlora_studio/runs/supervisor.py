@@ -56,6 +56,7 @@ def worker_environment(card: str | None = None) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DO_NOT_TRACK": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and bitsandbytes would import a compiler at every start
         "USE_HUB_KERNELS": "0",
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
