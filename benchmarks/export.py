@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import LoraSettings
+from qlora_studio.core.example import Example
 from qlora_studio.core.exports import GGUF_CHOICES
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine import merge
@@ -47,7 +48,7 @@ from qlora_studio.engine.exporters.merged import layers_of_merged, open_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.gguf_file.read import load_gguf
 from qlora_studio.engine.gguf_file.strength import measure_gguf
-from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.gguf_file.write import About, GgufFile, Precision
 from qlora_studio.engine.load import attach_adapter, choose_device, load_adapter, load_base
 from qlora_studio.engine.model_weights import ModelWeights
 from qlora_studio.engine.strength import Strength, measure_merged
@@ -58,7 +59,7 @@ from qlora_studio.runs.folder import JobFolder
 from qlora_studio.studio import Studio
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import open_run
-from qlora_studio.worker.rows import held_out
+from qlora_studio.worker.rows import tokenise
 from tests.engine.gguf_file.small_tokenizers import save
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +184,9 @@ def measure_memory(kind: str, place: Path) -> None:
     with scratch() as out, open_merged(source) as weights:
         values = sum(math.prod(tensor.shape) for tensor in weights.tensors)
         if kind == "gguf":
-            GgufFile(weights, load_tokenizer(place / "base"), "Q4_K_M", About("wide")).write(out / "wide.gguf")
+            GgufFile(weights, load_tokenizer(place / "base"), Precision("Q4_K_M"), About("wide")).write(
+                out / "wide.gguf"
+            )
         elif kind == "merged":
             merge.write_merged(weights, out)
         else:
@@ -198,21 +201,40 @@ def measure_memory(kind: str, place: Path) -> None:
     print(f"| {what} | {size / 2**20:.0f} | {above:.0f} | {seconds:.0f} | {rate:.1f} |", flush=True)
 
 
+def write_wide_model(place: Path) -> None:
+    """`base` and `adapter` of a model as wide as a Llama 3.2 of 3 B."""
+    shape = REFERENCE_SHAPES["Llama-3.2-3B"].model_copy(update={"layers": LAYERS})
+    write_random_model(shape, place / "base")
+    save("gpt-2", place / "base")
+    plain = load_base(place / "base", choose_device("bf16"), four_bit=False)
+    adapter = attach_adapter(plain, LoraSettings(rank=16), torch.float32, seed=0)
+    (place / "adapter").mkdir()
+    save_adapter(TunedModel(adapter, "wide"), place / "adapter")
+
+
 def memory() -> None:
     """The peak of each way to write, above what the process held before."""
-    shape = REFERENCE_SHAPES["Llama-3.2-3B"].model_copy(update={"layers": LAYERS})
     with scratch() as place:
-        write_random_model(shape, place / "base")
-        save("gpt-2", place / "base")
-        plain = load_base(place / "base", choose_device("bf16"), four_bit=False)
-        adapter = attach_adapter(plain, LoraSettings(rank=16), torch.float32, seed=0)
-        (place / "adapter").mkdir()
-        save_adapter(TunedModel(adapter, "wide"), place / "adapter")
-        del plain, adapter
+        write_wide_model(place)
         print("| artefact | MiB | peak above start, MiB | CPU s | million values a CPU second |\n|---|---|---|---|---|")
         for kind in ("merged", "gguf", "check"):
             command = [sys.executable, __file__, "--one", kind, str(place)]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def open_source(run: str, home_folder: str | None) -> tuple[ExportSource, ChatRecord, Sequence[Example], Any]:
+    """A run as it is exported, what its chat says, its training rows, and base and adapter in memory."""
+    if home_folder:
+        os.environ["QLORA_STUDIO_HOME"] = home_folder
+    home = Home.find()
+    folder = JobFolder(home.runs / run)
+    context = Context(folder, lambda event: None, os.getppid(), home=home)
+    live, config = open_run(context, folder), context.config(folder)
+    rows = tokenise(context, config, live.tokenizer)
+    chat = Speaker(live.model, live.tokenizer, live.options)
+    record = record_chat(chat, Studio().data.demo().prompts[:3], rows.held_out.examples)
+    source = ExportSource(folder.adapter, live.base.folder, live.device, name=folder.name)
+    return source, record, rows.train.examples, live.model
 
 
 def main() -> None:
@@ -230,16 +252,8 @@ def main() -> None:
         return
     if not asked.run:
         parser.error("name a run, or ask for --memory")
-    if asked.home:
-        os.environ["QLORA_STUDIO_HOME"] = asked.home
-    home = Home.find()
-    folder = JobFolder(home.runs / asked.run)
-    context = Context(folder, lambda event: None, os.getppid(), home=home)
-    live, config = open_run(context, folder), context.config(folder)
-    rows = held_out(context, config, live.tokenizer).examples
-    record = record_chat(Speaker(live.model, live.tokenizer, live.options), Studio().data.demo().prompts[:3], rows)
-    source = ExportSource(folder.adapter, live.base.folder, live.device, name=folder.name)
-    del live
+    source, record, _, model = open_source(asked.run, asked.home)
+    del model
     table = Table(record)
     whole = load_adapter(load_base(source.base_folder(), replace(source.device, dtype=torch.float32)), source.adapter)
     table.add(ev.Checked(what="noise: the chat itself in fp32", as_chatted=True), whole.eval())

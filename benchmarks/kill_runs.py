@@ -139,12 +139,18 @@ def new_run(home: Home, config: TrainConfig, number: int) -> JobFolder:
 
 
 def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
-    """Forks a worker of this folder; its process number."""
+    """Forks a worker of this folder; its process number. An interrupt of this program does not reach it."""
     clear_requests(folder)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
     try:
+        os.setsid()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets one that came before it had a group of its own
+        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.closerange(3, 1024)  # what this process holds, such as a lock of its caller, is not the worker's
         os.environ["QLORA_STUDIO_HOME"] = str(home.root)
         os.environ[VARIABLE] = fault
@@ -169,11 +175,16 @@ def end(process: int, after: float | None = None) -> int:
     One that has not ended after minutes hangs, which is an error of its own.
     """
     until = time.monotonic() + (HUNG_SECONDS if after is None else after)
-    while time.monotonic() < until:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+    try:
+        while time.monotonic() < until:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+    except KeyboardInterrupt:  # a worker left alone would write into a folder that is about to go
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise
     os.kill(process, signal.SIGKILL)
     if after is None:
         os.waitpid(process, 0)
@@ -304,6 +315,7 @@ def run_faults(root: Path, kills: int, seed: int, seconds: float | None = None) 
         if not tally.wrong:
             tally.wrong += compare(folder, whole, exact=exact)
         tally.runs += 1
+        sys.stderr.write(f"\r{tally.says()}")
         if tally.wrong:
             return tally
     return tally

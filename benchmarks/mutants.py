@@ -1,6 +1,6 @@
 """How many small faults the tests notice: random one-line mutants of the program, each met with its room's tests.
 
-    python benchmarks/mutants.py [--seed 0] [--count 100] [--room runs]
+    python benchmarks/mutants.py [--seed 0] [--count 100] [--room runs] [--seen-green]
 
 Works on a copy of the checkout. Prints every mutant that survives, then how many were caught. The tests of a mutant are
 those of its file first, then those of its room, without the slow ones; the first failure catches it.
@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
+import importlib
 import os
 import random
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -22,12 +25,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "data", "planner", "runs", "engine", "worker")
 USERS = ("test_docs.py", "runs", "planner", "cli", "ui")
 """Where the values of `core` are put to use: their defaults and bounds show there."""
-SECONDS = 600
-"""A mutant that keeps its tests busy for longer than this is caught: it made something endless."""
+CPU_SECONDS = 600
+"""A mutant that keeps its tests computing for longer than this is caught: it made something endless."""
+LIBRARIES = (
+    "torch", "transformers.models.llama.modeling_llama", "transformers.generation.utils", "peft", "bitsandbytes",
+    "datasets", "gradio", "pydantic", "typer", "tokenizers", "safetensors.torch", "gguf",
+)  # fmt: skip
+"""Not the program's own: each fork imports those from the changed tree."""
+SECONDS = 3 * CPU_SECONDS
+"""The same for one that waits, however busy the machine is."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add,
@@ -138,20 +150,60 @@ def is_caught(mutant: Mutant, tree: Path) -> bool:
     """Whether the tests notice."""
     before = mutant.file.read_text(encoding="utf-8")
     mutant.file.write_text(mutant.source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
-    environment = os.environ | {"PYTHONPATH": str(tree), "GOMP_SPINCOUNT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        for tests in tests_of(mutant.file, tree):
-            done = subprocess.run(
-                [*command, tests], cwd=tree, env=environment, capture_output=True, timeout=SECONDS, check=False
-            )
-            if done.returncode not in (0, 5):  # 5: no test in there
-                return True
-    except subprocess.TimeoutExpired:
-        return True
+        return not all(passes(tests, tree) for tests in tests_of(mutant.file, tree))
     finally:
         mutant.file.write_text(before, encoding="utf-8")
-    return False
+
+
+def passes(tests: str, tree: Path) -> bool:
+    """Whether these tests end, and none fails. They run in a fork of this process, which has the libraries imported."""
+    child = os.fork()
+    if child == 0:
+        os._exit(run_pytest(tests, tree))
+    until = time.monotonic() + SECONDS
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.05)
+    return os.waitstatus_to_exitcode(found[1]) in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def run_pytest(tests: str, tree: Path) -> int:
+    """The exit code of pytest over a tree's tests, silent, in this process."""
+    os.setpgid(0, 0)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(silence, stream)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser", tests]))
+
+
+def import_libraries() -> None:
+    """What nearly every test imports, so that each fork finds it there."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def check_unchanged(rooms: list[str], tree: Path) -> None:
+    """A test that fails without a change would catch every mutant.
+
+    Raises:
+        SystemExit: the tests of a room fail as they are.
+    """
+    for room in rooms:
+        for tests in tests_of(tree / "qlora_studio" / room / "__init__.py", tree):
+            if not passes(tests, tree):
+                raise SystemExit(f"{Path(tests).relative_to(tree)} fails without a mutant: mend it first.")
+    print(f"the tests of {', '.join(rooms)} pass without a mutant", flush=True)
 
 
 def main() -> None:
@@ -159,13 +211,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--room", choices=ROOMS, help="Only this room; all of them otherwise.")
+    parser.add_argument("--seen-green", action="store_true", help="The unchanged tests were seen to pass; skip them.")
     arguments = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    import_libraries()
     chance, begun, caught, tried = random.Random(arguments.seed), time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
         rooms = [arguments.room] if arguments.room else list(ROOMS)
         files = [file for room in rooms for file in sorted((tree / "qlora_studio" / room).rglob("*.py"))]
+        if not arguments.seen_green:
+            check_unchanged(rooms, tree)
         everything = [mutant for file in files for mutant in mutants_of(file)]
         for mutant in chance.sample(everything, min(arguments.count, len(everything))):
             tried += 1

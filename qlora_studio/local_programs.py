@@ -1,4 +1,4 @@
-"""Programs on this machine that run models: where LM Studio keeps its models, and Ollama's own command."""
+"""Programs on this machine that take a finished export: LM Studio's folder of models, Ollama's command, the file manager."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,21 @@ def create_in_ollama(export: Path, name: str, stopped: Callable[[], bool]) -> bo
         last = lines[-1] if lines else f"exit code {process.returncode}"
         raise StudioError(f"Ollama refuses the model: {last}", "Is its service running? Try `ollama list`.")
     return True
+
+
+def open_folder(folder: Path) -> None:
+    """Shows a folder in the system's file manager. Raises a StudioError where there is none to show it."""
+    if os.name == "nt":
+        os.startfile(folder)  # type: ignore[attr-defined]
+        return
+    program = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
+    seen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if program is None or not seen:
+        raise StudioError("There is no file manager to open it in here.", f"The folder is {folder}.")
+    subprocess.Popen(
+        [program, str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def find_gguf_file(export: Path) -> Path:

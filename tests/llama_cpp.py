@@ -129,11 +129,13 @@ class LlamaCpp:
         return torch.from_numpy(np.stack(rows))
 
 
-def quantize(rows: np.ndarray, kind: int) -> np.ndarray:
-    """The rows (rows, columns) as llama.cpp's reference encodes them, without an importance matrix."""
+def quantize(rows: np.ndarray, kind: int, importance: np.ndarray | None = None) -> np.ndarray:
+    """The rows (rows, columns) as llama.cpp's reference encodes them; `importance` weighs columns (columns,)."""
     source = np.ascontiguousarray(rows, dtype=np.float32)
     out = np.zeros(source.nbytes, dtype=np.uint8)
+    columns = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    weights = None if columns is None else columns.ctypes.data
     size = library().ggml_quantize_chunk(
-        kind, source.ctypes.data, out.ctypes.data, 0, source.shape[0], source.shape[1], None
+        kind, source.ctypes.data, out.ctypes.data, 0, source.shape[0], source.shape[1], weights
     )
     return out[:size].reshape(source.shape[0], -1)

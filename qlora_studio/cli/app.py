@@ -18,6 +18,7 @@ from qlora_studio.cli import (
     doctor,
     evaluate,
     export,
+    exports,
     plan,
     push,
     queue,
@@ -45,6 +46,7 @@ app.add_typer(queue.app, name="queue")
 app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.add_typer(exports.app, name="exports")
 app.command("adopt")(adopt.adopt)
 app.command("combine")(combine.combine)
 app.command("push")(push.push)

@@ -51,6 +51,14 @@ def export(
         str,
         typer.Option("--gguf", help="; ".join(f"{choice.name}: {choice.says}" for choice in GGUF_CHOICES) + "."),
     ] = GGUF_CHOICES[0].name,
+    importance: Annotated[
+        bool | None,
+        typer.Option(
+            "--importance/--no-importance",
+            help="Fit a GGUF file's K-quants by an importance matrix, measured on the run's own training rows. Done unless "
+            "you say no, where these rows are here.",
+        ),
+    ] = None,
     parts: Annotated[
         str, typer.Option("--parts", help=f"What a pack holds, of {', '.join(PACK_PARTS)}, with commas between.")
     ] = ",".join(PACK_PARTS),
@@ -67,7 +75,8 @@ def export(
     kind = find_export_kind(what)
     into, why = studio.exports.suggest_merge(run) if merge == AUTO else (find_merge(merge).into, "")
     chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
-    wish = ExportWish(kind, into, find_gguf(gguf), chosen, checkpoint)
+    weighs = studio.exports.suggest_importance(run) if importance is None else importance
+    wish = ExportWish(kind, into, find_gguf(gguf), chosen, checkpoint, weighs)
     wish.check()
     asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and kind.compares_with_chat else []
     readiness = studio.exports.readiness(run, wish, to, len(asked))

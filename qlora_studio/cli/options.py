@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +33,53 @@ MaxLength = Annotated[int | None, typer.Option("--max-length", help=help_of(cf.D
 Epochs = Annotated[float | None, typer.Option("--epochs", help=help_of(cf.OptimConfig, "epochs"))]
 Seed = Annotated[int | None, typer.Option("--seed", help=help_of(cf.OptimConfig, "seed"))]
 Name = Annotated[str | None, typer.Option("--name", help=help_of(cf.SavingConfig, "name"))]
+Alpha = Annotated[int | None, typer.Option("--alpha", help=help_of(cf.LoraSettings, "alpha"))]
+Dropout = Annotated[float | None, typer.Option("--dropout", help=help_of(cf.LoraSettings, "dropout"))]
+RsLora = Annotated[bool | None, typer.Option("--rslora/--no-rslora", help=help_of(cf.LoraSettings, "use_rslora"))]
+Dora = Annotated[bool | None, typer.Option("--dora/--no-dora", help=help_of(cf.LoraSettings, "use_dora"))]
+Start = Annotated[str | None, typer.Option("--init", help=help_of(cf.LoraSettings, "init"))]
+TargetModules = Annotated[str | None, typer.Option("--target-modules", help=help_of(cf.LoraSettings, "target_modules"))]
+Layers = Annotated[str | None, typer.Option("--layers", help=help_of(cf.LoraSettings, "layers"))]
+LoraPlus = Annotated[float | None, typer.Option("--lora-plus", help=help_of(cf.OptimConfig, "loraplus_ratio"))]
+Neftune = Annotated[float | None, typer.Option("--neftune", help=help_of(cf.OptimConfig, "neftune_alpha"))]
+LearningRate = Annotated[
+    str | None, typer.Option("--learning-rate", "--lr", help=help_of(cf.OptimConfig, "learning_rate"))
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting: --set optim.learning_rate=1e-4")]
+
+
+METHODS: Mapping[str, tuple[str, Any]] = {
+    "learning_rate": ("optim.learning_rate", LearningRate),
+    "alpha": ("lora.alpha", Alpha),
+    "dropout": ("lora.dropout", Dropout),
+    "rslora": ("lora.use_rslora", RsLora),
+    "dora": ("lora.use_dora", Dora),
+    "init": ("lora.init", Start),
+    "target_modules": ("lora.target_modules", TargetModules),
+    "layers": ("lora.layers", Layers),
+    "lora_plus": ("optim.loraplus_ratio", LoraPlus),
+    "neftune": ("optim.neftune_alpha", Neftune),
+}
+"""How the adapter learns: parameter of a command, the field it sets and its flag."""
+
+
+def takes_methods(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the flags of METHODS; it finds what was given in `methods`, by field."""
+
+    @functools.wraps(command)
+    def with_flags(**given: Any) -> None:
+        chosen = {field: given.pop(name) for name, (field, _) in METHODS.items()}
+        command(**given, methods=chosen)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "methods"]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        for name, (_, flag) in METHODS.items()
+    ]
+    with_flags.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {one.name: one.annotation for one in (*own, *flags)}
+    return with_flags
 
 
 def build_config(

@@ -17,6 +17,7 @@ from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
 
+@op.takes_methods
 def plan(
     model: op.Model = None,
     rank: op.Rank = None,
@@ -25,10 +26,13 @@ def plan(
     set: op.Set = None,
     all_cards: Annotated[bool, typer.Option("--all-cards", help="One line for every usual card.")] = False,
     all_models: Annotated[bool, typer.Option("--all-models", help="One line for every known model.")] = False,
+    methods: dict[str, Any] | None = None,
 ) -> None:
     """Show the memory plan of a run, item by item, without starting it. Exit code 1 where it does not fit."""
     studio = Studio()
-    config = op.build_config(studio, rank, memory, {"model.base": model, "data.max_length": max_length}, set)
+    config = op.build_config(
+        studio, rank, memory, {"model.base": model, "data.max_length": max_length, **(methods or {})}, set
+    )
     console = Console()
     if all_models:
         show_table(studio.plans.for_all_models(config), by_card=False)

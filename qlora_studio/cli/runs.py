@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ from qlora_studio.cli.show import show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.measured import differences
-from qlora_studio.core.runs import best_first, differing_settings
+from qlora_studio.core.runs import RunView, best_first, common_answers, differing_settings, losses_at_marks
+from qlora_studio.core.series import Along
 from qlora_studio.core.sweep import describe_value
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
@@ -250,9 +252,16 @@ def delete(
 
 
 @app.command("compare")
-def compare(names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")]) -> None:
-    """Show the settings in which runs differ, and what came of each."""
-    runs = [Studio().runs.open(name) for name in names]
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Names of two or more runs.")],
+    by: Annotated[
+        Along, typer.Option("--by", help="Lay the losses side by side at the same steps, tokens or seconds.")
+    ] = "step",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Held-out losses instead of the training's.")] = False,
+) -> None:
+    """Show the settings in which runs differ, what came of each, and their losses and answers side by side."""
+    studio, console = Studio(), Console()
+    runs = [studio.runs.open(name) for name in names]
     table = Table("", *(escape(run.name) for run in runs), box=None, pad_edge=False)
     for field, values in differing_settings(runs):
         table.add_row(field, *(escape(describe_value(value)) for value in values))
@@ -270,7 +279,24 @@ def compare(names: Annotated[list[str], typer.Argument(help="Names of two or mor
     }
     for title, shown in results.items():
         table.add_row(title, *shown)
-    Console().print(table)
+    console.print(table)
+    if rows := losses_at_marks(runs, by, held_out=held_out):
+        what = "Held-out loss, the last" if held_out else "Training loss, mean"
+        console.print(f"\n{what} since the mark before:")
+        console.print(_curves(runs, by, rows))
+    for prompt, answers in common_answers([studio.runs.answers(run.name) for run in runs]):
+        console.print(f"\n[bold]{escape(prompt)}[/]")
+        for run, answer in zip(runs, answers, strict=True):
+            console.print(f"  [dim]{escape(run.name)}[/]  {escape(answer) if answer is not None else '–'}")
+
+
+def _curves(runs: Sequence[RunView], by: Along, rows: Sequence[tuple[float, list[float | None]]]) -> Table:
+    """A line for each mark, a column for each run."""
+    curves = Table("step" if by == "step" else by, *(escape(run.name) for run in runs), box=None, pad_edge=False)
+    for mark, losses in rows:
+        shown_mark = clock(mark) if by == "seconds" else f"{mark:,.0f}"
+        curves.add_row(shown_mark, *(f"{loss:.4f}" if loss is not None else "–" for loss in losses))
+    return curves
 
 
 @app.command("results")

@@ -24,6 +24,7 @@ from qlora_studio.core.words import clock, without_quotes
 from qlora_studio.studio import Studio
 
 
+@op.takes_methods
 def train(
     files: Annotated[
         list[str] | None,
@@ -69,6 +70,7 @@ def train(
     find_rate: Annotated[
         bool, typer.Option("--find-rate", help="First try a few learning rates on these rows, and take the best.")
     ] = False,
+    methods: dict[str, Any] | None = None,
 ) -> None:
     """Tune a model on your rows. Ctrl-C stops after the current step with the adapter saved."""
     studio, console = Studio(), Console()
@@ -76,6 +78,7 @@ def train(
         "model.base": model, "data.max_length": max_length, "optim.epochs": epochs, "optim.seed": seed,
         "saving.name": name, "data.mix_by": mix_by,
         "data.format": format, "data.columns": op.parse_columns(column) or None,
+        **(methods or {}),
     }  # fmt: skip
     begun = read_record(record).config if record else studio.runs.anew(*split_adapter(adapter)) if adapter else None
     config = op.build_config(studio, rank, memory, changes, set, begun)

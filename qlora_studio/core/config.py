@@ -114,10 +114,10 @@ class LoraSettings(Section):
     use_dora: bool = Field(
         False, description="Learn length and direction of each output apart (DoRA); slower, and keeps more."
     )
-    init: Literal["zero", "pissa"] = Field(
+    init: Literal["zero", "pissa", "olora"] = Field(
         "zero",
         description="Start of the adapter: zero changes nothing; pissa trains the base's largest singular directions, "
-        "and its file has twice the rank.",
+        "olora orthonormal ones (QR); with both its file has twice the rank.",
     )
     target_modules: str = Field(
         "",
@@ -135,8 +135,8 @@ class LoraSettings(Section):
 
     @property
     def stored_rank(self) -> int:
-        """Rank of the adapter in memory and on the disk: with PiSSA its start stands in it a second time, negative."""
-        return 2 * self.rank if self.init == "pissa" else self.rank
+        """Rank of the adapter in memory and on the disk: a start from the base stands in it a second time, negative."""
+        return self.rank if self.init == "zero" else 2 * self.rank
 
     def layers_of(self, count: int) -> tuple[int, ...]:
         """The chosen ones of so many decoder layers, rising. Raises a StudioError for what is none of them."""
@@ -324,7 +324,7 @@ class TrainConfig(Section):
 
     def _find_start_problems(self, where: str) -> list[Problem]:
         """What cannot be together with an adapter that starts from the base's own weights."""
-        if self.lora.init != "pissa":
+        if self.lora.init == "zero":
             return []
         against = {
             "optim.weight_decay": (self.optim.weight_decay, "would pull its fixed half towards zero", "Set it to 0"),
@@ -332,7 +332,12 @@ class TrainConfig(Section):
             "lora.use_dora": (self.lora.use_dora, "has a start of its own", "Switch it off"),
         }
         return [
-            Problem(f"With lora.init pissa, {field} {reason}.", f"{hint}, or set lora.init to zero.", where, field)
+            Problem(
+                f"With lora.init {self.lora.init}, {field} {reason}.",
+                f"{hint}, or set lora.init to zero.",
+                where,
+                field,
+            )
             for field, (value, reason, hint) in against.items()
             if value
         ]

@@ -27,6 +27,9 @@ class Example:
     @property
     def trained_tokens(self) -> int:
         """Positions that carry loss. The first token of a row has nothing before it and can carry none."""
+        if len(self.spans) == 1:
+            start, end = self.spans[0]
+            return max(end - max(start, 1), 0)
         return sum(end - max(start, 1) for start, end in self.spans if end > max(start, 1))
 
     def labels(self) -> list[int]:

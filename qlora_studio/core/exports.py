@@ -72,19 +72,35 @@ class GgufChoice:
     name: GgufType
     bits: float
     """A weight takes on average, scales included; from llama.cpp's own tables."""
+    odd_bits: float
+    """The same where the model's rows do not fill blocks of 256 and other types step in; of SmolLM2-135M's files."""
     says: str
 
 
 GGUF_CHOICES: tuple[GgufChoice, ...] = (
-    GgufChoice("Q4_K_M", 4.9, "smallest, and the usual choice"),
-    GgufChoice("Q5_K_M", 5.7, "a little larger, a little nearer"),
-    GgufChoice("Q6_K", 6.6, "hard to tell from 8 bits"),
-    GgufChoice("Q8_0", 8.5, "hard to tell from 16 bits"),
-    GgufChoice("BF16", 16.0, "nothing lost"),
-    GgufChoice("F16", 16.0, "nothing lost, for older cards"),
+    GgufChoice("Q4_K_M", 4.9, 6.2, "smallest, and the usual choice"),
+    GgufChoice("Q5_K_M", 5.7, 6.6, "a little larger, a little nearer"),
+    GgufChoice("Q6_K", 6.6, 8.2, "hard to tell from 8 bits"),
+    GgufChoice("Q8_0", 8.5, 8.5, "hard to tell from 16 bits"),
+    GgufChoice("BF16", 16.0, 16.0, "nothing lost"),
+    GgufChoice("F16", 16.0, 16.0, "nothing lost, for older cards"),
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ExportSizes:
+    """What the sizes of a run's exports go by."""
+
+    adapter: int
+    """Bytes."""
+    merged: int | None
+    """Bytes of the base's 16-bit weights, about; None while it is not on this machine."""
+    odd_rows: bool = False
+    """Whether the model's rows do not fill blocks of 256."""
+
+
+IMPORTANCE_TOKENS = 8192
+"""Of training rows from all over the set: what an importance matrix is measured on at most."""
 GGUF_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "granite",
 )  # fmt: skip
@@ -112,6 +128,8 @@ class ExportWish:
     """For a pack, what it holds."""
     checkpoint: str = ""
     """Which weights of the run: `step-000120`, `best` or `latest`; empty for its adapter."""
+    importance: bool = False
+    """Whether the blocks of a GGUF file are fitted by what training rows show of each column."""
 
     def check(self) -> None:
         """Raises a StudioError where nothing, or something unknown, is to be packed."""
@@ -132,16 +150,36 @@ class ExportWish:
         holds = "gguf" in self.parts if self.kind.name == "pack" else self.kind.name == "gguf"
         return holds and "_K" in self.gguf
 
-    def result_bytes(self, adapter: int, base: int | None) -> int | None:
-        """About how large it becomes, from the sizes of the adapter and of the base's 16-bit weights."""
-        sizes: dict[str, int | None] = {"adapter": adapter, "merged": base, "gguf": None}
-        if base is not None:
-            bits = next((choice.bits for choice in GGUF_CHOICES if choice.name == self.gguf), 32.0)
-            sizes["gguf"] = round(base * bits / 16)
+    @property
+    def measures_importance(self) -> bool:
+        """Whether training rows go through the model first; types of 8 bits and more take no notice of them."""
+        return self.importance and self.searches_blocks
+
+    def result_bytes(self, known: ExportSizes) -> int | None:
+        """About how large it becomes; None while that cannot be told."""
+        sizes: dict[str, int | None] = {"adapter": known.adapter, "merged": known.merged, "gguf": None}
+        if known.merged is not None:
+            choice = next((one for one in GGUF_CHOICES if one.name == self.gguf), None)
+            bits = 32.0 if choice is None else choice.odd_bits if known.odd_rows else choice.bits
+            sizes["gguf"] = round(known.merged * bits / 16)
         whole = [sizes[part] for part in self.parts]
         sizes["pack"] = None if None in whole else sum(size for size in whole if size is not None)
         by = {"adapter": "adapter", "base": "merged", "gguf": "gguf", "parts": "pack"}
         return sizes[by[self.kind.as_large_as]]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenExport:
+    """An export that was finished and still lies where it was written."""
+
+    run: str
+    kind: str
+    path: str
+    bytes: int
+    written: float
+    """Seconds since the epoch."""
+    files: tuple[str, ...] = ()
+    """What was written into its folder; none where an earlier version has written it."""
 
 
 def list_choices() -> tuple[ExportKind, ...]:

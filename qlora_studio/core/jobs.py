@@ -90,6 +90,8 @@ class ExportRequest(_Request):
     """Which weights: `best`, `last` or `step-N`; empty takes the run's adapter."""
     held_out: bool = True
     """Whether both are also measured on the rows that the run holds out."""
+    importance: bool = False
+    """Whether a GGUF file's blocks are fitted by an importance matrix of the run's training rows."""
 
 
 class AdoptRequest(_Request):
@@ -282,6 +284,8 @@ class ExportReport(_Report):
     job: Literal["export"] = "export"
     path: Path
     bytes: int
+    files: tuple[str, ...] = ()
+    """Their names in its folder; none where an earlier version has written it."""
 
 
 class AdoptReport(_Report):

@@ -67,6 +67,11 @@ class Progress:
         return HeldOut(self.base_loss, tuple(self.evaluations))
 
     @property
+    def mean_tokens_per_second(self) -> float | None:
+        """Of all its training so far; None before there is any."""
+        return self.tokens[-1][1] / self.seconds[-1][1] if self.seconds and self.seconds[-1][1] else None
+
+    @property
     def ended(self) -> bool:
         return self.state in ENDED
 

@@ -148,6 +148,10 @@ class ExportFacts:
     """That search for them."""
     gguf: bool = False
     """Whether a file for llama.cpp is among what is written."""
+    read_tokens: int = 0
+    """Of training rows that go through the model for an importance matrix."""
+    tokens_per_second: float | None = None
+    """That this run's own training reached; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.labels import Labels
 from qlora_studio.core.progress import AT_WORK, JobView, Progress, State
+from qlora_studio.core.series import Along
 
 
 class RunSummary(BaseModel):
@@ -91,6 +92,50 @@ class RunView:
     @property
     def at_work(self) -> bool:
         return self.job.at_work
+
+
+def move_along(progress: Progress, points: Sequence[tuple[float, float]], along: Along) -> list[tuple[float, float]]:
+    """Points by step as points by tokens or seconds; those of steps nobody has counted yet are left out."""
+    if along == "step":
+        return list(points)
+    reached = {0: 0.0, **dict(progress.tokens if along == "tokens" else progress.seconds)}
+    return [(round(reached[int(step)]), value) for step, value in points if int(step) in reached]
+
+
+def losses_at_marks(
+    runs: Sequence[RunView], along: Along, *, held_out: bool, marks: int = 10
+) -> list[tuple[float, list[float | None]]]:
+    """Losses of runs at the same steps, tokens or seconds: equal marks up to where the furthest run has come.
+
+    A training loss is the mean since the mark before, for single steps are noise; a held-out loss the last one measured
+    since then. None where a run has none.
+    """
+    curves = []
+    for run in runs:
+        own = run.progress.evaluations if held_out else run.progress.losses
+        first = [(0, run.progress.base_loss)] if held_out and run.progress.base_loss is not None else []
+        curves.append(move_along(run.progress, [*first, *own], along))
+    furthest = max((curve[-1][0] for curve in curves if curve), default=0)
+    ends = sorted({round(furthest * mark / marks) for mark in range(marks + 1)} - ({0} if not held_out else set()))
+    rows, before = [], -1.0
+    for end in ends if furthest else []:
+        found = [[value for place, value in curve if before < place <= end] for curve in curves]
+        rows.append((float(end), [_sum_up(values, held_out=held_out) for values in found]))
+        before = end
+    return rows
+
+
+def common_answers(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str | None]]]:
+    """What runs answered to the prompts that at least two of them were asked; None where one was not."""
+    asked = dict.fromkeys(prompt for answers in runs for prompt in answers)
+    both = [prompt for prompt in asked if sum(prompt in answers for answers in runs) > 1]
+    return [(prompt, [answers.get(prompt) for answers in runs]) for prompt in both]
+
+
+def _sum_up(values: Sequence[float], *, held_out: bool) -> float | None:
+    if not values:
+        return None
+    return values[-1] if held_out else sum(values) / len(values)
 
 
 def best_first(run: RunView) -> tuple[float, str]:

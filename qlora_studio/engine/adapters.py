@@ -70,8 +70,8 @@ def prepare_start(model: PeftModel, lora: LoraSettings) -> None:
         if lora.use_dora:
             state = getattr(layer.base_layer.weight, "quant_state", layer.base_layer.weight)
             layer.lora_magnitude_vector[ADAPTER].weight.data.copy_(weight_norm(layer, ADAPTER, state.dtype))
-        if lora.init == "pissa":
-            start_at_largest(layer, lora.rank)
+        if lora.init != "zero":
+            start_from_base(layer, lora)
 
 
 def keep_norms(model: nn.Module) -> None:
@@ -88,25 +88,43 @@ def adapted_layers(model: nn.Module) -> list[Any]:
 
 
 @torch.no_grad()
-def start_at_largest(layer: Any, rank: int) -> None:
-    """PiSSA: A and B are the largest singular directions of W, and the base is what remains (Meng et al. 2024, 2404.02948).
+def start_from_base(layer: Any, lora: LoraSettings) -> None:
+    """PiSSA and OLoRA: the adapter starts as a part of W, and the base is what remains.
 
     What remains would have to be quantised again, and the file would fit no other base. So W stays as it is, and the
     start stands a second time in the adapter, with B negative and without a gradient: `W + scale·(B·A - B₀·A₀)`. That is
     a plain adapter of twice the rank, which everything that reads PEFT's files can load.
     """
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight  # (2·rank, in), (out, 2·rank)
-    weight = dense_weight(layer.base_layer, torch.float32)  # (out, in)
-    left, values, right = torch.svd_lowrank(weight, q=min(rank, *weight.shape), niter=SVD_ROUNDS)
-    root = (values / layer.scaling[ADAPTER]).sqrt()
-    found = len(root)  # a layer narrower than the rank has no more directions
+    weight, rank = dense_weight(layer.base_layer, torch.float32), lora.rank  # (out, in)
+    if lora.init == "pissa":
+        left, right = largest_directions(weight, rank, layer.scaling[ADAPTER])
+    else:
+        left, right = orthonormal_directions(weight, rank)
+    found = len(right)  # a layer narrower than the rank has no more directions
     for half, sign in ((0, 1), (rank, -1)):
-        a[half : half + found] = (right * root).t()
-        b[:, half : half + found] = sign * left * root
+        a[half : half + found] = right
+        b[:, half : half + found] = sign * left
     if found < rank:
         a[rank + found :] = 0
     a.register_post_accumulate_grad_hook(lambda one: _clear(one.grad[rank:]))
     b.register_post_accumulate_grad_hook(lambda one: _clear(one.grad[:, rank:]))
+
+
+def largest_directions(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """B and A whose product times scale is W along its largest singular directions (PiSSA, Meng et al. 2024, 2404.02948)."""
+    left, values, right = torch.svd_lowrank(weight, q=min(rank, *weight.shape), niter=SVD_ROUNDS)
+    root = (values / scale).sqrt()
+    return left * root, (right * root).t()
+
+
+def orthonormal_directions(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """B and A as the first columns of Q and the first rows of R of W = Q·R (OLoRA, Büyükakyüz 2024, 2406.01775).
+
+    The first columns of Q come from those of W alone, and R's rows are their products with W: no whole decomposition.
+    """
+    left = torch.linalg.qr(weight[:, : min(rank, *weight.shape)]).Q  # (out, rank)
+    return left, left.t() @ weight
 
 
 def _clear(gradient: torch.Tensor) -> None:

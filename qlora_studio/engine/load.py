@@ -38,11 +38,11 @@ from qlora_studio.engine.kernels.attention import (
     register_repeated_heads,
 )
 from qlora_studio.engine.kernels.replace import replace_forwards
+from qlora_studio.engine.load_faults import LOAD_ERRORS, explain_fault
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
 from qlora_studio.weight_files import find_weight_files
 
-ASK_DOCTOR = "The files are not at fault: `qlora-studio doctor` says whether torch, driver and card go together."
 SAVED, ORIGINAL = ".modules_to_save.", ".original_module."
 """In names of modules that an adapter brings whole: the trained copy, and the base's own."""
 PREFIX = "base_model.model."
@@ -115,11 +115,10 @@ def load_base(
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise _no_room(folder, device) from error
-        hint = ASK_DOCTOR if _is_of_the_card(error) else "Download it again."
-        raise StudioError(f"The model cannot be loaded: {_first_line(error)}", hint, where=str(folder)) from error
+        raise explain_fault(error, folder) from error
     model: PreTrainedModel
     model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -147,11 +146,6 @@ def leave_file(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and getattr(parameter, "quant_state", None) is None:
             parameter.data = parameter.data.clone()
-
-
-def _is_of_the_card(error: BaseException) -> bool:
-    """Whether card, driver and torch do not go together, which no download mends."""
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA" in str(error))
 
 
 def _no_room(folder: Path, device: Device) -> StudioError:
@@ -194,6 +188,8 @@ def read_text_config(folder: Path) -> Any:
     """The transformers config of a folder, refused unless it is a text model that predicts the next token."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (AttributeError, TypeError) as error:
+        raise explain_fault(error, folder) from error
     except (OSError, ValueError, KeyError) as error:
         raise StudioError(
             f"The model is of a kind this version does not know: {_first_line(error)}", where=str(folder)

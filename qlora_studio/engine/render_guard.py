@@ -24,7 +24,7 @@ ROW_BYTES = 1 << 30
 (`data.sets.prepare` keeps its batches small), and where it got nothing it would end the process."""
 THREAD_BYTES = 144 << 20
 """Address space that a new thread may take beside: while rows are rendered, the tokenizer's own threads begin in another
-thread, one a core, and each reserves a stack and, for a moment, 128 MiB for glibc's heap."""
+thread, one a core and one that feeds them, and each reserves a stack and, for a moment, 128 MiB for glibc's heap."""
 LOOK_SECONDS = 0.25
 STATM = Path("/proc/self/statm")
 HINT = "Leave the row out, or choose a built-in template by name."
@@ -111,7 +111,7 @@ class RenderGuard:
         now = time.monotonic()
         if now - self._space_at > LOOK_SECONDS:  # reading it for every row would cost more than many rows do
             pages = int(STATM.read_text(encoding="ascii").split()[0])
-            beside = self.row_bytes + THREAD_BYTES * (os.cpu_count() or 1)
+            beside = self.row_bytes + THREAD_BYTES * ((os.cpu_count() or 1) + 1)
             self._space, self._space_at = pages * os.sysconf("SC_PAGE_SIZE") + beside, now
         self._was = resource.getrlimit(resource.RLIMIT_AS)
         soft = self._space if self._was[0] == resource.RLIM_INFINITY else min(self._space, self._was[0])

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.render.templates import find_template
+from qlora_studio.data.render.tokenizer import Encoded
 from qlora_studio.engine.render_guard import RenderGuard
+from qlora_studio.engine.shared_encoding import SharedEncoding
 
 _PLAIN = frozenset({"role", "content"})
+_MANY = 16
+"""Texts in one call from which on the work is shared."""
 
 
 class ChatTokenizer:
@@ -45,7 +48,11 @@ class ChatTokenizer:
     @cached_property
     def _compiled(self) -> Any:
         """The template as transformers compiles it, in its sandbox; None where it has several by purpose."""
-        return _compile_jinja_template(self.template) if isinstance(self.inner.chat_template, str) else None
+        if not isinstance(self.inner.chat_template, str):
+            return None
+        template = _compile_jinja_template(self.template)
+        template.globals = dict(template.globals)  # each rendering copies them, from a chain of maps item by item
+        return template
 
     @cached_property
     def _special_tokens(self) -> dict[str, Any]:
@@ -129,7 +136,13 @@ class ChatTokenizer:
         assert isinstance(text, str)
         return text
 
-    def encode(self, texts: Sequence[str]) -> Sequence[Encoding]:
+    @cached_property
+    def _shared(self) -> SharedEncoding:
+        return SharedEncoding(self.inner.backend_tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> Sequence[Encoded]:
+        if len(texts) >= _MANY:
+            return self._shared.encode(texts)
         return self.inner.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False) if texts else []
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ from qlora_studio.core.steps import plan_steps
 from qlora_studio.core.words import gib
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.rates import suited_rate
-from qlora_studio.planner.time import Work, estimate_time, work_of
+from qlora_studio.planner.time import CORE_FLOPS, Work, estimate_time, work_of
 from qlora_studio.planner.unusual import find_unusual
 
 RUN_FILES_BYTES = 64 << 20
@@ -87,7 +87,8 @@ def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> E
         time=TimeEstimate(
             seconds=moved / EXPORT_BANDWIDTH
             + facts.encoded_values / (ENCODED_A_SECOND * facts.cores)
-            + CHECK_SECONDS * facts.checks,
+            + CHECK_SECONDS * facts.checks
+            + _reading_seconds(facts),
             tokens_per_second=0,
             measured=False,
             says="by a rough formula: weights read and written at 0.2 GB/s",
@@ -95,6 +96,13 @@ def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> E
         disk=disk,
         blocks=tuple(blocks),
     )
+
+
+def _reading_seconds(facts: ExportFacts) -> float:
+    """Of training rows that only go forward: at twice the speed of training, which goes backward as well."""
+    if facts.tokens_per_second:
+        return facts.read_tokens / (2 * facts.tokens_per_second)
+    return facts.read_tokens * 2 * facts.encoded_values / (facts.cores * CORE_FLOPS[False])
 
 
 def _plan(

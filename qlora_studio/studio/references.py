@@ -47,6 +47,16 @@ class References:
             )
         return said
 
+    def to_export(self, folder: str) -> list[str]:
+        """A sentence for the runs whose base is this exported model: they can neither go on nor be chatted with without it."""
+        place = Path(folder)
+        using = [
+            run.name
+            for run in self._others("")
+            if (base := Path(run.config.model.base)) == place or place in base.parents
+        ]
+        return [f"Its weights are the base of {_named(using)}, which cannot be used without them."] if using else []
+
     def _others(self, name: str) -> Iterator[RunView]:
         """Every run that can be read, but the one of this name."""
         for summary in self.runs.all():

@@ -263,6 +263,12 @@ class Runs:
         request = EvaluateRequest(run=run.folder, prompts=tuple(prompts), sampling=sampling, checkpoint=checkpoint)
         return self.jobs.start(run.folder / "evaluations", request, card=run.config.memory.card)
 
+    def answers(self, name: str) -> dict[str, str]:
+        """The newest answer of a run's adapter to each prompt it was asked, in training or in an evaluation."""
+        evaluations = [self.jobs.look(job).progress for job in reversed(self.jobs_of(name, "evaluations"))]
+        said = [sample for progress in (self.open(name).progress, *evaluations) for sample in progress.samples]
+        return {sample.prompt: sample.answer for sample in said if sample.side != "base"}
+
     def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
         """What was started for a run, the newest first."""
         files = (find_job(self.home.runs, name, "run").path / kind).glob("[!.]*/job.json")

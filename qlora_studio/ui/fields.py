@@ -67,7 +67,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("lora.dropout", "Dropout", "adapter"),
     Setting("lora.use_rslora", "rsLoRA", "adapter"),
     Setting("lora.use_dora", "DoRA", "adapter"),
-    Setting("lora.init", "Start of the adapter", "adapter", words={"zero": "no change", "pissa": "PiSSA"}),
+    Setting(
+        "lora.init",
+        "Start of the adapter",
+        "adapter",
+        words={"zero": "no change", "pissa": "PiSSA", "olora": "OLoRA"},
+    ),
     Setting("lora.target_modules", "Target modules", "adapter"),
     Setting("lora.layers", "Layers", "adapter"),
     Setting("data.train_on", "Train on", "rows"),

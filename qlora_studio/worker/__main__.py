@@ -19,7 +19,7 @@ from qlora_studio.runs.lock import ProcessLock, read_words
 from qlora_studio.runs.queue import waiting
 from qlora_studio.runs.supervisor import BUSY, runs_of
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.guard import guard, inner_command
+from qlora_studio.worker.guard import STOPPING, guard, inner_command
 from qlora_studio.worker.locks import needed_locks, trains
 
 LOCK_SECONDS = 10
@@ -102,8 +102,8 @@ def do(folder: JobFolder, guard_process: int) -> int:
     def request_stop(number: int, frame: FrameType | None) -> None:
         context.stopped = True
 
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
+    for number in STOPPING:
+        signal.signal(number, request_stop)
     try:
         last = work(context)
     finally:

@@ -30,6 +30,8 @@ from qlora_studio.worker.context import Context
 from qlora_studio.worker.loaded_run import chosen_adapter, compute_of
 
 KILLED = -9
+IMPORTANCE = "importance.safetensors"
+"""In the job's folder while it works: how much each column counts."""
 POLL_SECONDS = 0.2
 
 
@@ -129,6 +131,7 @@ def find_source(context: Context, request: ExportRequest) -> ExportSource:
         device=choose_device(compute_of(folder, config)),
         merge_into=request.merge_into,
         gguf=request.gguf,
+        importance=importance if (importance := context.folder.path / IMPORTANCE).exists() else None,
         parts=request.parts,
         name=folder.name,
         base_name=base.label if base else "",

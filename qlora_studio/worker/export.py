@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.card import CardFacts, write_card
+from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import ExportWish, find_export_kind
 from qlora_studio.core.identity import Identity
@@ -22,18 +24,19 @@ from qlora_studio.core.verdict import find_verdict
 from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.engine.companions import LICENCE_STEMS
 from qlora_studio.engine.exporters.comparison import Speaker, record_chat
-from qlora_studio.engine.exporters.protocol import ExportSource
+from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
+from qlora_studio.engine.importance import measure_importance, save_importance
 from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.weights import hash_cache, identify
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, read_json
 from qlora_studio.runs.records import read_record
 from qlora_studio.runs.store import RunStore
-from qlora_studio.worker.ask import ask_artefact, find_source
+from qlora_studio.worker.ask import IMPORTANCE, ask_artefact, find_source
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.loaded_run import open_run
-from qlora_studio.worker.rows import held_out
+from qlora_studio.worker.loaded_run import LoadedRun, open_run
+from qlora_studio.worker.rows import held_out, tokenise
 from qlora_studio.worker.staging import staged
 
 RECORD = "chat-record"
@@ -48,6 +51,7 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped()
     finally:
         shutil.rmtree(context.folder.path / RECORD, ignore_errors=True)
+        (context.folder.path / IMPORTANCE).unlink(missing_ok=True)
 
 
 def export(context: Context, request: ExportRequest) -> ev.Event:
@@ -61,7 +65,9 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
     emit = listening(context)
     with staged(target, context.folder.name) as stage:
         check_room(stage.files, exporter.size_bytes(source))
-        record = ask_the_chat(context, request) if kind.compares_with_chat and request.prompts else None
+        record = ask_the_chat(context, request, emit) if kind.compares_with_chat else None
+        if (importance := context.folder.path / IMPORTANCE).exists():
+            source = replace(source, importance=importance)
         source.device.accelerator.release()  # what the chat held
         exporter.write(source, stage.files, emit)
         if kind.needs_base:  # else it is a copy, byte for byte
@@ -73,12 +79,14 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
         if context.pending_request() == "stop":
             return ev.Stopped()
         stage.publish()
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
     context.emit(ev.Exported(what=request.kind, path=str(target), bytes=size))
-    return ev.Finished(report=ExportReport(path=target, bytes=size))
+    names = tuple(path.relative_to(target).as_posix() for path in files)
+    return ev.Finished(report=ExportReport(path=target, bytes=size, files=names))
 
 
-def listening(context: Context) -> Callable[[ev.Event], None]:
+def listening(context: Context) -> Emit:
     """The job's voice, which says how long a phase still takes, and hears a stop whenever it says how far it is."""
     began = time.monotonic()
 
@@ -126,13 +134,20 @@ def check_room(stage: Path, need: int) -> None:
         )
 
 
-def ask_the_chat(context: Context, request: ExportRequest) -> Path:
-    """Keeps what base and adapter answer as in the chat, and what they give the held-out rows; where it is kept.
+def ask_the_chat(context: Context, request: ExportRequest, emit: Emit) -> Path | None:
+    """Keeps what the export is made by and compared with, of base and adapter as in the chat; the model is gone afterwards.
 
-    The model is gone afterwards.
+    That is how much each column counts, where that is wanted, in the job's folder, and what they answer and give the
+    held-out rows; where that is kept, or None where there is nothing to compare.
     """
+    if not request.prompts and not request.importance:
+        return None
     folder = JobFolder(request.run)
     live, config = open_run(context, folder, request.checkpoint), context.config(folder)
+    if request.importance:
+        weigh_columns(context, live, config, emit)
+    if not request.prompts:
+        return None
     measures = request.held_out and bool(config.data.sources)
     rows = held_out(context, config, live.tokenizer).examples if measures else ()
     context.phase("answering with the adapter")
@@ -142,6 +157,25 @@ def ask_the_chat(context: Context, request: ExportRequest) -> Path:
     place.mkdir()
     record.save(place)
     return place
+
+
+def weigh_columns(context: Context, live: LoadedRun, config: TrainConfig, emit: Emit) -> None:
+    """Keeps an importance matrix of the run's training rows in the job's folder.
+
+    Raises a StudioError where the run has no rows of its own, as an adapter from elsewhere.
+    """
+    if not config.data.sources:
+        raise StudioError(
+            "This run has no training rows here, so nothing shows which columns count.",
+            "Export without an importance matrix.",
+        )
+    context.phase("reading training rows")
+    rows = tokenise(context, config, live.tokenizer).train.examples
+    context.phase("measuring which columns count")
+    found = measure_importance(
+        live.model, rows, lambda done, total: emit(ev.Advanced(done=done, total=total, unit="tokens"))
+    )
+    save_importance(found, context.folder.path / IMPORTANCE)
 
 
 def write_model_card(home: Home, folder: JobFolder, source: ExportSource, request: ExportRequest, files: Path) -> None:

@@ -86,7 +86,8 @@ def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
     if changed := find_changes(kept, made):
         raise StudioError(
             f"This run cannot be resumed, for it would be another one. {' '.join(changed)}",
-            "Bring that back as it was, or start a new run; its checkpoints stay where they are.",
+            "Bring that back as it was, or start a new run from its weights: "
+            f"`qlora-studio train --adapter {context.folder.name}`. Its checkpoints stay where they are.",
             where=str(file),
         )
     newest = (kept.get("resumed_with") or [kept.get("versions") or {}])[-1]

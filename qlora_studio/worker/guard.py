@@ -23,6 +23,8 @@ VMSTAT = Path("/proc/vmstat")
 MOST_STALLED = 8
 """Restarts in a row that brought no step: more than the ladder has rungs for the usual plan."""
 KILLED = -9
+STOPPING = (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+"""What a worker takes for a stop: asked to end, Ctrl-C, and a terminal or session that closes."""
 LIMITS = "limits.json"
 
 
@@ -57,7 +59,7 @@ def run_child(command: list[str]) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, forward) for number in STOPPING}
     try:
         return process.wait()
     finally:

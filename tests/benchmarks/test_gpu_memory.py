@@ -17,6 +17,7 @@ def run(script, *arguments):
 
 
 @pytest.mark.parametrize("script", ["gpu_memory", "gpu_speed"])
+@pytest.mark.slow
 def test_without_a_card_it_says_that_it_has_not_been_run(script):
     done = run(script)
     assert (done.returncode, done.stdout) == (2, "This computer has no CUDA card: the benchmark has not been run.\n")

@@ -179,6 +179,44 @@ def test_wrong_arguments_are_named(cli, arguments, said):
     assert code == 2 and said in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--learning-rate", "2"), "field 'optim.learning_rate': '2' is not allowed"),
+        (("--alpha", "0"), "field 'lora.alpha': 0 is not allowed"),
+        (("--dropout", "1"), "field 'lora.dropout': 1.0 is not allowed"),
+        (("--init", "none"), "field 'lora.init': 'none' is not allowed"),
+        (("--dora", "--init", "olora"), "field 'lora.use_dora': With lora.init olora"),
+        (("--rslora", "--init", "x"), "field 'lora.init'"),
+        (("--target-modules", "x" * 1001), "field 'lora.target_modules'"),
+        (("--layers", "x" * 201), "field 'lora.layers'"),
+        (("--lora-plus", "0"), "field 'optim.loraplus_ratio': 0.0 is not allowed"),
+        (("--neftune", "-1"), "field 'optim.neftune_alpha': -1.0 is not allowed"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_methods_have_flags_that_set_their_fields(cli, verb, flags, said):
+    code, _, errors = cli(verb, *flags)
+    assert code == 2 and said in errors
+
+
+def test_what_no_flag_names_stays_as_the_preset_has_it(cli, monkeypatch):
+    from qlora_studio.cli import plan
+
+    seen = []
+
+    def keep(*given):
+        seen.append(given[3])
+        raise StudioError("That is enough.")
+
+    monkeypatch.setattr(plan.op, "build_config", keep)
+    for flags in ((), ("--rslora", "--lr", "auto"), ("--no-rslora",)):
+        cli("plan", *flags)
+    chosen = [{field: value for field, value in one.items() if value is not None} for one in seen]
+    assert chosen == [{}, {"lora.use_rslora": True, "optim.learning_rate": "auto"}, {"lora.use_rslora": False}]
+
+
 def test_a_home_that_cannot_be_made_is_named(cli, monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
@@ -316,6 +354,11 @@ def test_the_queue_and_a_sweep_are_seen_from_the_command_line(cli, home):
     assert said("queue", "remove", "later") == "later waits no longer.\n" and studio.queue.names() == ["latest"]
     results = said("runs", "results", "ranks")
     assert results.index("large") < results.index("small") and "lora.rank" in results and "1.6000" in results
+    compared = said("runs", "compare", "small", "large", "--by", "tokens", "--held-out")
+    assert "lora.rank" in compared and "Held-out loss" not in compared
+    by_step = " ".join(said("runs", "compare", "small", "large", "--held-out").split())
+    assert "Held-out loss, the last since the mark before: step small large 0 2.0000 2.0000" in by_step
+    assert "5 1.7000 1.6000" in by_step and by_step.endswith("10 2.0000 1.9000")
     kept = said("runs", "checkpoints", "small", "--pin", "5")
     assert "step-5" in kept and "best, pinned" in kept and "last" in kept
     assert "pinned" not in said("runs", "checkpoints", "small", "--unpin", "5")

@@ -12,6 +12,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.events import Checked
 from qlora_studio.core.exports import (
     EXPORT_KINDS,
+    ExportSizes,
     ExportWish,
     find_export_kind,
     find_gguf,
@@ -27,11 +28,13 @@ def wish(kind: str, **changes) -> ExportWish:
 
 
 def test_sizes_are_known_before_anything_is_written():
-    sizes = {kind.name: ExportWish(kind).result_bytes(10, 1600) for kind in EXPORT_KINDS}
+    known = ExportSizes(10, 1600)
+    sizes = {kind.name: ExportWish(kind).result_bytes(known) for kind in EXPORT_KINDS}
     assert sizes == {"adapter": 10, "merged": 1600, "gguf": 490, "gguf-lora": 10, "pack": 2100}
-    assert wish("gguf", gguf="Q8_0").result_bytes(10, 1600) == 850
-    assert wish("pack", parts=("adapter", "gguf")).result_bytes(10, 1600) == 500
-    assert [ExportWish(kind).result_bytes(10, None) for kind in EXPORT_KINDS] == [10, None, None, 10, None]
+    assert wish("gguf", gguf="Q8_0").result_bytes(known) == 850
+    assert wish("gguf").result_bytes(ExportSizes(10, 1600, odd_rows=True)) == 620
+    assert wish("pack", parts=("adapter", "gguf")).result_bytes(known) == 500
+    assert [ExportWish(kind).result_bytes(ExportSizes(10, None)) for kind in EXPORT_KINDS] == [10, None, None, 10, None]
 
 
 def test_only_k_quants_are_searched_for():

@@ -16,6 +16,7 @@ from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.saving import Pacing
 from tests.engine.conftest import FP32, make_examples, make_plan
 from tests.engine.test_loop import Recorder, setup
+from tests.matrix import mostly_slow
 
 HELD_OUT = [9.0, 3.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0]
 """A run of 8 steps that overfits from its third step on."""
@@ -77,7 +78,7 @@ def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, told):
     assert checkpoints(tmp_path / "run") == ["step-000003", "step-000008"], "the best is kept all the same"
 
 
-@pytest.mark.parametrize("cut", [2, 3, 4, 6])
+@pytest.mark.parametrize("cut", mostly_slow([2, 3, 4, 6], 4))
 def test_a_run_cut_anywhere_ends_with_the_same_curve_the_same_best_and_the_same_adapter(
     tiny_folder, tmp_path, told, cut
 ):

@@ -115,15 +115,17 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
             Case("qwen3", optimizer="adamw_8bit", checkpointed=LAYERS, offload="boundaries"),
             WAITS + Counter({"synchronise": ADAPTER_TENSORS}),  # bitsandbytes waits after every tensor
             id="qwen3-8bit-checkpointed-offloaded",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             Case(checkpointed=LAYERS, offload="both"),
             WAITS + Counter({"copy to the host": MICRO_BATCHES}),  # the ids whose embeddings are looked up there
             id="llama-embeddings-on-the-host",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(Case(tiled=True), WAITS, id="llama-tiled"),
+        pytest.param(Case(tiled=True), WAITS, id="llama-tiled", marks=pytest.mark.slow),
         pytest.param(Case("gemma3_text", checkpointed=LAYERS, tiled=True), WAITS, id="gemma-checkpointed-tiled"),
-        pytest.param(Case(checkpointed=1, dropout=0.1), WAITS, id="llama-dropout"),
+        pytest.param(Case(checkpointed=1, dropout=0.1), WAITS, id="llama-dropout", marks=pytest.mark.slow),
     ],
 )
 def test_training_on_a_card_stays_on_it_and_waits_no_more_than_stated(case, waits, tmp_path):

@@ -15,6 +15,7 @@ from qlora_studio.engine.gguf_file.write import About
 from tests.engine.adapter_variants import MERGEABLE
 from tests.engine.conftest import FP32
 from tests.engine.gguf_file.small_models import FAMILIES, small_base, write_gguf
+from tests.matrix import mostly_slow
 
 PROBES = [
     probe_answer(range(3, 20), range(30, 40), stopped=False),
@@ -44,7 +45,7 @@ def test_of_a_merged_folder(name, pass_tokens, tmp_path, monkeypatch):
     assert steps[-1][0] == steps[-1][1] and [done for done, _ in steps] == [*range(1, len(steps) + 1)]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, "llama", "gemma3"))
 def test_of_a_gguf_file(name, tmp_path):
     model_type, changes = FAMILIES[name]
     base = small_base(model_type, tmp_path / "base", **changes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,36 @@ def test_the_weights_file_is_let_go_once_it_is_loaded(tiny_folder):
     model = load_base(tiny_folder, FP32)
     assert str(tiny_folder) not in Path("/proc/self/maps").read_text()
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def cut_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def says(**changes):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "said"),
+    [
+        (cut_short, "model.safetensors", "The weights are damaged: Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(bytes(1000)), "model.safetensors", "The weights are damaged"),
+        (says(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "config.json", "does not know: 'spiral'."),
+        (says(hidden_act="swoosh"), "config.json", "does not know: 'swoosh'."),
+        (says(dtype="float7"), "config.json", "does not know: module 'torch' has no attribute 'float7'."),
+    ],
+    ids=["cut short", "zeros", "rope type", "activation", "dtype"],
+)  # fmt: skip
+def test_a_base_that_does_not_load_is_a_sentence_with_the_file(tiny_folder, tmp_path, harm, file, said):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    harm(folder)
+    with pytest.raises(StudioError) as caught:
+        load_base(folder, FP32)
+    assert said in caught.value.message and str(caught.value).startswith(f"{folder / file}: ")

@@ -157,7 +157,7 @@ class Faults:
         return loss
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_out_of_memories_lose_no_step_and_change_no_loss(tiny_folder, tmp_path, monkeypatch, count):
     original = LossFunction.row_losses
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_sweep_deletes_half_folders_and_brings_back_only_whole_ones(tmp_path):
         (tmp_path / name).rename(tmp_path / ".trash" / name)
     sweep(tmp_path)
     assert names(tmp_path) == ["a"] and find_damage(tmp_path / "a") == ""
+
+
+def test_a_file_that_the_disk_cannot_give_back_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path / "whole", fill_with("one"))
+
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifest, "sha256", refuse)
+    assert find_damage(tmp_path / "whole").endswith("a.txt cannot be read: Input/output error.")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qlora_studio.engine.merge import MergedWeights, MergeRecipe, nf4_round_trip
 from qlora_studio.engine.safetensors_stream import SafetensorsFile, round_fairly
 from tests.engine.adapter_variants import MERGEABLE, Variant
 from tests.engine.conftest import FP32, make_examples
+from tests.matrix import mostly_slow
 
 IDS = torch.arange(3, 43).unsqueeze(0)
 
@@ -230,7 +231,7 @@ def test_rounding_leaves_what_is_not_finite_and_what_is_on_the_grid():
 
 
 @pytest.mark.parametrize("into", ["original", "as_chatted"])
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, "plain", "dora", "joined projections"))
 def test_in_pieces_of_a_few_rows_a_merge_is_the_same(name, into, tmp_path, monkeypatch):
     """Pieces are as small as they come here: every kind of adapter crosses many of their borders."""
     base, adapter = MERGEABLE[name].write(tmp_path)

@@ -34,6 +34,7 @@ from tests.engine.test_accumulator import WHOLE, accumulate, make_accumulator
 from tests.engine.test_fast_paths import checkpoint_layers, gradient_of, random_ids
 from tests.engine.test_loop import Recorder, setup
 from tests.engine.test_merge_variants import IDS, merged_model
+from tests.matrix import mostly_slow
 
 RANK = 4
 
@@ -93,7 +94,7 @@ def test_dora_in_bf16_points_where_peft_does(tmp_path):
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "phi3", "gemma3_text", "gpt2"], "llama", "gpt2"))
 def test_dropout_has_the_gradients_of_peft_over_the_same_numbers(family, use_dora, tmp_path, monkeypatch):
     ours, plain = load_pair(family, tmp_path, LoraSettings(rank=RANK, dropout=0.3, use_dora=use_dora))
     layers, ids = [module for module in plain.modules() if isinstance(module, LoraLayer)], random_ids()
@@ -114,7 +115,10 @@ def test_dropout_has_the_gradients_of_peft_over_the_same_numbers(family, use_dor
     assert relative(gradient_of(ours, ids), wanted) > 1e-2, "dropout changes nothing"
 
 
-@pytest.mark.parametrize("lora", [DORA["plain"], LoraSettings(rank=RANK, init="pissa")], ids=["dora", "pissa"])
+STARTS = {init: LoraSettings(rank=RANK, init=init) for init in ("pissa", "olora")}
+
+
+@pytest.mark.parametrize("lora", [DORA["plain"], *STARTS.values()], ids=["dora", *STARTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_changes_nothing(lora, dtype, tmp_path):
     model = attach_adapter(
@@ -126,7 +130,7 @@ def test_a_fresh_adapter_changes_nothing(lora, dtype, tmp_path):
             assert relative(tuned, model(random_ids()).logits) < (1e-5 if dtype is torch.float32 else 6e-3)
 
 
-# PiSSA
+# PiSSA and OLoRA
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -158,12 +162,25 @@ def test_pissa_starts_at_the_largest_directions_and_trains_one_half(rslora, tmp_
 RATE = TrainConfig(optim=OptimConfig(learning_rate=1e-2))
 
 
-def test_pissa_has_the_gradients_of_an_adapter_on_what_remains_of_the_base(tmp_path):
+@pytest.mark.parametrize("rank", [RANK, 100], ids=["narrow", "wider than some layers"])
+def test_olora_starts_where_peft_does(rank, tmp_path):
+    """PEFT takes the first columns and rows of a whole QR decomposition."""
+    lora = LoraSettings(rank=rank, alpha=6, init="olora")
+    model = attach_adapter(load_base(write_model("llama", tmp_path), FP32), lora, torch.float32, 1)
+    for layer in adapted_layers(model):
+        a, b = (part["default"].weight.detach() for part in (layer.lora_A, layer.lora_B))
+        q, r = torch.linalg.qr(dense_weight(layer.base_layer, torch.float32))
+        found = min(rank, q.shape[1])
+        assert relative(b[:, :found] @ a[:found], q[:, :rank] @ r[:rank]) < 1e-5
+        assert relative(b[:, :found], q[:, :found]) < 1e-4
+        assert torch.equal(a[:found], a[rank : rank + found]) and torch.equal(b[:, :found], -b[:, rank : rank + found])
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_a_start_from_the_base_has_the_gradients_of_an_adapter_on_what_remains(init, tmp_path):
     """PEFT takes the start out of the base's weights; here it stands in the adapter, and comes to the same."""
     folder = write_model("llama", tmp_path)
-    ours = attach_adapter(
-        load_base(folder, FP32, four_bit=False), LoraSettings(rank=RANK, init="pissa"), torch.float32, 1
-    )
+    ours = attach_adapter(load_base(folder, FP32, four_bit=False), STARTS[init], torch.float32, 1)
     theirs = attach_adapter(load_base(folder, FP32, four_bit=False), LoraSettings(rank=RANK), torch.float32, 1)
     with torch.no_grad():
         for one, other in zip(adapted_layers(ours), adapted_layers(theirs), strict=True):
@@ -180,10 +197,11 @@ def test_pissa_has_the_gradients_of_an_adapter_on_what_remains_of_the_base(tmp_p
     assert relative(torch.cat(halves), gradient_of(theirs.train(), random_ids())) < 1e-4
 
 
+@pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("changes", [{"optim.weight_decay": 0.1}, {"model.adapter": "other"}, {"lora.use_dora": True}])
-def test_what_cannot_go_with_pissa_is_refused_by_name(changes):
-    with pytest.raises(StudioError, match=rf"field '{next(iter(changes))}': With lora.init pissa"):
-        TrainConfig().replace({"lora.init": "pissa", **changes})
+def test_what_cannot_go_with_a_start_from_the_base_is_refused_by_name(changes, init):
+    with pytest.raises(StudioError, match=rf"field '{next(iter(changes))}': With lora.init {init}"):
+        TrainConfig().replace({"lora.init": init, **changes})
 
 
 # LoRA+ and NEFTune
@@ -231,12 +249,13 @@ def test_noise_is_the_same_however_a_step_is_cut_and_off_in_evaluation(tiny_adap
 RUNS = {
     "dora, dropout": LoraSettings(rank=RANK, use_dora=True, dropout=0.2),
     "pissa": LoraSettings(rank=RANK, init="pissa"),
+    "olora": LoraSettings(rank=RANK, alpha=RANK, init="olora"),
     "pissa, rslora": LoraSettings(rank=RANK, init="pissa", use_rslora=True),
     "one layer, two modules": LoraSettings(rank=RANK, layers="1", target_modules="q_proj, up_proj"),
 }
 
 
-@pytest.mark.parametrize("method", RUNS)
+@pytest.mark.parametrize("method", mostly_slow(RUNS, "dora, dropout"))
 def test_a_run_is_resumed_exactly_and_chatted_with_and_merged_as_trained(method, tiny_folder, tmp_path):
     def run(folder, stop_after=None, resume=None):
         model = attach_adapter(load_base(tiny_folder, FP32), RUNS[method], torch.float32, seed=1)
@@ -339,7 +358,7 @@ def test_dora_answers_alike_once_a_processor_has_packed_the_weights(tmp_path):
     assert all(layer.kept_norm is not None for layer in adapted_layers(model))
 
 
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, "plain", "dora", "rslora"))
 @torch.no_grad()
 def test_an_adapter_of_any_kind_is_chatted_with_as_it_is_merged(name, tmp_path):
     base, adapter = MERGEABLE[name].write(tmp_path)

@@ -23,6 +23,7 @@ from qlora_studio.planner.families import padding_of
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from tests.engine.architectures import config_of, write_model
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan, relative
+from tests.matrix import mostly_slow
 
 PACKED = [
     "llama",
@@ -59,7 +60,7 @@ def losses_and_gradient(model, examples, *, pack):
     return loss_function, losses.detach(), gradient
 
 
-@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("family", mostly_slow(PACKED, "llama", "gemma3_text", "phi3"))
 def test_packed_rows_have_the_losses_and_gradients_of_padded_ones(family, tmp_path):
     """Gemma 3 with rows that are longer than its window of 64 tokens."""
     model, examples = load_tiny(family, tmp_path), make_examples(6, seed=4, longest=100)
@@ -164,7 +165,7 @@ def run(model, start, examples, folder, tokens, *, pack, monkeypatch, dropout_st
     return torch.cat([value.flatten() for name, value in model.state_dict().items() if "lora_" in name])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", mostly_slow([0.0, 0.1], 0.1))
 def test_one_by_one_together_and_packed_runs_end_at_the_same_weights(tiny_folder, tmp_path, monkeypatch, dropout):
     model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4, dropout=dropout), torch.float32, seed=1)
     start = {name: value.clone() for name, value in model.state_dict().items() if "lora_" in name}

@@ -19,6 +19,7 @@ from tests.engine.gguf_file.small_tokenizers import save
 PLAIN = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
 LONG = "{% if messages[0].content | length > 1000 %}"
 LOOPS = LONG + "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+NO_BOUND = pytest.mark.skipif(sys.platform != "linux", reason="no bound")
 SWELLS = LONG + "{% set x = 'x' * 8000000000 %}{{ x }}{% endif %}"
 GROWS = LONG + (
     "{% set ns = namespace(t='x' * 1000) %}{% for a in range(90) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}{% endif %}"
@@ -45,8 +46,8 @@ def quick(monkeypatch):
     ("trap", "said"),
     [
         (LOOPS, "does not come to an end: it was stopped after 1 seconds"),
-        pytest.param(SWELLS, "takes more than 1024 MB of memory", marks=pytest.mark.skipif(sys.platform != "linux", reason="no bound")),
-        pytest.param(GROWS, "takes more than 1024 MB of memory", marks=pytest.mark.skipif(sys.platform != "linux", reason="no bound")),
+        pytest.param(SWELLS, "takes more than 1024 MB of memory", marks=[pytest.mark.slow, NO_BOUND]),
+        pytest.param(GROWS, "takes more than 1024 MB of memory", marks=[pytest.mark.slow, NO_BOUND]),
     ],
 )  # fmt: skip
 def test_a_template_that_passed_on_short_rows_is_stopped_on_a_long_one(trap, said, tmp_path, monkeypatch):

@@ -13,19 +13,20 @@ from qlora_studio.core.verdict import find_verdict
 from qlora_studio.engine.adapter_file import WEIGHTS
 from qlora_studio.engine.exporters.comparison import look_at_layers
 from qlora_studio.engine.gguf_file.strength import measure_gguf
-from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.gguf_file.write import About, GgufFile, Precision
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe, write_merged
 from qlora_studio.engine.model_weights import ModelWeights
 from qlora_studio.engine.strength import measure_merged
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.gguf_file.small_models import small_adapter, small_base
+from tests.matrix import mostly_slow
 
 KINDS = ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "BF16", "F16"]
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
 RIGHT, NONE, HALF, DOUBLE = 1.0, 0.0, 0.5, 2.0
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2"])
+@pytest.fixture(scope="module", params=mostly_slow(["llama", "gemma2"], "llama"))
 def base(request, tmp_path_factory):
     """A base in bf16 whose rows fill the blocks of K-quants."""
     folder = small_base(request.param, tmp_path_factory.mktemp("base"), **WIDE, **MORE[request.param])
@@ -71,13 +72,13 @@ def strengths(base, written, wanted, kind, into, place):
             with closing(ModelWeights(place)) as weights:
                 return list(measure_merged(merged, weights))
         path, about = place / "x.gguf", About("x")
-        GgufFile(found, load_tokenizer(base), kind, about).write(path)
-        return list(measure_gguf(GgufFile(merged, load_tokenizer(base), kind, about), path))
+        GgufFile(found, load_tokenizer(base), Precision(kind), about).write(path)
+        return list(measure_gguf(GgufFile(merged, load_tokenizer(base), Precision(kind), about), path))
 
 
 @pytest.mark.parametrize("into", ["original", "as_chatted"])
-@pytest.mark.parametrize("kind", [*KINDS, "merged"])
-@pytest.mark.parametrize("strength", [RIGHT, NONE, HALF, DOUBLE])
+@pytest.mark.parametrize("kind", mostly_slow([*KINDS, "merged"], "Q4_K_M", "merged"))
+@pytest.mark.parametrize("strength", mostly_slow([RIGHT, NONE, HALF, DOUBLE], RIGHT, HALF))
 def test_a_layer_at_another_strength_is_noticed_at_every_precision(strength, kind, into, base, adapter, tmp_path):
     if base.joinpath("config.json").read_text().find("gemma2") > 0 and (strength == DOUBLE or kind in ("Q6_K", "F16")):
         pytest.skip("one architecture is enough for these")

@@ -43,6 +43,7 @@ def test_a_good_template_is_described(model):
     )
 
 
+@pytest.mark.slow
 def test_a_built_in_template_is_tried_by_name(model):
     assert vet_template(model(GOOD), "chatml-tools").knows_tools
 
@@ -56,6 +57,7 @@ def test_a_template_that_loops_is_stopped_after_two_seconds(model):
     assert time.monotonic() - began < 60  # starting the process takes most of it
 
 
+@pytest.mark.slow
 def test_a_template_that_builds_endless_text_is_refused(model):
     with pytest.raises(StudioError, match="takes more than 512 MB of memory"):
         vet_template(model(GOOD + '{{ "a" * 10000000000 }}'))

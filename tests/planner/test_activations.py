@@ -31,6 +31,7 @@ from qlora_studio.planner.activations import (
 )
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.shape import read_shape, shape_from_config
+from tests.matrix import mostly_slow
 
 RANK = 8
 SIZES = {"layers": 3, "vocab": 512, "max_positions": 4096}
@@ -54,7 +55,7 @@ SMALL = {
 """The families at about a tenth of their width, with the ratios of the real ones."""
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=mostly_slow(SMALL, "llama", "gemma3_text"))
 def loaded(request, tmp_path_factory):
     """A small copy, written and loaded by the engine, with an fp32 adapter."""
     shape = SMALL[request.param]
@@ -127,8 +128,8 @@ LAYOUTS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "padde
 
 
 @LAYOUTS
-@pytest.mark.parametrize("layers", [0, 1, 3], ids=lambda count: f"{count} twice")
-@pytest.mark.parametrize("tokens", [256, 512, 1024])
+@pytest.mark.parametrize("layers", mostly_slow([0, 1, 3], 0, 3), ids=lambda count: f"{count} twice")
+@pytest.mark.parametrize("tokens", mostly_slow([256, 512, 1024], 512))
 def test_the_peak_of_a_step_is_within_five_percent(loaded, tokens, layers, packed):
     _, shape, model = loaded
     checkpoint_layers(model, layers)
@@ -139,7 +140,7 @@ def test_the_peak_of_a_step_is_within_five_percent(loaded, tokens, layers, packe
 
 @LAYOUTS
 @pytest.mark.parametrize("layers", [0, 3], ids=lambda count: f"{count} twice")
-@pytest.mark.parametrize("tokens", [512, 2048])
+@pytest.mark.parametrize("tokens", mostly_slow([512, 2048], 2048))
 def test_the_peak_of_a_step_in_tiles_is_within_five_percent(loaded, tokens, layers, packed):
     _, shape, model = loaded
     checkpoint_layers(model, layers)

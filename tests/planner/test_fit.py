@@ -12,6 +12,7 @@ from qlora_studio.core.plan import GIB, GpuProcess
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.tables import imagine_machine, plan_all_cards, plan_all_models
+from tests.matrix import mostly_slow
 
 EIGHT = REFERENCE_SHAPES["Llama-3.1-8B"]
 FOUR = REFERENCE_SHAPES["Qwen3-4B"]
@@ -22,7 +23,7 @@ def config(**changes):
     return TrainConfig().replace({name.replace("__", "."): value for name, value in changes.items()})
 
 
-@pytest.mark.parametrize("card", [6, 8, 10, 12, 16, 24])
+@pytest.mark.parametrize("card", mostly_slow([6, 8, 10, 12, 16, 24], 8))
 @pytest.mark.parametrize("name", REFERENCE_SHAPES)
 def test_a_plan_never_exceeds_its_budget_without_saying_so(card, name):
     plan = make_plan(TrainConfig(), REFERENCE_SHAPES[name], imagine_machine(card))
@@ -203,7 +204,7 @@ WISHES = {
 
 
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-@pytest.mark.parametrize("card", [6, 8, 10])
+@pytest.mark.parametrize("card", mostly_slow([6, 8, 10], 8))
 @pytest.mark.parametrize("shape", [EIGHT, FOUR], ids=lambda shape: shape.name)
 def test_every_advice_closes_the_gap(wish, card, shape):
     plan = make_plan(config(**wish), shape, imagine_machine(card))
@@ -272,6 +273,7 @@ def test_longest_context_and_largest_rank_are_the_last_that_fit():
         assert not make_plan(TrainConfig().replace({field: value + edge}), FOUR, card).fits
 
 
+@pytest.mark.slow
 def test_tables_have_a_row_for_every_card_and_every_model():
     cards = plan_all_cards(TrainConfig(), FOUR, PROCESSOR)
     assert [row.card.name if row.card else "CPU" for row in cards] == [
@@ -322,7 +324,7 @@ def turing(size):
 
 
 @pytest.mark.parametrize("name", REFERENCE_SHAPES)
-@pytest.mark.parametrize("size", [6, 8, 12])
+@pytest.mark.parametrize("size", mostly_slow([6, 8, 12], 6))
 def test_adapters_are_in_fp32_wherever_the_arithmetic_is_in_fp16(name, size):
     plan = make_plan(config(data__max_length=1024), REFERENCE_SHAPES[name], turing(size))
     assert plan.settings.compute == ("fp32" if name.startswith("Gemma-3") else "fp16")

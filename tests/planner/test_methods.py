@@ -18,12 +18,14 @@ from qlora_studio.engine.kernels.dropout import find_row_seeds
 from qlora_studio.engine.updates import make_optimizer, trained_groups
 from qlora_studio.planner.activations import step_peak
 from qlora_studio.planner.fit import make_plan
+from tests.matrix import mostly_slow
 from tests.planner.test_activations import RANK, SMALL, one_step, settings
 
 MACHINE = Machine(memory_bytes=16 * GIB, memory_available_bytes=12 * GIB, cpu_bf16=True)
 METHODS = {
     "dora": {"lora.use_dora": True},
     "pissa": {"lora.init": "pissa"},
+    "olora": {"lora.init": "olora"},
     "two modules": {"lora.target_modules": "o_proj, down_proj"},
     "two layers": {"lora.layers": "1-"},
     "dora on one layer, lora+": {"lora.use_dora": True, "lora.layers": "2", "optim.loraplus_ratio": 16.0},
@@ -35,8 +37,8 @@ def load_small(family, folder, lora):
     return load.attach_adapter(base, lora, torch.float32, seed=0).train()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", mostly_slow(["adamw", "adamw_8bit"], "adamw"))
+@pytest.mark.parametrize("method", mostly_slow(METHODS, "dora", "dora on one layer, lora+"))
 def test_adapter_gradients_and_states_are_the_bytes_allocated(method, optimizer, tmp_path):
     given = {"lora.rank": 40, "optim.optimizer": optimizer, "memory.adapter_precision": "fp32", "data.max_length": 64}
     config = TrainConfig().replace(given | METHODS[method])
@@ -54,7 +56,7 @@ def test_adapter_gradients_and_states_are_the_bytes_allocated(method, optimizer,
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "phi3", "qwen3"], "llama"))
 def test_dropout_keeps_nothing(family, layers, tmp_path):
     model = load_small(family, tmp_path, LoraSettings(rank=RANK, dropout=0.1))
     seeds = find_row_seeds(model)
@@ -66,7 +68,7 @@ def test_dropout_keeps_nothing(family, layers, tmp_path):
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "qwen3"], "qwen3"))
 def test_dora_keeps_its_outputs(family, layers, tmp_path):
     model = load_small(family, tmp_path, LoraSettings(rank=RANK, use_dora=True))
     checkpoint_layers(model, layers)

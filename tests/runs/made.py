@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
-from qlora_studio.core.jobs import TrainReport, TrainRequest
+from qlora_studio.core.jobs import ExportReport, ExportRequest, TrainReport, TrainRequest
 from qlora_studio.runs.folder import JobFolder, create_job
 from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
@@ -26,3 +28,22 @@ def make_run(studio: Studio, name: str, best: float | None = None, **changes) ->
             (job.path / place).mkdir(parents=True)
             (job.path / place / "MANIFEST.json").write_text("{}")
     return job
+
+
+def write_export(studio: Studio, run: str, to: Path, *, named: bool = True) -> Path:
+    """A finished export of a run, of two small files; `named` as of this version, which knows what it wrote."""
+    folder = studio.home.runs / run
+    (to / "below").mkdir(parents=True)
+    (to / "a.gguf").write_bytes(b"12345")
+    (to / "below" / "b.json").write_bytes(b"123")
+    job = create_job(folder / "exports", "export", ExportRequest(run=folder, to=to))
+    journal = Journal(job.events)
+    files = ("a.gguf", "below/b.json") if named else ()
+    for event in (
+        ev.JobStarted(job="export"),
+        ev.Exported(what="gguf", path=str(to), bytes=8),
+        ev.Finished(report=ExportReport(path=to, bytes=8, files=files)),
+    ):
+        journal.append(event)
+    journal.close()
+    return to

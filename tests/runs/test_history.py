@@ -11,7 +11,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import EvaluateRequest, ExportRequest, TrainRequest
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.runs import differing_settings
+from qlora_studio.core.runs import common_answers, differing_settings, losses_at_marks
 from qlora_studio.home import Home
 from qlora_studio.runs import queue
 from qlora_studio.runs.folder import JobFolder, create_job
@@ -159,3 +159,66 @@ def test_what_refers_to_a_run_or_a_set_is_said_before_it_is_deleted(studio, tmp_
     assert studio.references.to_set("mine") == [
         "Trained on mine, and not to be repeated or evaluated on its rows without it: two."
     ]
+
+
+def test_losses_stand_side_by_side_at_the_same_steps_tokens_or_seconds(studio):
+    """Two runs over the same tokens, one in half as many steps, each twice as large and twice as long."""
+    for name, count, tokens in (("fine", 8, 100), ("coarse", 4, 200)):
+        job = make_run(studio, name)
+        job.events.unlink()
+        journal = Journal(job.events)
+        journal.append(ev.EvaluationLogged(step=0, loss=5.0, tokens=1, rows=1, adapter=False))
+        for number in range(1, count + 1):
+            line = step(number).model_copy(update={"tokens": tokens, "loss": float(number), "tokens_per_second": 100.0})
+            journal.append(line)
+        journal.append(ev.EvaluationLogged(step=count, loss=3.0, tokens=1, rows=1))
+        journal.close()
+    runs = [studio.runs.open("fine"), studio.runs.open("coarse")]
+    assert losses_at_marks(runs, "step", held_out=False, marks=4) == [
+        (2.0, [1.5, 1.5]), (4.0, [3.5, 3.5]), (6.0, [5.5, None]), (8.0, [7.5, None]),
+    ]  # fmt: skip
+    halves = [(1.5, 1.0), (3.5, 2.0), (5.5, 3.0), (7.5, 4.0)]
+    for along, last in (("tokens", 800.0), ("seconds", 8.0)):
+        rows = losses_at_marks(runs, along, held_out=False, marks=4)
+        assert [row[0] for row in rows] == [last / 4 * mark for mark in (1, 2, 3, 4)]
+        assert [tuple(row[1]) for row in rows] == halves
+    assert losses_at_marks(runs, "tokens", held_out=True, marks=2) == [
+        (0.0, [5.0, 5.0]), (400.0, [None, None]), (800.0, [3.0, 3.0]),
+    ]  # fmt: skip
+    empty = create_job(
+        studio.home.runs, "empty", TrainRequest(), {"config.json": TrainConfig().model_dump(mode="json")}
+    )
+    assert losses_at_marks([studio.runs.open(empty.name)], "step", held_out=False) == []
+
+
+def test_a_finished_run_is_not_resumed_and_takes_no_step_more(studio):
+    job = make_run(studio)
+    job.events.write_text(json.dumps({"time": 1.0, "event": "finished"}) + "\n")
+    with pytest.raises(StudioError, match=r"The run 'one' is finished\. Only a run that did not finish can be resumed"):
+        studio.runs.resume("one")
+    assert job.events.read_text().count("\n") == 1
+
+
+def test_answers_to_the_same_prompts_stand_side_by_side_the_newest_of_each_run(studio):
+    """Those of the training and of evaluations; a prompt that only one run was asked is left out."""
+
+    def sample(prompt, answer, side="tuned", step=0):
+        return ev.SampleWritten(step=step, prompt=prompt, answer=answer, side=side)
+
+    said = {
+        "one": (
+            [sample("Hi", "base", "base"), sample("Hi", "early", step=5), sample("Only here", "x")],
+            [sample("Hi", "late")],
+        ),
+        "two": ([sample("Hi", "other", step=5)], []),
+    }
+    for name, (training, evaluation) in said.items():
+        job = make_run(studio, name)
+        asked = create_job(job.path / "evaluations", "evaluate", EvaluateRequest(run=job.path, prompts=("Hi",)))
+        for folder, events in ((job, training), (asked, evaluation)):
+            journal = Journal(folder.events)
+            for event in events:
+                journal.append(event)
+            journal.close()
+    assert common_answers([studio.runs.answers(name) for name in said]) == [("Hi", ["late", "other"])]
+    assert common_answers([studio.runs.answers("one")]) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Journal
 from qlora_studio.runs.lock import ProcessLock
+from qlora_studio.runs.store import RunStore
 from tests.runs.holders import held
 
 WORKER = """
@@ -88,6 +91,32 @@ def test_watching_a_job_whose_worker_vanished_ends_in_a_sentence(job):
         journal.close()
     *_, last = supervisor.watch(job)
     assert isinstance(last, ev.Failed) and "ended from outside" in last.message and str(job.log) in last.hint
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from qlora_studio.runs import supervisor
+from qlora_studio.runs.folder import JobFolder
+supervisor.start(JobFolder(Path(sys.argv[1])), [sys.executable, "-c", sys.argv[2], sys.argv[1]])
+print("begun", flush=True)
+time.sleep(60)
+"""
+"""A page or a command line that starts a worker and stays open."""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process groups to send signals to")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGHUP"])
+def test_a_worker_lives_on_when_all_that_started_it_is_ended_and_the_next_look_finds_it(job, name):
+    command = [sys.executable, "-c", STARTER, str(job.path), WORKER]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert starter.stdout is not None and starter.stdout.readline() == "begun\n"
+    os.killpg(starter.pid, getattr(signal, name))
+    starter.communicate()
+    assert RunStore(job.path.parent).look(job).state == "running"
+    supervisor.stop(job)
+    *_, last = supervisor.watch(job)
+    assert last == ev.Stopped(step=4), "what a fresh look follows to its end"
 
 
 def test_a_training_that_is_leaving_is_waited_for(tmp_path, monkeypatch):

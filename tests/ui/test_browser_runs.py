@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from qlora_studio.home import Home
 from qlora_studio.runs import queue
 from qlora_studio.studio import Studio
-from tests.runs.made import make_run
+from tests.runs.made import make_run, write_export
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=20_000)
@@ -92,3 +92,31 @@ def test_a_phone_shows_the_run_without_scrolling_sideways(watched, studio):
         page.locator(f"{part} > button").click()
     expect(page.locator("#run-more-btn")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_an_export_and_a_set_are_deleted_only_at_the_second_word(watched, studio, tmp_path):
+    folder = write_export(studio, "kept", tmp_path / "out")
+    page = watched.open("#export")
+    page.locator("#export-run input").click()
+    page.get_by_role("option", name="kept").click()
+    page.locator("#export-written > button").click()
+    page.locator("#export-open-btn").click()  # here is no file manager
+    expect(page.locator(".toast-body").last).to_contain_text(str(folder))
+    page.locator("#export-delete-btn").click()
+    expect(page.locator("#export-holds")).to_contain_text(f"in {folder} go. The run stays")
+    page.locator("#export-keep-btn").click()
+    expect(page.locator("#export-delete-now-btn")).to_be_hidden()
+    page.locator("#export-delete-btn").click()
+    page.locator("#export-delete-now-btn").click()
+    expect(page.locator("#export-written")).to_be_hidden()
+    assert not folder.exists() and studio.exports.written() == []
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text('{"instruction": "Hi?", "output": "Hello."}\n')
+    studio.data.import_rows(str(rows))
+    page.locator("#tab-data-button").click()
+    page.locator("#part-sets-button").click()
+    page.locator("#set-delete-btn").click()
+    expect(page.locator("#set-holds")).to_contain_text("Delete “mine, 1 row”?")
+    page.locator("#set-delete-now-btn").click()
+    expect(page.locator("#data-sets")).to_contain_text("No imported sets yet")
+    assert studio.data.sets() == [] and rows.exists()

@@ -7,8 +7,11 @@ import pytest
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.ui.server.background_job import BackgroundJob
+from qlora_studio.ui.server.sync import Scene
 from qlora_studio.ui.tabs import import_rows
+from qlora_studio.ui.tabs.data import SETS
 from qlora_studio.ui.tabs.import_rows import ImportOptions
+from tests.runs.made import make_run
 from tests.ui.fakes import Tab
 from tests.ui.test_views import token_report
 
@@ -177,3 +180,21 @@ def test_cleaning_changes_the_chosen_sets(tab, tmp_path):
     assert tab.workspace.studio.data.sets()[0].rows == 1
     with pytest.raises(StudioError, match="No remedy is ticked"):
         import_rows.clean_sets(tab.workspace, [])
+
+
+def test_a_set_in_use_warns_before_it_is_deleted_and_leaves_the_draft(tab, rows):
+    bring_in(open_in(tab, rows))
+    studio = tab.workspace.studio
+    make_run(studio, "done", 1.0, data__sources=[{"name": "mine"}])
+    tab.look()
+    assert tab.props["set-delete"]["choices"] == [("mine, 6 rows", "mine")] and tab.value("set-delete") == "mine"
+    assert tab.value("set-holds") == "" and not tab.props["set-delete-now-btn"]["visible"]
+    tab.view.to_delete["data set"] = tab.view.deleted_next["data set"] = "mine"
+    said = tab.look().words("set-holds")
+    assert "The next run is to learn from it." in said
+    assert "Trained on mine, and not to be repeated or evaluated on its rows without it: done." in said
+    assert tab.props["set-delete-now-btn"]["visible"] and not tab.props["set-delete-btn"]["visible"]
+    SETS.delete(Scene(tab.workspace, tab.workspace.world(), tab.view), "mine")
+    tab.look()
+    assert names(tab) == [] and tab.workspace.draft["data.sources"] == []
+    assert not tab.props["set-delete"]["visible"] and tab.value("set-holds") == ""

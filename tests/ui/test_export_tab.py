@@ -8,9 +8,11 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import ExportWish, find_export_kind
-from qlora_studio.core.jobs import ExportRequest, JobRef, PushReport, PushRequest, TrainRequest
+from qlora_studio.core.jobs import ExportReport, ExportRequest, JobRef, PushReport, PushRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.ui.server import export as export_server
+from qlora_studio.ui.server.sync import Scene
+from qlora_studio.ui.tabs.export import EXPORTS
 from tests.ui.fakes import Tab
 
 
@@ -168,3 +170,50 @@ def test_a_finished_export_can_be_handed_on_once_at_a_time(exporting, run, tmp_p
     assert "not handed on" in exporting.words("push-state") and "403" in exporting.words("push-state")
     folder.rmdir()
     assert exporting.look().props["push"]["visible"] is False
+
+
+def test_an_export_of_the_chosen_run_is_deleted_after_a_second_word(exporting, run, tmp_path):
+    assert exporting.props["export-written"]["visible"] is False
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.gguf").write_bytes(b"x")
+    job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=folder))
+    report = ExportReport(path=folder, bytes=1, files=("a.gguf",))
+    write_events(job, ev.Exported(what="gguf", path=str(folder), bytes=1), ev.Finished(report=report))
+    exporting.look()
+    assert exporting.props["export-written"]["visible"]
+    assert [name for _, name in exporting.props["export-delete"]["choices"]] == [str(folder)]
+    exporting.view.deleted_next["export"] = str(folder)
+    assert f"in {folder} go. The run stays" in exporting.look().words("export-holds")
+    EXPORTS.delete(Scene(exporting.workspace, exporting.workspace.world(), exporting.view), str(folder))
+    assert not folder.exists() and exporting.look().props["export-written"]["visible"] is False
+
+
+def test_a_folder_offered_for_another_choice_is_not_taken(exporting, tmp_path):
+    """The click on Export may overtake the answer to the click on a kind."""
+    exports = exporting.workspace.studio.home.exports
+    exporting.view.export_what = "adapter"
+    scene = Scene(exporting.workspace, exporting.workspace.world(), exporting.view)
+    assert export_server.settled_folder(scene, str(exports / "short-merged")) == str(exports / "short-adapter")
+    assert export_server.settled_folder(scene, str(tmp_path / "mine")) == str(tmp_path / "mine")
+    exporting.view.export_folder = str(exports / "named")
+    assert export_server.settled_folder(scene, str(exports / "named")) == str(exports / "named")
+
+
+def test_an_importance_matrix_is_offered_for_k_quants_and_made_where_the_rows_are_here(exporting):
+    shown = {}
+    for kind, gguf in (("gguf", "Q4_K_M"), ("gguf", "Q8_0"), ("pack", "Q6_K"), ("merged", "Q4_K_M")):
+        exporting.view.export_what, exporting.view.export_gguf = kind, gguf
+        shown[kind, gguf] = exporting.look().props["export-importance"]["visible"]
+    assert list(shown.values()) == [True, False, True, False]
+    assert exporting.value("export-importance") is False, "the run has no rows here"
+    studio, folder = exporting.workspace.studio, exporting.workspace.studio.home.runs / "short"
+    studio.data.import_rows(str(studio.data.demo().rows), name="mine")
+    config = TrainConfig().replace({"data.sources": [{"name": "mine"}]})
+    (folder / "config.json").write_text(config.model_dump_json())
+    exporting.view.export_what, exporting.view.export_gguf = "gguf", "Q4_K_M"
+    assert exporting.look().value("export-importance") is True
+    exporting.view.export_importance = False
+    assert exporting.look().value("export-importance") is False
+    assert wish("gguf", gguf="Q8_0", importance=True).measures_importance is False
+    assert wish("gguf", gguf="Q4_K_M", importance=True).measures_importance is True

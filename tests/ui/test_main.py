@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.ui.__main__ import find_port, read_arguments
@@ -88,6 +89,17 @@ def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("Error: ") and "cannot be written" in done.stderr
+
+
+def test_a_second_start_names_the_page_that_is_open(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "page.json").write_text('{"address": "http://127.0.0.1:7999/"}')
+    environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "qlora_studio.ui", "--no-open"]
+    with FileLock(cache / "page.lock"):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "QLoRA Studio is open already at http://127.0.0.1:7999/\n")
 
 
 def test_gradios_queue_still_has_the_fields_that_let_it_rest():

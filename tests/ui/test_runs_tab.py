@@ -92,6 +92,13 @@ def test_compared_runs_show_what_tells_them_apart(tab):
     tab.view.compared = ("first", "second")
     said = tab.look().words("runs-differences")
     assert "Rank 8 16" in said and "1.7000 at step 5 1.6000 at step 5" in said
+    for name in tab.view.compared:
+        journal = Journal(JobFolder(tab.workspace.studio.home.runs / name).events)
+        journal.append(ev.SampleWritten(step=10, prompt="Hi <b>", answer=f"I am the {name}.", side="tuned"))
+        journal.close()
+    tab.view.compared_loss = "evaluation"
+    said = tab.look().words("runs-differences")
+    assert said.endswith("Hi <b> I am the first. I am the second.")
     tab.view.compared = ("first",)
     assert tab.look().value("runs-differences") == ""
 

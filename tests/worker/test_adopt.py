@@ -36,6 +36,7 @@ def work(studio: Studio, job: Any) -> Context:
     return context
 
 
+@pytest.mark.slow
 def test_it_becomes_a_run_that_is_exported_like_any_other(studio, tmp_path):
     base = small_base("llama", tmp_path / "base", num_hidden_layers=2)
     small_adapter(base, tmp_path / "elsewhere")

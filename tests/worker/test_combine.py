@@ -45,6 +45,7 @@ def two(studio, tmp_path):
     return base
 
 
+@pytest.mark.slow
 def test_it_becomes_a_run_that_is_exported_like_any_other(studio, two, tmp_path):
     job = studio.combinations.start([("one", 0.7), ("two", 0.3)], title="Both of them")
     folder = work(studio, job, combine)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.example import Example
 from qlora_studio.core.jobs import ExportRequest, TrainRequest
 from qlora_studio.engine.four_bit_rows import FourBitRows
 from qlora_studio.engine.manifest import write_folder
@@ -65,6 +71,7 @@ def place(tmp_path, monkeypatch) -> Place:
     return Place(tmp_path, base, run)
 
 
+@pytest.mark.slow
 def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
     last = job.run(place.context(kind="pack", parts=("adapter", "merged", "gguf"), gguf="F16", prompts=("Hi",)))
     assert isinstance(last, ev.Finished) and place.left() == ["out"]
@@ -92,6 +99,46 @@ def test_a_lora_file_comes_with_a_card_and_the_licence(place):
     assert sorted(path.name for path in place.out.iterdir()) == ["LICENSE", "README.md", "pip.lora.gguf"]
     card = (place.out / "README.md").read_text()
     assert 'llama-cli -m BASE.gguf --lora "./pip.lora.gguf"' in card and "base_model_relation: adapter" in card
+
+
+def test_an_importance_matrix_is_measured_on_training_rows_and_left_nowhere(place, monkeypatch):
+    rows = [Example(tuple(range(3, 40)), ((1, 37),))] * 2
+    monkeypatch.setattr(job, "tokenise", lambda *_: SimpleNamespace(train=SimpleNamespace(examples=rows)))
+    config = json.loads((place.run.path / "config.json").read_text())
+    config["data"]["sources"] = [{"name": "mine"}]
+    write_json(place.run.path / "config.json", config)
+    last = job.run(place.context(kind="gguf", gguf="Q6_K", prompts=("Hi",), importance=True, held_out=False))
+    assert isinstance(last, ev.Finished)
+    (check,) = [event for event in place.said if isinstance(event, ev.Checked)]
+    assert check.layers_off == 0 and check.layers > 0
+    reader = gguf.GGUFReader(place.out / "pip.Q6_K.gguf")
+    assert reader.fields["quantize.imatrix.entries_count"].contents() == 14
+    assert not (place.run.path / "exports" / "export" / job.IMPORTANCE).exists()
+    assert next(event.unit for event in place.said if isinstance(event, ev.Advanced)) == "tokens"
+
+
+def test_a_run_without_rows_of_its_own_has_no_importance_matrix(place):
+    with pytest.raises(StudioError, match="no training rows here"):
+        job.run(place.context(kind="gguf", gguf="Q6_K", importance=True))
+    assert place.left() == []
+
+
+def test_a_checkpoint_is_exported_in_place_of_the_adapter(place):
+    """`best` is the one with the lowest held-out loss; its tensors are what is written."""
+    checkpoint = place.run.path / "checkpoints" / "step-000005"
+    file = place.run.adapter / "adapter_model.safetensors"
+    tensors = {name: value * 2 for name, value in load_file(file).items()}
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(place.run.adapter, folder, dirs_exist_ok=True, ignore=lambda *_: ["MANIFEST.json"])
+        save_file(tensors, folder / file.name)
+
+    write_folder(checkpoint, fill)
+    lines = [{"event": "evaluation", "step": 5, "loss": 1.0, "tokens": 1, "rows": 1}, {"event": "finished"}]
+    place.run.events.write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
+    assert isinstance(job.run(place.context(kind="adapter", checkpoint="best")), ev.Finished)
+    written = load_file(place.out / file.name)
+    assert written.keys() == tensors.keys() and all(torch.equal(written[name], tensors[name]) for name in tensors)
 
 
 def test_a_stop_while_it_is_written_leaves_nothing(place, monkeypatch):

@@ -40,6 +40,7 @@ def ended(whole, tmp_path):
     return studio, JobFolder(studio.home.runs / "run-0"), record
 
 
+@pytest.mark.slow
 def test_a_longer_schedule_goes_on_with_the_same_curve_however_it_is_cut(harness, ended):
     studio, folder, record = ended
     first = studio.runs.open("run-0").progress.last

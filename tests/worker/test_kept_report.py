@@ -27,6 +27,7 @@ def config(home, tmp_path):
     return TrainConfig().replace({"data.sources": [{"name": name}], "data.eval_share": 0})
 
 
+@pytest.mark.slow
 def test_a_second_job_reads_its_report_and_imports_no_tokenizer(config, home_with_model, monkeypatch):
     # a process whose tokenizer has used its threads cannot fork, as tests of kills do
     monkeypatch.setattr("qlora_studio.worker.rows.all_cores", nullcontext)

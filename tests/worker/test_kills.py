@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 import pytest
 
@@ -42,7 +44,10 @@ POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.fi
 @pytest.mark.parametrize(
     ("point", "action"),
     [
-        *((point, "kill") for point in POINTS),
+        *(
+            (point, "kill") if point == "save.placed" else pytest.param(point, "kill", marks=pytest.mark.slow)
+            for point in POINTS
+        ),
         *(pytest.param(point, "full", marks=pytest.mark.slow) for point in POINTS if point != "save.trashed"),
     ],
 )  # what is only deleted needs no room
@@ -68,6 +73,7 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
     assert harness.read_record(folder) == record
 
 
+@pytest.mark.slow
 def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     home, config, record = whole
     asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
@@ -90,3 +96,23 @@ def test_a_run_that_is_killed_after_its_last_step_still_reports_that_steps_loss(
     resumed = harness.events(folder)[before:]
     assert not any(one.get("event") == "step" for one in resumed), "no step was left to take"
     assert resumed[-1]["report"]["loss"] == first[-1]["report"]["loss"] == record.losses[max(record.losses)]
+
+
+def test_an_interrupt_of_the_benchmark_is_not_one_of_its_workers(harness, whole, monkeypatch):
+    """Ctrl-C goes to a whole group of processes: a worker has its own, and none is left behind."""
+    home, config, _ = whole
+    worker = harness.begin(harness.new_run(home, config, 80), home)
+    began = time.monotonic()
+    while os.getpgid(worker) != worker and time.monotonic() - began < 30:
+        time.sleep(0.01)
+    assert os.getpgid(worker) == worker
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        harness.end(worker)
+    monkeypatch.undo()
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -234,7 +236,9 @@ def processes_of(script: Path) -> list[int]:
     return [one.pid for one in psutil.process_iter(["cmdline"]) if str(script) in (one.info["cmdline"] or [])]
 
 
-def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path, name):
     job = create_job(tmp_path / "jobs", "look", DoctorRequest())
     script = tmp_path / "guarded.py"
     script.write_text(GUARDED)
@@ -242,8 +246,8 @@ def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path):
     until = time.monotonic() + 20
     while not (job.events.exists() and "started" in job.events.read_text()) and time.monotonic() < until:
         time.sleep(0.02)
-    guard.terminate()
-    assert guard.wait(10) == 0
+    guard.send_signal(getattr(signal, name))
+    assert guard.wait(20) == 0
     assert [json.loads(line)["event"] for line in job.events.read_text().splitlines()] == ["started", "stopped"]
 
 

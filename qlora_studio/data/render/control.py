@@ -34,8 +34,12 @@ class Escapes:
 
     def find(self, text: str) -> str | None:
         """The first control token typed in this text."""
-        if self.pattern is None or not any(opening in text for opening in self.openings):
+        for opening in self.openings:  # a loop and no `any`: this is asked for every turn of every row
+            if opening in text:
+                break
+        else:
             return None
+        assert self.pattern is not None
         match = self.pattern.search(text)
         return match[0] if match else None
 
@@ -78,4 +82,4 @@ def _make(tokens: tuple[str, ...], policy: str) -> Escapes:
     if not longest_first:
         return Escapes(policy)
     pattern = re.compile("|".join(map(re.escape, longest_first)))
-    return Escapes(policy, longest_first, pattern, tuple({token[:2] for token in longest_first}))
+    return Escapes(policy, longest_first, pattern, tuple({token[:1] for token in longest_first}))

@@ -84,10 +84,10 @@ def _finish(draft: Draft, ids: list[int], spans: list[Span], tokenizer: Tokenize
     if draft.ends_at_span and spans:
         ids = ids[: spans[-1][1]]
         text = text[: draft.spans[-1][1]]
-    shown = [(len(draft.escapes.show(text[:start])), len(draft.escapes.show(text[:end]))) for start, end in draft.spans]
     source, origin = draft.conversation.source, draft.conversation.origin
     if not keep_text:
         return Example(tuple(ids), tuple(spans), source=source, origin=origin)
+    shown = [(len(draft.escapes.show(text[:start])), len(draft.escapes.show(text[:end]))) for start, end in draft.spans]
     return Example(tuple(ids), tuple(spans), draft.escapes.show(text), tuple(shown), source, origin)
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
+class EncodingMistaken(Exception):
+    """Two ways to encode a text gave different tokens: everything must be encoded again, the plain way."""
+
+
 class Encoded(Protocol):
     """Token ids of one text, and where its characters went."""
 
@@ -69,7 +73,10 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> Sequence[Encoded]:
-        """Ids without any token added at either end. Control tokens in the text become control tokens."""
+        """Ids without any token added at either end. Control tokens in the text become control tokens.
+
+        Raises EncodingMistaken at most once in the life of a tokenizer.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

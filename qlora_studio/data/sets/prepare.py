@@ -13,7 +13,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example, origins, token_lengths
 from qlora_studio.data.cleaning.clean import lint_dataset
 from qlora_studio.data.render.layout import LayoutMistaken
-from qlora_studio.data.render.tokenizer import Tokenizer
+from qlora_studio.data.render.tokenizer import EncodingMistaken, Tokenizer
 from qlora_studio.data.sets.mix import Part, Taken, mix
 from qlora_studio.data.sets.row_tokeniser import Prepared, RowTokeniser, S, Split, cut_answer, options_of
 from qlora_studio.data.sets.sides import Sides, prompt_hash
@@ -25,6 +25,8 @@ _BATCH_ROWS, _BATCH_CHARACTERS = 512, 1 << 20
 """Rows encoded in one call, and characters after which a batch is full: enough for the tokenizer's threads, little enough
 to hold (a token takes the tokenizer about 150 bytes)."""
 _SECONDS_BETWEEN_WORDS = 0.5
+_WAYS = (True, False, False)
+"""With layouts or without, tried in turn: the learned layout may be a mistake, and so may the quick way to encode."""
 
 
 class Stopped(Exception):
@@ -63,12 +65,12 @@ def prepare(
     Does not raise for bad rows: they stand in `findings`, and `check(config.accepted)` refuses to go on with them.
     """
     rows = list(conversations)
-    for with_layouts in (True, False):
+    for with_layouts in _WAYS:
         examples: list[Example] = []
         work = RowTokeniser(tokenizer, config, examples, keep_text, with_layouts=with_layouts)
         try:
             work.go(_batches(rows))
-        except LayoutMistaken:
+        except (LayoutMistaken, EncodingMistaken):
             continue
         return work.result(tuple(examples))
     raise AssertionError("the slow way makes no layouts")
@@ -101,12 +103,12 @@ def write_examples(
     config = request.config
     if not config.sources:
         raise StudioError("No data set is chosen.", "Import a file and choose its set.", field="data.sources")
-    for with_layouts in (True, False):
+    for with_layouts in _WAYS:
         sink = make_sink()
         work = RowTokeniser(request.tokenizer, config, sink, with_layouts=with_layouts, side=(sides, split))
         try:
             work.go(_read_batches(request, split, work, watch))
-        except LayoutMistaken:
+        except (LayoutMistaken, EncodingMistaken):
             continue
         return work.result(()), sink
     raise AssertionError("the slow way makes no layouts")

@@ -27,7 +27,8 @@ from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.gguf_file.llama_cpp import compare_with_llama_cpp, is_installed
 from qlora_studio.engine.gguf_file.read import layers_of_gguf, load_gguf
 from qlora_studio.engine.gguf_file.strength import measure_gguf
-from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.gguf_file.write import About, GgufFile, Precision
+from qlora_studio.engine.importance import load_importance
 from qlora_studio.engine.layerwise import fits_in_memory
 from qlora_studio.engine.modelfile import write_modelfile
 from qlora_studio.engine.tokenizer import load_tokenizer
@@ -90,7 +91,8 @@ def plan_gguf(source: ExportSource) -> Iterator[GgufFile]:
     """The file of a run, ready to be written."""
     with open_merged(source) as merged:
         about = About(source.name, source.base_name, source.licence)
-        yield GgufFile(merged, load_tokenizer(source.tokenizer_folder()), source.gguf, about)
+        precision = Precision(source.gguf, load_importance(source.importance))
+        yield GgufFile(merged, load_tokenizer(source.tokenizer_folder()), precision, about)
 
 
 def gguf_name(source: ExportSource) -> str:

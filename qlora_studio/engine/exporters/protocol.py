@@ -33,6 +33,8 @@ class ExportSource:
     """Which weights take the adapter, where weights are merged."""
     gguf: GgufType = "Q4_K_M"
     """The type of a GGUF file."""
+    importance: Path | None = None
+    """A file that says how much each column of a GGUF file's matrices counts."""
     parts: tuple[str, ...] = ()
     """The kinds that a pack holds."""
     name: str = "model"

@@ -11,7 +11,6 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from qlora_studio.engine.adapter_file import RowRange
-from qlora_studio.engine.gguf_file.blocks import encode
 from qlora_studio.engine.gguf_file.write import GgufFile
 from qlora_studio.engine.merge import MergedTensor
 from qlora_studio.engine.strength import Measure, Strength, plain_layers
@@ -33,7 +32,7 @@ def measure_gguf(file: GgufFile, path: Path) -> Iterator[Strength]:
         before, wanted = stored[:count].float(), layer.wanted(RowRange(0, count, rows.of))
         parts = [file.lay_out(one, value) for value in (before, wanted, before + wanted)]
         found = _decode(held[one.name].data.reshape(tensor.shape[0], -1)[:count], one.kind, tensor.shape[1])
-        expected = _decode(encode(parts[2], one.kind), one.kind, tensor.shape[1])
+        expected = _decode(file.encode(one, parts[2]), one.kind, tensor.shape[1])
         measure = Measure()
         measure.add(found, expected, parts[0], parts[1])
         if (strength := measure.strength(layer.name)) is not None:

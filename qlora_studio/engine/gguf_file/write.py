@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +42,15 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
+class Precision:
+    """How the file's numbers are kept."""
+
+    kind: GgufType
+    importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """How much each column of a parameter counts (columns,); nothing for those whose columns count alike."""
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One tensor of the file."""
 
@@ -58,9 +67,9 @@ class Planned:
 class GgufFile:
     """A file that is planned whole before a byte is written, so that its size is known and nothing is found out late."""
 
-    def __init__(self, merged: MergedWeights, tokenizer: ChatTokenizer, kind: GgufType, about: About) -> None:
+    def __init__(self, merged: MergedWeights, tokenizer: ChatTokenizer, precision: Precision, about: About) -> None:
         """Raises a StudioError for an architecture or tokenizer that is not known."""
-        self.merged, self.kind = merged, kind
+        self.merged, self.kind, self.importance = merged, precision.kind, precision.importance
         self.config: Any = read_text_config(merged.recipe.base).get_text_config()
         self.family: Family = find_family(self.config.model_type)
         self.arch = gguf.MODEL_ARCH[self.family.arch]
@@ -92,7 +101,7 @@ class GgufFile:
             for tensor in self.tensors:
                 before = out.tell()
                 for rows in self._rows(tensor):
-                    out.write(np.ascontiguousarray(encode(rows, tensor.kind)).data)
+                    out.write(np.ascontiguousarray(self.encode(tensor, rows)).data)
                     advanced(done + out.tell() - before, self.bytes)
                 if out.tell() - before != tensor.bytes:
                     raise StudioError(f"{tensor.name} has another size than planned.", "Report this: it is a fault.")
@@ -101,6 +110,12 @@ class GgufFile:
         self.merged.check_used()
         sync(part)
         part.replace(path)
+
+    def encode(self, tensor: Planned, rows: torch.Tensor) -> np.ndarray:
+        """Rows of this tensor, laid out as llama.cpp has them, as the file's bytes."""
+        source = tensor.source
+        columns = self.importance.get(source.parameter) if isinstance(source, MergedTensor) else None
+        return encode(rows, tensor.kind, columns)
 
     def _plan_weights(self) -> Iterator[Planned]:
         names = gguf.get_tensor_name_map(self.arch, self.config.num_hidden_layers)
@@ -126,6 +141,8 @@ class GgufFile:
         write_configuration(writer, self.config, self.family)
         writer.add_file_type(FILES[self.kind][0])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        if self.importance:
+            writer.add_uint32("quantize.imatrix.entries_count", len(self.importance))
         (embedding,) = [one for one in self.tensors if one.name == "token_embd.weight"]
         writer.add_vocab_size(embedding.shape[0])
         write_vocabulary(writer, tokenizer, embedding.shape[0])

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, LoadCommand, find_export_kind, find_gguf, find_merge
+from qlora_studio.core.exports import (
+    MERGE_CHOICES,
+    ExportSizes,
+    ExportWish,
+    LoadCommand,
+    find_export_kind,
+    find_gguf,
+    find_merge,
+)
 from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.verdict import could_agree_better
 from qlora_studio.core.words import without_quotes
@@ -21,11 +29,14 @@ CHECK_PROMPTS = 3
 """What chat and export are both asked."""
 
 
-def wish_of(shown: View, suggested: str | None) -> ExportWish:
-    """What this tab would export; `suggested` is the merge that suits the run, where nothing was chosen."""
+def wish_of(shown: View, suggested: str | None, *, weighs: bool = False) -> ExportWish:
+    """What this tab would export; `suggested` and `weighs` are the merge and the matrix that suit the run, where nothing was
+    chosen.
+    """
     merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
     kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
-    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights)
+    importance = weighs if shown.export_importance is None else shown.export_importance
+    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights, importance)
 
 
 def chosen_run(scene: Scene) -> str | None:
@@ -44,7 +55,9 @@ def suggested_merge(scene: Scene) -> str | None:
 
 
 def current_wish(scene: Scene) -> ExportWish:
-    return wish_of(scene.view, suggested_merge(scene))
+    run = chosen_run(scene)
+    weighs = run is not None and scene.workspace.studio.exports.suggest_importance(run)
+    return wish_of(scene.view, suggested_merge(scene), weighs=weighs)
 
 
 def offered_folder(scene: Scene) -> Path | None:
@@ -71,9 +84,30 @@ def current_folder(scene: Scene) -> str:
     return typed if typed is not None else str(offered_folder(scene) or "")
 
 
-def current_sizes(scene: Scene) -> tuple[int | None, int | None]:
+def settled_folder(scene: Scene, shown: str) -> str:
+    """Where to export: what the page shows, unless that is an offer made for a choice that has changed since."""
+    offered = Path(shown).parent == scene.workspace.studio.home.exports and scene.view.export_folder is None
+    return current_folder(scene) if offered else shown
+
+
+def written_names(scene: Scene) -> list[tuple[str, str]]:
+    """The exports of the chosen run that still lie where they were written."""
     run = chosen_run(scene)
-    return scene.workspace.studio.exports.sizes(run) if run else (None, None)
+    exports = scene.workspace.studio.exports.written(run) if run else []
+    return [(f"{Path(one.path).name}: {one.kind}, {gib(one.bytes)}", one.path) for one in exports]
+
+
+def export_facts(scene: Scene, folder: str) -> list[str]:
+    """What goes with an export, and what refers to it."""
+    studio = scene.workspace.studio
+    size = gib(studio.exports.find_written(folder).bytes)
+    gone = f"{size} in {folder} go. The run stays, and what was measured of the export."
+    return [gone, *studio.references.to_export(folder)]
+
+
+def current_sizes(scene: Scene) -> ExportSizes | None:
+    run = chosen_run(scene)
+    return scene.workspace.studio.exports.sizes(run) if run else None
 
 
 def start(workspace: Workspace, run: str | None, wish: ExportWish, folder: str, *, check: bool) -> JobRef:
@@ -101,9 +135,13 @@ def find_notes(workspace: Workspace, run_name: str, wish: ExportWish, folder: st
     run = workspace.studio.runs.open(run_name)
     place = Path(without_quotes(folder)).expanduser()
     readiness = workspace.studio.exports.readiness(run.name, wish, str(place))
-    adapter, merged = workspace.studio.exports.sizes(run.name)
+    sizes = workspace.studio.exports.sizes(run.name)
+    merged = sizes.merged
     notes = [
-        Note("good", f"The adapter is saved: {gib(adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.")
+        Note(
+            "good",
+            f"The adapter is saved: {gib(sizes.adapter)}, rank {run.config.lora.rank}, {run.progress.step} steps.",
+        )
     ]
     notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
     if merged is None and wish.kind.needs_base:
@@ -143,7 +181,9 @@ def is_exporting(scene: Scene) -> bool:
 def export_mark(scene: Scene) -> object:
     """An export that has ended leaves a folder behind, so another one is offered."""
     shown = scene.view
-    chosen = (shown.export_what, shown.export_merge, shown.export_gguf, shown.export_parts)
+    chosen = (
+        shown.export_what, shown.export_merge, shown.export_gguf, shown.export_importance, shown.export_parts,
+    )  # fmt: skip
     job = scene.world.newest_job(chosen_run(scene), "exports")
     return chosen_run(scene), chosen, job and job.state, scene.world.training is not None
 

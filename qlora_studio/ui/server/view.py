@@ -52,6 +52,10 @@ class View:
         """The run shown whole on the Runs page; the newest where none was picked."""
         self.deleting: str | None = None
         """The run whose deletion waits for a second word."""
+        self.to_delete: dict[str, str | None] = {}
+        """What is chosen in each list of things that can be deleted."""
+        self.deleted_next: dict[str, str | None] = {}
+        """What waits there for a second word."""
         self.tag: str | None = None
         """Whose runs' results are shown; the first tag where none was chosen."""
         self.compared: tuple[str, ...] | None = None
@@ -67,6 +71,8 @@ class View:
         self.export_merge: str | None = None
         """Which weights take the adapter, by name; None where it is left to what suits the run."""
         self.export_gguf = "Q4_K_M"
+        self.export_importance: bool | None = None
+        """Whether a GGUF file's blocks are fitted by what training rows show; None where it is left to what suits the run."""
         self.export_parts: tuple[str, ...] = ("adapter", "merged", "gguf")
         """What a pack holds."""
         self.export_folder: str | None = None

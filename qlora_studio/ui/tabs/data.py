@@ -14,11 +14,13 @@ from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import OpenedSource, View
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs import data_form, import_rows
+from qlora_studio.ui.tabs import deletion as deletions
 from qlora_studio.ui.tabs.data_form import PARTS, WEIGHTS, MixtureForm, SourceForm
+from qlora_studio.ui.tabs.deletion import Deletable, Deletion
 from qlora_studio.ui.tabs.import_rows import ImportOptions
 from qlora_studio.ui.views import data as view
 from qlora_studio.ui.views import tokens as token_view
-from qlora_studio.ui.views.html import Html, join, page_head, says_error
+from qlora_studio.ui.views.html import Html, join, page_head, plural, says_error
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class DataTab:
     remedies: gr.CheckboxGroup
     clean: gr.Button
     sets: gr.HTML
+    deletion: Deletion
     import_bar: gr.Row
     import_name: gr.HTML
     import_button: gr.Button
@@ -66,13 +69,14 @@ def build(workspace: Workspace) -> DataTab:
                     )
                 with gr.Tab("Imported sets", id="sets", elem_id="part-sets"):
                     sets = gr.HTML(elem_id="data-sets")
+                    deletion = deletions.build(SETS, "set")
             mixture = data_form.build_mixture(workspace)
     with gr.Row(visible=False, elem_id="import-bar", elem_classes="qs-action-bar") as import_bar:
         import_name = gr.HTML(elem_id="import-name", min_width=160)
         import_button = gr.Button("Import these rows", variant="primary", elem_id="data-import", min_width=160)
     return DataTab(
-        source, mixture, status, rows, tokens, count, findings, accept, remedies, clean, sets, import_bar, import_name,
-        import_button,
+        source, mixture, status, rows, tokens, count, findings, accept, remedies, clean, sets, deletion, import_bar,
+        import_name, import_button,
     )  # fmt: skip
 
 
@@ -94,6 +98,7 @@ def slots(tab: DataTab) -> list[Slot]:
             _data_mark,
             confirmed=False,
         ),
+        *deletions.slots(tab.deletion),
         slot(tab.tokens, _tokens),
         slot(tab.count, _count_button),
         Slot(
@@ -133,6 +138,7 @@ def wire(page: Page, tab: DataTab) -> None:
     for weight in mixture.weights:
         for event in (weight.submit, weight.blur):
             page.on(event, lambda view_, *typed: import_rows.weigh_sets(workspace, typed), mixture.weights)
+    deletions.wire(page, tab.deletion)
     page.on(tab.count.click, lambda view_: workspace.count_tokens())
     page.on(tab.clean.click, lambda view_, names: import_rows.clean_sets(workspace, names), [tab.remedies])
     page.on(tab.accept.input, accept, [tab.accept])
@@ -282,6 +288,26 @@ def _findings(scene: Scene, tab: DataTab) -> Updates:
         ),
         tab.clean: gr.update(visible=bool(offered)),
     }
+
+
+def _set_names(scene: Scene) -> list[tuple[str, str]]:
+    return [(f"{report.name}, {plural(report.rows, 'row')}", report.name) for report in scene.world.datasets.values()]
+
+
+def _set_facts(scene: Scene, name: str) -> list[str]:
+    report = scene.world.datasets[name]
+    chosen = ["The next run is to learn from it."] if name in _chosen(scene) else []
+    gone = f"{plural(report.rows, 'row')} with what was cleaned in them; {report.source_file} stays where it is."
+    return [gone, *chosen, *scene.workspace.studio.references.to_set(name)]
+
+
+def _delete_set(scene: Scene, name: str) -> None:
+    draft = scene.workspace.draft
+    scene.workspace.studio.data.remove(name)
+    draft.change({"data.sources": [one for one in draft["data.sources"] if one["name"] != name]})
+
+
+SETS = Deletable("data set", _set_names, _set_facts, _delete_set)
 
 
 def _ticks(label: str, info: str, elem_id: str) -> gr.CheckboxGroup:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, find_export_kind, parse_weights
+from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, find_export_kind, parse_weights
 from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
@@ -17,19 +17,25 @@ from qlora_studio.ui.server.export import (
     current_folder,
     current_sizes,
     current_wish,
+    export_facts,
     export_mark,
     find_notes,
     is_exporting,
     newest_commands,
     newest_disagrees,
+    newest_folder,
     offered_folder,
+    settled_folder,
     start,
     suggested_merge,
+    written_names,
 )
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
+from qlora_studio.ui.tabs import deletion as deletions
 from qlora_studio.ui.tabs import push as push_fold
+from qlora_studio.ui.tabs.deletion import Deletable, Deletion
 from qlora_studio.ui.tabs.export_form import (
     Elsewhere,
     ExportChoice,
@@ -54,9 +60,12 @@ class ExportTab:
     elsewhere: Elsewhere
     several: Several
     onward: PushFold
+    written: gr.Accordion
+    deletion: Deletion
     start: gr.Button
     stop: gr.Button
     again: gr.Button
+    open: gr.Button
     notes: gr.HTML
     readiness: gr.HTML
     state: gr.HTML
@@ -71,13 +80,18 @@ def build() -> ExportTab:
         with gr.Column(scale=6, min_width=330):
             notes = gr.HTML(elem_id="export-checks")
             state = gr.HTML(elem_id="export-state")
+            show = gr.Button("Open the folder", size="sm", visible=False, elem_id="export-open-btn")
             again = gr.Button("Export again as chatted", size="sm", visible=False, elem_id="export-again-btn")
             onward = push_fold.build()
+            with gr.Accordion("Exports of this run", open=False, visible=False, elem_id="export-written") as written:
+                deletion = deletions.build(EXPORTS, "export")
     with gr.Row(elem_id="export-bar", elem_classes="qs-action-bar"):
         readiness = gr.HTML(elem_id="export-readiness", min_width=200)
         stop = gr.Button("Stop the export", variant="stop", visible=False, elem_id="export-stop-btn", min_width=120)
         start = gr.Button("Export", variant="primary", interactive=False, elem_id="export-btn", min_width=160)
-    return ExportTab(choice, target, elsewhere, several, onward, start, stop, again, notes, readiness, state)
+    return ExportTab(
+        choice, target, elsewhere, several, onward, written, deletion, start, stop, again, show, notes, readiness, state
+    )
 
 
 def slots(tab: ExportTab) -> list[Slot]:
@@ -101,7 +115,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(
             tab.choice.what,
             lambda scene: gr.update(
-                choices=view.cards(current_wish(scene), *current_sizes(scene)), value=scene.view.export_what
+                choices=view.cards(current_wish(scene), current_sizes(scene)), value=scene.view.export_what
             ),
             lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
         ),
@@ -110,6 +124,11 @@ def slots(tab: ExportTab) -> list[Slot]:
             tab.choice.gguf,
             _gguf,
             lambda scene: (scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
+        ),
+        slot(
+            tab.choice.importance,
+            lambda scene: _importance(current_wish(scene)),
+            lambda scene: (current_wish(scene).searches_blocks, current_wish(scene).importance),
         ),
         slot(
             tab.choice.parts,
@@ -121,8 +140,11 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(tab.readiness, _readiness, lambda scene: (export_mark(scene), scene.view.export_folder)),
         Slot((tab.start, tab.stop), lambda scene: _buttons(scene, tab)),
         slot(tab.state, _state),
+        slot(tab.open, lambda scene: gr.update(visible=newest_folder(scene) is not None)),
         slot(tab.again, lambda scene: gr.update(visible=newest_disagrees(scene))),
         *push_fold.slots(tab.onward),
+        slot(tab.written, lambda scene: gr.update(visible=bool(written_names(scene)))),
+        *deletions.slots(tab.deletion),
     ]
 
 
@@ -132,6 +154,7 @@ def wire(page: Page, tab: ExportTab) -> None:
     def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
         if run != view_.export_run:
             view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
+            view_.export_importance = None
         view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
         view_.export_parts = tuple(parts)
         view_.export_folder = None
@@ -139,6 +162,9 @@ def wire(page: Page, tab: ExportTab) -> None:
     def choose_merge(view_: View, merge: str) -> None:
         view_.export_merge = merge
         view_.export_folder = None
+
+    def choose_importance(view_: View, importance: bool) -> None:
+        view_.export_importance = importance
 
     def choose_weights(view_: View, weights: str | None) -> None:
         view_.export_weights = weights or ""
@@ -148,13 +174,18 @@ def wire(page: Page, tab: ExportTab) -> None:
 
     def go(view_: View, run: str | None, folder: str, check: bool) -> None:
         view_.export_run = run
-        start(workspace, run, current_wish(Scene(workspace, workspace.world(), view_)), folder, check=check)
+        scene = Scene(workspace, workspace.world(), view_)
+        start(workspace, run, current_wish(scene), settled_folder(scene, folder), check=check)
         view_.export_folder = None
 
     def go_as_chatted(view_: View) -> None:
         view_.export_merge, view_.export_folder = "as-chatted", None
         scene = Scene(workspace, workspace.world(), view_)
         start(workspace, chosen_run(scene), current_wish(scene), str(offered_folder(scene) or ""), check=True)
+
+    def show(view_: View) -> None:
+        if (folder := newest_folder(Scene(workspace, workspace.world(), view_))) is not None:
+            workspace.studio.exports.open_folder(folder)
 
     def stop(view_: View) -> None:
         scene = Scene(workspace, workspace.world(), view_)
@@ -175,21 +206,35 @@ def wire(page: Page, tab: ExportTab) -> None:
         notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
 
     push_fold.wire(page, tab.onward)
+    deletions.wire(page, tab.deletion)
     page.on(tab.several.combine.click, combine, [tab.several.runs, tab.several.weights, tab.several.how])
     page.on(tab.elsewhere.adopt.click, adopt, [tab.elsewhere.folder, tab.elsewhere.base])
     for event in (tab.choice.run.input, tab.choice.what.input, tab.choice.gguf.input, tab.choice.parts.input):
         page.on(event, choose, [tab.choice.run, tab.choice.what, tab.choice.gguf, tab.choice.parts])
     page.on(tab.choice.merge.input, choose_merge, [tab.choice.merge])
+    page.on(tab.choice.importance.input, choose_importance, [tab.choice.importance])
     page.on(tab.choice.weights.input, choose_weights, [tab.choice.weights])
     page.on(tab.target.folder.input, retarget, [tab.target.folder], trigger_mode="always_last")
     page.on(tab.start.click, go, [tab.choice.run, tab.target.folder, tab.target.check])
     page.on(tab.again.click, go_as_chatted)
+    page.on(tab.open.click, show)
     page.on(tab.stop.click, stop)
+
+
+def _delete_export(scene: Scene, folder: str) -> None:
+    scene.workspace.studio.exports.delete(folder)
+
+
+EXPORTS = Deletable("export", written_names, export_facts, _delete_export)
 
 
 def _merge(scene: Scene) -> dict[str, Any]:
     chosen = scene.view.export_merge or suggested_merge(scene) or MERGE_CHOICES[0].name
     return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
+
+
+def _importance(wish: ExportWish) -> dict[str, Any]:
+    return gr.update(visible=wish.searches_blocks, value=wish.importance)
 
 
 def _gguf(scene: Scene) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class ExportChoice:
     what: gr.Radio
     merge: gr.Radio
     gguf: gr.Dropdown
+    importance: gr.Checkbox
     parts: gr.CheckboxGroup
 
 
@@ -61,7 +62,7 @@ def build_choice() -> ExportChoice:
         elem_id="export-weights", interactive=True,
     )  # fmt: skip
     what = gr.Radio(
-        view.cards(wish_of(View(), None), None, None),
+        view.cards(wish_of(View(), None), None),
         value=View().export_what,
         label="What",
         info="A merged model or GGUF file runs alone; an adapter stays small and needs its base.",
@@ -72,8 +73,8 @@ def build_choice() -> ExportChoice:
     return ExportChoice(run, weights, what, *_build_details())
 
 
-def _build_details() -> tuple[gr.Radio, gr.Dropdown, gr.CheckboxGroup]:
-    """What only some kinds ask for: the merge, the GGUF type, the parts of a pack."""
+def _build_details() -> tuple[gr.Radio, gr.Dropdown, gr.Checkbox, gr.CheckboxGroup]:
+    """What only some kinds ask for: the merge, the GGUF type and its matrix, the parts of a pack."""
     merge = gr.Radio(
         view.merge_cards(),
         value=MERGE_CHOICES[0].name,
@@ -92,6 +93,14 @@ def _build_details() -> tuple[gr.Radio, gr.Dropdown, gr.CheckboxGroup]:
         interactive=True,
         visible=False,
     )
+    importance = gr.Checkbox(
+        False,
+        label="Importance matrix",
+        info="Reads training rows first and keeps best the columns that count for them. The same size, a little longer.",
+        elem_id="export-importance",
+        interactive=True,
+        visible=False,
+    )
     parts = gr.CheckboxGroup(
         view.part_items(),
         value=list(View().export_parts),
@@ -101,7 +110,7 @@ def _build_details() -> tuple[gr.Radio, gr.Dropdown, gr.CheckboxGroup]:
         interactive=True,
         visible=False,
     )
-    return merge, gguf, parts
+    return merge, gguf, importance, parts
 
 
 def build_target() -> ExportTarget:

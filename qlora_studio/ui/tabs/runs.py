@@ -12,6 +12,7 @@ from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import JobRef
 from qlora_studio.core.progress import RESUMABLE
+from qlora_studio.core.runs import common_answers
 from qlora_studio.core.series import Along
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
@@ -25,7 +26,7 @@ from qlora_studio.ui.tabs.queue import QueueTab
 from qlora_studio.ui.tabs.run_controls import RunControls
 from qlora_studio.ui.views import run as run_view
 from qlora_studio.ui.views import runs as view
-from qlora_studio.ui.views.html import Html, page_head
+from qlora_studio.ui.views.html import Html, join, page_head
 
 LONGEST_ANSWER = 120
 """Tokens of an answer when a run is evaluated."""
@@ -238,16 +239,19 @@ def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | 
 
 def _compared_mark(scene: Scene) -> object:
     runs = [scene.world.runs[name] for name in compared_names(scene)]
-    return [run_view.run_mark(run) for run in runs], scene.view.compared_loss, scene.view.compared_along
+    evaluations = [scene.world.newest_job(run.name, "evaluations") for run in runs]
+    asked = [job and job.state for job in evaluations]
+    return [run_view.run_mark(run) for run in runs], asked, scene.view.compared_loss, scene.view.compared_along
 
 
 def _comparison(scene: Scene, tab: RunsTab) -> Updates:
     runs = [run for name in compared_names(scene) if (run := scene.world.view(name)) is not None]
     of_evaluation = scene.view.compared_loss == "evaluation"
+    answers = common_answers([scene.workspace.studio.runs.answers(run.name) for run in runs])
     return {
         tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation, along=scene.view.compared_along),
         tab.peaks: view.peaks_card(runs),
-        tab.differences: view.differences_card(runs),
+        tab.differences: join((view.differences_card(runs), view.answers_card(runs, answers))),
     }
 
 

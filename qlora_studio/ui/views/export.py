@@ -11,6 +11,7 @@ from qlora_studio.core.exports import (
     GGUF_CHOICES,
     MERGE_CHOICES,
     PACK_PARTS,
+    ExportSizes,
     ExportWish,
     LoadCommand,
     find_export_kind,
@@ -52,12 +53,12 @@ def worst_verdict(progress: Progress) -> Verdict | None:
     return min(verdicts, key=lambda verdict: order.index(verdict.kind), default=None)
 
 
-def cards(wish: ExportWish, adapter: int | None, merged: int | None) -> list[tuple[str, str]]:
+def cards(wish: ExportWish, sizes: ExportSizes | None) -> list[tuple[str, str]]:
     """The kinds with their sizes in bytes, where these are known, for the other choices of the wish."""
     items = []
     for kind in list_choices():
         one = ExportWish(kind, wish.merge_into, wish.gguf, wish.parts)
-        size = one.result_bytes(adapter, merged) if adapter is not None else None
+        size = one.result_bytes(sizes) if sizes is not None else None
         items.append(
             (f"{_headline(kind.title)}\n{f'{gib(size)} · ' if size is not None else ''}{kind.says}", kind.name)
         )

@@ -11,7 +11,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.held_out import HeldOut
 from qlora_studio.core.progress import JobView, Progress
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.runs import RunSummary, RunView, differing_settings
+from qlora_studio.core.runs import RunSummary, RunView, differing_settings, move_along
 from qlora_studio.core.series import Along
 from qlora_studio.core.words import clock
 from qlora_studio.ui.fields import in_labels, label
@@ -130,17 +130,9 @@ def compared_lines(runs: Sequence[RunView], *, of_evaluation: bool = False, alon
     series = []
     for index, run in enumerate(runs):
         losses = evaluation_losses(run.progress) if of_evaluation else run.progress.losses
-        points = moved_along(run.progress, losses, along)
+        points = move_along(run.progress, losses, along)
         series.append(line(run.name, index, points, smooth=not of_evaluation, dots=of_evaluation))
     return lines(series, unit=along)
-
-
-def moved_along(progress: Progress, points: Sequence[tuple[float, float]], along: Along) -> list[tuple[float, float]]:
-    """Points by step as points by tokens or seconds; those of steps nobody has counted yet are left out."""
-    if along == "step":
-        return list(points)
-    reached = {0: 0.0, **dict(progress.tokens if along == "tokens" else progress.seconds)}
-    return [(round(reached[int(step)]), value) for step, value in points if int(step) in reached]
 
 
 def peaks_card(runs: Sequence[RunView]) -> Html:
@@ -205,6 +197,16 @@ def _adapter_of(run: RunView) -> str:
         return "none"
     step = run.progress.adapter_step
     return "saved" if step is None else f"step {step}"
+
+
+def answers_card(runs: Sequence[RunView], answers: Sequence[tuple[str, Sequence[str | None]]]) -> Html:
+    """What compared runs answered to the same prompts, side by side."""
+    if not answers:
+        return Html("")
+    rows = [
+        (tag("b", prompt), *(tag("div", one or "–", class_="qs-answer") for one in said)) for prompt, said in answers
+    ]
+    return card("Answers to the same prompts", table(("", *(run.title for run in runs)), rows, "Answers side by side"))
 
 
 def samples_card(progress: Progress) -> Html:

@@ -11,6 +11,7 @@ import pytest
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.readers.files import list_files, read_rows
 from qlora_studio.data.readers.rows import Row
+from tests.matrix import mostly_slow
 
 ROWS = [{"a": "eins", "b": "zwei"}, {"a": 'drei, "vier"', "b": "fünf\nsechs 😀"}]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -153,7 +154,9 @@ def test_a_folder_without_data_says_so(tmp_path):
         list(read_rows(tmp_path))
 
 
-@pytest.mark.parametrize("file", ["big.jsonl", "big.json", "big.csv", "big.jsonl.gz", "big.txt"])
+@pytest.mark.parametrize(
+    "file", mostly_slow(["big.jsonl", "big.json", "big.csv", "big.jsonl.gz", "big.txt"], "big.json")
+)
 def test_memory_stays_flat_while_a_big_file_streams(tmp_path, file):
     path = tmp_path / file
     line = json.dumps({"a": "word " * 200})

@@ -13,6 +13,7 @@ from qlora_studio.core.errors import LawBroken, StudioError
 from qlora_studio.data.readers import files, json_file
 from qlora_studio.data.readers.rows import Problem, Row, Tally, Unseen
 from qlora_studio.data.sets.importer import import_file, load_conversations, preview_file
+from tests.matrix import mostly_slow
 
 
 def rows(count):
@@ -364,7 +365,7 @@ def test_rows_of_threads_are_counted_as_rows(tmp_path):
 # no traceback for any bytes
 
 
-@pytest.mark.parametrize("suffix", files.SUFFIXES)
+@pytest.mark.parametrize("suffix", mostly_slow(files.SUFFIXES, ".jsonl", ".parquet"))
 def test_random_bytes_are_refused_in_words(tmp_path, suffix):
     generator = random.Random(suffix)
     starts = (b"", b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", b"\x1f\x8b\x08\0", b"PK\x03\x04", b"[{", b'{"a":')

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_studio.core.jobs import GgufType, MergeInto
-from qlora_studio.engine.gguf_file.write import About, GgufFile
+from qlora_studio.engine.gguf_file.write import About, GgufFile, Precision
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.gguf_file.small_tokenizers import save
@@ -85,7 +85,7 @@ def write_gguf(
     adapter = adapter or small_adapter(base, place / "adapter")
     merged = MergedWeights(MergeRecipe(base, adapter, into, torch.float32))
     path = place / f"small.{kind}.gguf"
-    GgufFile(merged, load_tokenizer(base), kind, about).write(path)
+    GgufFile(merged, load_tokenizer(base), Precision(kind), about).write(path)
     merged.close()
     return path
 

@@ -13,6 +13,7 @@ from qlora_studio.engine.gguf_file.write import About
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe
 from tests.engine.gguf_file.small_models import FAMILIES, reference, small_adapter, small_base, write_gguf
 from tests.llama_cpp import LlamaCpp
+from tests.matrix import mostly_slow
 
 IDS = [*range(300, 390)]
 SAME_KL = 1e-5
@@ -65,7 +66,7 @@ def silenced(adapter):
     return adapter
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, "llama", "gemma3", "qwen2"))
 def test_every_family_takes_its_adapter(name, tmp_path):
     model_type, changes = FAMILIES[name]
     base = small_base(model_type, tmp_path / "base", **changes)

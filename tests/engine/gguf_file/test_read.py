@@ -12,11 +12,12 @@ from qlora_studio.engine.gguf_file.read import load_gguf, part
 from qlora_studio.engine.gguf_file.write import About, interleave
 from tests.engine.conftest import FP32
 from tests.engine.gguf_file.small_models import FAMILIES, reference, small_base, write_gguf
+from tests.matrix import mostly_slow
 
 IDS = torch.tensor([[*range(300, 390)]])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, "llama", "gemma3", "qwen2"))
 @torch.no_grad()
 def test_it_computes_what_base_and_adapter_compute(name, tmp_path):
     model_type, changes = FAMILIES[name]
