@@ -71,7 +71,7 @@ BREAKAGES = {
     "6 a driver that is too old": Breakage(CARD, "or int(branch) >= needed", "or int(branch) >= 0", FIT),
     "6 a card without kernels": Breakage(CARD, "if has is None or has >= needed:", "if has is None or has >= (0, 0):", FIT),
     "6 an error of the card asks for another download": Breakage(
-        LOAD, "hint = ASK_DOCTOR if _is_of_the_card(error) else", "hint = ASK_DOCTOR if False else", "engine/test_load.py"
+        "engine/load_faults.py", "hint = ASK_DOCTOR if _is_of_the_card(error) else", "hint = ASK_DOCTOR if False else", "engine/test_load.py"
     ),
     "7 the worker sees every card": Breakage(
         "runs/supervisor.py", 'environment["CUDA_VISIBLE_DEVICES"] = card', "pass", START
