@@ -38,6 +38,8 @@ def _check_versions() -> Check:
 def _check_build(cards: int) -> Check:
     """Whether torch was built for the card that the driver sees."""
     accelerator = choose_accelerator()
+    if (problem := accelerator.find_build_problem()) is not None:
+        return Check(name="torch", state="bad", says=problem, remedy="Install a torch that is built for this card.")
     if accelerator.name == "cuda":
         says = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {accelerator.label}."
         return Check(name="torch", state="ok", says=says)

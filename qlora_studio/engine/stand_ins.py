@@ -158,41 +158,57 @@ class AdaptedLinear(nn.Module):
 
 
 class GroupedProduct(torch.autograd.Function):
-    """Rows, each times the matrix of its expert. Keeps its input, as the kernel for processors does."""
+    """Rows, each times the matrix of its expert. Keeps its input, as the kernel for cards before Ampere does.
+
+    On a processor the rows of one expert are copied for its product, in both directions. How many choose the same one is a
+    number, so that it is as many as can: each of the tokens once.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, outputs: int) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, outputs: int, tokens: int) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return x.new_empty(x.shape[0], outputs)
+        ctx.tokens = tokens
+        return _grouped(x, outputs, tokens)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         x, _ = ctx.saved_tensors
-        return torch.empty_like(x), None, None
+        return _grouped(grads[0], x.shape[-1], ctx.tokens), None, None, None
+
+
+def _grouped(x: torch.Tensor, outputs: int, tokens: int) -> torch.Tensor:
+    """(rows, inputs) -> (rows, outputs), with the copies of the rows of one expert there for the moment."""
+    out = x.new_empty(x.shape[0], outputs)
+    x.new_empty(tokens, max(x.shape[-1], outputs))
+    return out
 
 
 def planned_experts(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """What grouped experts hold, in shapes that do not depend on which expert a token goes to.
 
+    As transformers' `grouped_mm_experts_forward` does it: rows in the order of their experts and back again.
     `hidden` is (tokens, hidden), `chosen` and `weights` are (tokens, experts a token).
     """
-    tokens, width = hidden.shape
-    picked = hidden[
-        torch.arange(chosen.numel(), device=hidden.device) // chosen.shape[-1]
-    ]  # (tokens x experts, hidden)
+    (tokens, width), each = hidden.shape, chosen.shape[-1]
+    expert, order = torch.sort(chosen.reshape(-1))  # (tokens x experts a token,)
+    picked = hidden[order // each]  # (tokens x experts a token, hidden)
+    sorted_weights = weights.reshape(-1)[order]
     first = experts.gate_up_proj if experts.has_gate else experts.up_proj
     inner = first.shape[-1] if experts.is_transposed else first.shape[-2]
     grouped: Callable[..., torch.Tensor] = GroupedProduct.apply
-    product = grouped(picked, first, inner)
+    product = grouped(picked, first, inner, tokens)
     if experts.has_bias:
         bias = experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias
-        product = product + bias[chosen.reshape(-1)]
-    active = experts._apply_gate(product) if experts.has_gate else experts.act_fn(product)
-    out = grouped(active, experts.down_proj, width)
+        product = product + bias[expert]
+    product = experts._apply_gate(product) if experts.has_gate else experts.act_fn(product)
+    product = grouped(product, experts.down_proj, width, tokens)
     if experts.has_bias:
-        out = out + experts.down_proj_bias[chosen.reshape(-1)]
-    weighted = out * weights.reshape(-1, 1)
-    summed: torch.Tensor = weighted.view(tokens, chosen.shape[-1], width).sum(dim=1)
+        product = product + experts.down_proj_bias[expert]
+    weighted = product * sorted_weights.unsqueeze(-1)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    weighted = weighted[back]
+    summed: torch.Tensor = weighted.view(tokens, each, width).sum(dim=1)
     return summed.to(hidden.dtype)
 
 

@@ -29,9 +29,6 @@ SHORT_ROW, SHORT_BLOCK = 512, 64
 EAGER_MARGIN = 1.15
 """Without a fused kernel products copy what lies in several rows, more than a dry run of two rows shows: up to 15 % of a
 step with four rows (2026-11-21, tiny Bloom, GPT-J, gpt-oss, Falcon)."""
-MIXTURE_MARGIN = 1.05
-"""Measured, the cause not found: a tiny Qwen3-MoE took 3 % more than its dry run in one row with all layers checkpointed
-(2026-11-21), and 6 to 13 % less elsewhere. A dry run cannot know how unevenly tokens choose their experts."""
 WHOLE_LOGITS = 16
 """Bytes per logit where all exist at once: compute format, fp32, probabilities, their gradient and its copy."""
 
@@ -93,7 +90,7 @@ def _margin(shape: ModelShape) -> float:
     """What is laid on top of a dry run; formulas have none."""
     if shape.measured is None:
         return 1.0
-    return EAGER_MARGIN if shape.measured.eager else MIXTURE_MARGIN if shape.measured.stacked else 1.0
+    return EAGER_MARGIN if shape.measured.eager else 1.0
 
 
 def _at(shape: ModelShape, kept: float, moment: Moment, settings: PlanSettings) -> StepPeak:

@@ -131,6 +131,7 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
 def test_training_on_a_card_stays_on_it_and_waits_no_more_than_stated(case, waits, tmp_path):
     watched = train(case, tmp_path)
     assert [event.step for event in watched.events if isinstance(event, ev.StepLogged)] == [1, 2, 3]
+    assert all(event.peak_bytes > 0 for event in watched.events if isinstance(event, ev.StepLogged))
     assert set(watched.attention) == {"flash", "varlen"}  # the first before rows are packed
     assert watched.waits == waits
 

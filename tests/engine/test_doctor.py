@@ -65,3 +65,16 @@ def test_attention_is_tried_with_unequal_heads(monkeypatch, grouped, equal, stat
     monkeypatch.setattr("qlora_studio.engine.doctor.choose_device", lambda: Device(Pretended(), torch.float32))
     found = _check_attention()
     assert (found.state, found.says) == (state, says)
+
+
+def test_a_build_without_kernels_for_the_card_is_bad_news(monkeypatch):
+    class Newer(CpuAccelerator):
+        name = "cuda"
+
+        def find_build_problem(self):
+            return "torch is built for older cards."
+
+    monkeypatch.setattr("qlora_studio.engine.doctor.choose_accelerator", Newer)
+    (found,) = [check for check in check_engine(cards=1) if check.name == "torch"]
+    assert (found.state, found.says) == ("bad", "torch is built for older cards.")
+    assert found.remedy == "Install a torch that is built for this card."

@@ -162,6 +162,12 @@ def test_expandable_segments_are_left_alone_under_wsl(monkeypatch, release, wsl)
         assert ("PYTORCH_ALLOC_CONF" in worker_environment()) is not wsl
 
 
+def test_expandable_segments_are_left_alone_under_windows(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert "PYTORCH_ALLOC_CONF" not in worker_environment()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -33,6 +33,9 @@ class CpuAccelerator:
     def is_available(cls) -> bool:
         return True
 
+    def find_build_problem(self) -> str | None:
+        return None
+
     def prepare(self) -> None:
         """Lets glibc reuse the large buffers that dequantisation takes and returns for every layer.
 

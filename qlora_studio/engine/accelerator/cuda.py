@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,6 +33,15 @@ class CudaAccelerator:
     @property
     def label(self) -> str:
         return torch.cuda.get_device_name(self.device)
+
+    def find_build_problem(self) -> str | None:
+        has, built = torch.cuda.get_device_capability(self.device), torch.cuda.get_arch_list()
+        if has_kernels(has, built):
+            return None
+        return (
+            f"torch {torch.__version__} is built for {', '.join(built) or 'no card'}, and {self.label} has compute "
+            f"capability {has[0]}.{has[1]}."
+        )
 
     def prepare(self) -> None:
         """Nothing: the environment has set the caching allocator up before torch was imported."""
@@ -72,6 +81,25 @@ class CudaAccelerator:
 
     def attention_kernels(self, dtype: torch.dtype, *, grouped: bool) -> tuple[str, ...]:
         return find_kernels(self.device, dtype, grouped=grouped)
+
+
+def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether a card of this capability runs what torch was built for, such as `sm_86` and `compute_120`.
+
+    Kernels (`sm`) run on their own major version from their minor on; what is left to the driver to compile (`compute`),
+    on every later one. CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility".
+    """
+    for name in built:
+        kind, _, digits = name.partition("_")
+        number = digits.rstrip("af")  # kernels of one architecture alone, such as `sm_90a`
+        if not number.isdigit():
+            continue
+        wanted = int(number[:-1]), int(number[-1])
+        if (kind == "sm" and wanted[0] == capability[0] and wanted <= capability) or (
+            kind == "compute" and wanted <= capability
+        ):
+            return True
+    return False
 
 
 def share_of_card(budget_bytes: int, total_bytes: int) -> float:

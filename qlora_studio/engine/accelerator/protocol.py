@@ -42,6 +42,9 @@ class Accelerator(Protocol):
     def release_every_steps(self) -> int | None:
         """How often freed memory must be given back during training; None where the allocator uses it again."""
 
+    def find_build_problem(self) -> str | None:
+        """Why the installed torch has no kernels for this hardware, in a sentence; None where it has."""
+
     def prepare(self) -> None:
         """Sets the allocator up, once per process and before anything is loaded."""
 

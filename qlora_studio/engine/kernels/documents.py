@@ -151,7 +151,9 @@ class ProcessorAttention(torch.autograd.Function):
         def row(start: int, end: int, logsumexp: torch.Tensor) -> tuple[torch.Tensor, ...]:
             length = filled(end - start)
             mask = local_mask(length, ctx.window, query)
-            gradient = F.pad(grads[0][:, :, start:end], (0, 0, 0, length - end + start))
+            gradient = grads[0][:, :, start:end]
+            if length > end - start:  # `pad` copies also where there is nothing to fill
+                gradient = F.pad(gradient, (0, 0, 0, length - end + start))
             q, k, v, result = (filled_row(part, start, end) for part in (query, key, value, out))
             if mask is None and suits(query, end - start):
                 scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5

@@ -9,7 +9,7 @@ import torch
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
-from qlora_studio.engine.accelerator.cuda import CudaAccelerator, share_of_card
+from qlora_studio.engine.accelerator.cuda import CudaAccelerator, has_kernels, share_of_card
 from qlora_studio.engine.accelerator.protocol import Peak
 
 CARD = torch.device("cuda", 0)
@@ -82,6 +82,31 @@ def test_auto_is_bf16_from_ampere_on(card, monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert CudaAccelerator().choose_dtype("auto") == dtype
     assert CudaAccelerator().choose_dtype("fp32") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 5), ["sm_75", "sm_80", "sm_120"], True),
+        ((8, 9), ["sm_75", "sm_80", "sm_86", "sm_120"], True),
+        ((6, 1), ["sm_75", "sm_80"], False),
+        ((8, 0), ["sm_86"], False),
+        ((12, 0), ["sm_75", "sm_80", "sm_90a"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((8, 6), [], False),
+    ],
+)
+def test_kernels_run_on_their_major_version_and_what_the_driver_compiles_on_every_later_one(capability, built, runs):
+    assert has_kernels(capability, built) is runs
+
+
+def test_a_build_without_kernels_for_the_card_is_named(card, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    assert CudaAccelerator().find_build_problem() == (
+        f"torch {torch.__version__} is built for sm_80, sm_90, and NVIDIA GeForce RTX 2060 has compute capability 7.5."
+    )
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    assert CudaAccelerator().find_build_problem() is None
 
 
 def test_what_is_done_to_the_card_is_done(card):
