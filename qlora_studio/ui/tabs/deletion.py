@@ -41,7 +41,7 @@ class Deletion:
 
 def build(of: Deletable, name: str) -> Deletion:
     """The controls, whose ids begin with `name`."""
-    which = gr.Dropdown([], value=None, label=f"Delete a {of.word}", elem_id=f"{name}-delete", interactive=True)
+    which = gr.Dropdown([], value=None, label="Which to delete", elem_id=f"{name}-delete", interactive=True)
     ask = gr.Button(f"Delete this {of.word} …", size="sm", variant="stop", elem_id=f"{name}-delete-btn")
     holds = gr.HTML(elem_id=f"{name}-holds")
     with gr.Row():
