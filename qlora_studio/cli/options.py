@@ -45,7 +45,7 @@ Neftune = Annotated[float | None, typer.Option("--neftune", help=help_of(cf.Opti
 LearningRate = Annotated[
     str | None, typer.Option("--learning-rate", "--lr", help=help_of(cf.OptimConfig, "learning_rate"))
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting: --set optim.learning_rate=1e-4")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting: --set optim.schedule=linear")]
 
 
 METHODS: Mapping[str, tuple[str, Any]] = {

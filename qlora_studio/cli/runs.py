@@ -15,6 +15,7 @@ from qlora_studio.cli.jobs import follow
 from qlora_studio.cli.show import show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.measured import differences
 from qlora_studio.core.runs import RunView, best_first, common_answers, differing_settings, losses_at_marks
 from qlora_studio.core.series import Along
 from qlora_studio.core.sweep import describe_value
@@ -75,6 +76,8 @@ def show(name: Name) -> None:
             f"Planned {gib(progress.probe.predicted_bytes)}, largest step measured "
             f"{gib(progress.probe.measured_bytes)}, peak of the run {gib(progress.peak_bytes)}."
         )
+    for sentence in differences(progress):
+        console.print(sentence)
     if progress.base_loss is not None:
         console.print(f"Held-out loss of the base: {progress.base_loss:.4f}")
     best = progress.held_out.best

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.diagnosis import diagnose
+from qlora_studio.core.measured import compare_peak
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress as State
 from qlora_studio.core.progress import advance
@@ -90,6 +91,8 @@ class Watcher:
                 say(f"Adapter saved: step {event.step}{loss}.")
             case ev.Finished() | ev.Stopped():
                 self._diagnose()
+                if sentence := compare_peak(self.state):
+                    say(f"[dim]{sentence}[/]")
             case ev.StepRetriedSmaller():
                 say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.change}.[/]")
             case ev.UpdateSkipped():

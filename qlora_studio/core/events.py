@@ -154,6 +154,7 @@ class StepRetriedSmaller(Event):
     """What was made smaller, in words."""
     micro_batch_tokens: int
     checkpointed_layers: int
+    tiled_mlp: bool = False
     reason: str
 
 

@@ -155,6 +155,8 @@ class StepCosts:
     """The worst moments of a layer's backward pass, on top of what is kept."""
     end: Moment
     """The worst moment of the backward pass through what follows the last layer."""
+    forward: Moment | None = None
+    """The worst moment of the forward pass, where it may be worse than any of the backward pass."""
     saved_pairs: float = 0.0
     """As `saved`, per pair of tokens of a row; 0 with fused attention."""
     around_pairs: float = 0.0
@@ -249,11 +251,6 @@ class MemoryEstimate(_Value):
         """What the allocator hands out at the peak: the bill without context and slack."""
         return sum(part.bytes for part in self.parts if part.key not in ("context", "slack"))
 
-    @property
-    def reserved_bytes(self) -> int:
-        """What the allocator takes from the card at the peak, holes included: the bill without the context."""
-        return self.total_bytes - self.part_bytes("context")
-
     def part_bytes(self, key: str) -> int:
         """Bytes of one item; 0 where the bill has no such item."""
         return sum(part.bytes for part in self.parts if part.key == key)
@@ -303,3 +300,20 @@ class MemoryPlan(_Value):
     def spare_bytes(self) -> int:
         """What is left of the budget; negative where it does not fit."""
         return self.budget_bytes - self.estimate.total_bytes
+
+    @property
+    def comparable_bytes(self) -> int:
+        """What the plan says of the quantity that a run's peak measures.
+
+        On a CPU that is the whole process; on a card what the allocator takes, CUDA's context not among it.
+        """
+        return self.estimate.total_bytes - self._unmeasured_bytes
+
+    @property
+    def comparable_budget_bytes(self) -> int:
+        """The budget for that quantity."""
+        return self.budget_bytes - self._unmeasured_bytes
+
+    @property
+    def _unmeasured_bytes(self) -> int:
+        return 0 if self.device == "cpu" else self.estimate.part_bytes("context")

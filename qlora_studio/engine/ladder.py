@@ -1,7 +1,8 @@
 """The out-of-memory ladder: the same work again under smaller limits, until it fits.
 
 No rung changes what is computed beyond rounding: micro-batches are halved first, which costs little time, then gradient
-checkpointing covers more layers. Training and evaluation go down the same ladder and stay where they came to.
+checkpointing covers more layers, and last MLPs go in tiles, where a row is longer than one. Training and evaluation go
+down the same ladder and stay where they came to.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import TypeVar
 from torch import nn
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.plan import GIB
+from qlora_studio.core.plan import GIB, MemoryPlan
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.engine.kernels.gated_mlp import TILE
+from qlora_studio.engine.kernels.replace import can_tile, tile_mlps
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
 
@@ -32,6 +35,10 @@ class Limits:
     micro_batch_tokens: int
     checkpointed_layers: int
     layers: int
+    tiled_mlp: bool = False
+    """Whether MLPs are computed in tiles."""
+    can_tile: bool = False
+    """Whether they could be."""
 
     def smaller_of(self, other: Limits) -> Limits:
         """The smaller of both in each respect."""
@@ -39,6 +46,7 @@ class Limits:
             self,
             micro_batch_tokens=min(self.micro_batch_tokens, other.micro_batch_tokens),
             checkpointed_layers=min(self.layers, max(self.checkpointed_layers, other.checkpointed_layers)),
+            tiled_mlp=self.tiled_mlp or (self.can_tile and other.tiled_mlp),
         )
 
 
@@ -56,8 +64,8 @@ class Descent:
 def smaller_limits(limits: Limits, longest: int, *, backward: bool = True) -> tuple[Limits, str] | None:
     """The next smaller limits and what was changed, in words; None where nothing is left to make smaller.
 
-    `longest` is the longest row in tokens: it is computed in one piece. Without `backward` gradient checkpointing would
-    save nothing and is no rung.
+    `longest` is the longest row in tokens: it is computed in one piece. Without `backward` gradient checkpointing and
+    tiles would save nothing and are no rungs.
     """
     if limits.micro_batch_tokens > longest:
         tokens = max(longest, limits.micro_batch_tokens // 2)
@@ -68,7 +76,16 @@ def smaller_limits(limits: Limits, longest: int, *, backward: bool = True) -> tu
         layers = min(limits.layers, limits.checkpointed_layers + more)
         words = f"gradient checkpointing on {layers} instead of {limits.checkpointed_layers} of {limits.layers} layers"
         return replace(limits, checkpointed_layers=layers), words
+    if backward and limits.can_tile and not limits.tiled_mlp and longest > TILE:
+        return replace(limits, tiled_mlp=True), f"MLPs in tiles of {TILE} tokens"
     return None
+
+
+def planned_limits(plan: MemoryPlan, model: nn.Module) -> Limits:
+    """The limits that a plan begins with, for the model that will be computed."""
+    return Limits(
+        plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers, plan.tiled_mlp, can_tile=can_tile(model)
+    )
 
 
 class MemoryLadder:
@@ -94,6 +111,7 @@ class MemoryLadder:
         self.limits = limits
         pin = self.accelerator.pins_memory
         checkpoint_layers(self.model, limits.checkpointed_layers, offload=self.offload, pin=pin)
+        tile_mlps(self.model, limits.tiled_mlp)
 
     def until_it_fits(self, work: Callable[[Limits], Result], longest: int, *, backward: bool = True) -> Result:
         """What `work` gives under the largest limits that it fits in; `longest` is its longest row in tokens.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.weight_files import find_weight_files
 
+ASK_DOCTOR = "The files are not at fault: `qlora-studio doctor` says whether torch, driver and card go together."
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, KeyError, AttributeError, TypeError, SafetensorError)
 """What transformers and safetensors raise for files that are damaged, or that say what they do not know."""
 
@@ -27,7 +29,13 @@ def explain_fault(error: Exception, folder: Path) -> StudioError:
             "Choose another model, or update transformers.",
             where=str(folder / "config.json"),
         )
-    return StudioError(f"The model cannot be loaded: {_first_line(error)}", "Download it again.", where=str(folder))
+    hint = ASK_DOCTOR if _is_of_the_card(error) else "Download it again."
+    return StudioError(f"The model cannot be loaded: {_first_line(error)}", hint, where=str(folder))
+
+
+def _is_of_the_card(error: BaseException) -> bool:
+    """Whether card, driver and torch do not go together, which no download mends."""
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA" in str(error))
 
 
 def find_damaged(folder: Path) -> Path | None:

@@ -27,11 +27,10 @@ from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
-from qlora_studio.engine.kernels.replace import say_slow_paths, tile_mlps
-from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder
+from qlora_studio.engine.kernels.replace import say_slow_paths
+from qlora_studio.engine.ladder import Descent, MemoryLadder, planned_limits
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
-from qlora_studio.engine.planned import comparable_bytes
 from qlora_studio.engine.samples import write_samples
 from qlora_studio.engine.saving import Saving
 from qlora_studio.engine.setup import Ending, Outcome, Setup
@@ -65,12 +64,11 @@ class TrainingLoop:
         lengths = token_lengths(setup.train)
         self.steps = plan_unit_steps(self.objective.units(len(setup.train)), lengths, config.optim)
         model.train()
-        tile_mlps(model, plan.tiled_mlp)
         self.loss_function = LossFunction(model)
         self.ladder = MemoryLadder(
             model,
             setup.accelerator,
-            Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers),
+            planned_limits(plan, model),
             self._say_descent,
             offload=plan.offload in ("boundaries", "both"),
         )
@@ -157,7 +155,7 @@ class TrainingLoop:
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
         self.emit(
             ev.ProbeMeasured(
-                predicted_bytes=comparable_bytes(self.setup.plan, accelerator),
+                predicted_bytes=self.setup.plan.comparable_bytes,
                 measured_bytes=accelerator.peak().reserved_bytes + states,
                 tokens=layout.tokens_of([lengths[row] for row in largest]),
                 row_tokens=max(lengths[row] for row in largest),
@@ -265,6 +263,7 @@ class TrainingLoop:
                 change=descent.change,
                 micro_batch_tokens=descent.limits.micro_batch_tokens,
                 checkpointed_layers=descent.limits.checkpointed_layers,
+                tiled_mlp=descent.limits.tiled_mlp,
                 reason=descent.reason,
             )
         )

@@ -19,7 +19,7 @@ from qlora_studio.engine.accumulator import Accumulator, StepRows
 from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
-from qlora_studio.engine.ladder import Limits, MemoryLadder
+from qlora_studio.engine.ladder import MemoryLadder, planned_limits
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.updates import Updates, make_optimizer, trained_groups
@@ -45,7 +45,7 @@ class RateSearch:
         self.measured_on = self._choose_rows()
         model.train()
         self.loss_function = LossFunction(model)
-        limits = Limits(plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers)
+        limits = planned_limits(plan, model)
         offload = plan.offload in ("boundaries", "both")
         self.ladder = MemoryLadder(model, setup.accelerator, limits, offload=offload)
         seed = config.optim.seed

@@ -50,9 +50,9 @@ class StepPeak:
 
 
 def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
-    """The worst of four moments.
+    """The worst of five moments.
 
-    The loss; backward through the last norm; backward through a layer that was kept; backward through one that is
+    The last MLP on the way forward; the loss; backward through the last norm; backward through a layer that was kept; backward through one that is
     computed again, when everything behind it is gone.
     """
     costs, tokens = step_costs(shape, settings), computed_tokens(settings)
@@ -61,7 +61,7 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
     window = _window_bytes(shape, settings)
     layer = costs.saved * tokens + costs.saved_fixed + costs.saved_pairs * pairs
     local = whole * shape.sliding_layers / shape.layers
-    waiting = min(checkpointed, 2) if settings.offload in ("boundaries", "both") else checkpointed
+    waiting = min(checkpointed, 1) if settings.offload in ("boundaries", "both") else checkpointed
     start = (
         waiting * costs.boundary * tokens
         + costs.around * tokens
@@ -74,6 +74,9 @@ def step_peak(shape: ModelShape, settings: PlanSettings) -> StepPeak:
         StepPeak(round(ending), loss_bytes(shape, settings), 0),
         _at(shape, ending, costs.end, settings),
     ]
+    if whole and costs.forward is not None:
+        embedded = 0 if checkpointed else costs.first_saved_less * tokens  # the model's forward holds on to it
+        moments.append(_at(shape, kept + embedded, costs.forward, settings))
     for moment in costs.layer:
         if whole:
             moments.append(_at(shape, kept, moment, settings))
@@ -127,6 +130,20 @@ def step_costs(shape: ModelShape, settings: PlanSettings) -> StepCosts:
         ending=norm,
         layer=tuple(_layer_moments(shape, settings)),
         end=_norm_moment(shape, shape.hidden, 2 * e * shape.hidden),
+        forward=_forward_moment(shape, settings),
+    )
+
+
+def _forward_moment(shape: ModelShape, settings: PlanSettings) -> Moment | None:
+    """The last layer's MLP on the way forward: its result, the last matrix, and blocks of the inner width.
+
+    In Gemma the result is what the norm behind the MLP keeps, and counted there.
+    """
+    if settings.dora or settings.tiled_mlp:
+        return None
+    result = settings.compute_bytes * shape.hidden
+    return Moment(
+        -4 if family_of(shape).norms == 4 else result, result * shape.intermediate, inner_width=shape.intermediate
     )
 
 
@@ -165,8 +182,10 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
         norms += e * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
     attention = e * (2 * queries + 2 * keys) + 4 * shape.heads  # q, k, v, output, and a sum for each head
     attention += _repeated_bytes(shape, settings)
+    if settings.cut_by_row and settings.packed and _row_tokens(settings) < settings.micro_batch_tokens:
+        attention += e * queries  # the outputs of the rows, and what is put together of them
     if family.fused:
-        attention += e * (queries + keys)  # v keeps the matrix it is part of
+        attention += 0 if settings.repeats_kv else e * (queries + keys)  # v keeps the matrix it is part of
         attention += 0 if settings.packed else e * queries  # the output is copied
     if settings.dora:
         attention += 2 * e * shape.hidden + (0 if shape.qk_norm else e * (queries + keys))  # outputs nobody else keeps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
@@ -72,22 +73,35 @@ def make_plan(
     return MemoryPlan(
         device=situation.device,
         budget_bytes=budget,
-        estimate=estimate(shape, settings),
-        micro_batch_tokens=settings.micro_batch_tokens,
-        checkpointed_layers=settings.checkpointed_layers,
         layers=shape.layers,
-        adapter_precision=settings.adapter_precision,
-        optimizer=settings.optimizer,
-        offload=settings.offload,
-        tiled_mlp=settings.tiled_mlp,
-        host_bytes=host_bytes(shape, settings),
         host_budget_bytes=situation.host_budget_bytes,
-        settings=settings,
+        **_figures(shape, settings),
         reasons=(why_budget, *_reasons(situation, settings, known_lengths=bool(lengths))) if chosen else (why_budget,),
         changes=() if chosen else find_changes(situation, machine),
         longest_context=find_longest_context(situation),
         largest_rank=find_largest_rank(situation),
     )
+
+
+def plan_again(plan: MemoryPlan, shape: ModelShape, settings: PlanSettings, reason: str = "") -> MemoryPlan:
+    """The plan of the same run with other settings: its bill is made again; budget and what would fit stay."""
+    reasons = (*plan.reasons, reason) if reason else plan.reasons
+    return plan.model_copy(update={**_figures(shape, settings), "reasons": reasons})
+
+
+def _figures(shape: ModelShape, settings: PlanSettings) -> dict[str, Any]:
+    """What of a plan follows from shape and settings."""
+    return {
+        "estimate": estimate(shape, settings),
+        "micro_batch_tokens": settings.micro_batch_tokens,
+        "checkpointed_layers": settings.checkpointed_layers,
+        "adapter_precision": settings.adapter_precision,
+        "optimizer": settings.optimizer,
+        "offload": settings.offload,
+        "tiled_mlp": settings.tiled_mlp,
+        "host_bytes": host_bytes(shape, settings),
+        "settings": settings,
+    }
 
 
 def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: bool) -> Iterator[str]:

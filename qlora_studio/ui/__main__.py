@@ -131,15 +131,15 @@ def _serve(studio: Studio, wanted: int | None, opens: bool) -> None:
     workspace = Workspace.open(studio)
     page = build(workspace).queue(api_open=False, max_size=64, default_concurrency_limit=4)
     let_queue_rest(page._queue)
-    page.launch(**launch_options(studio, port))
-    address = f"http://{ADDRESS}:{port}/"
-    (studio.home.cache / "page.json").write_text(json.dumps({"address": address}), encoding="utf-8")
-    sys.stdout.write(f"QLoRA Studio is open at {address}\nRuns go on when this is closed. Ctrl-C closes it.\n")
-    sys.stdout.flush()
-    if opens:
-        webbrowser.open(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    try:  # around the launch too: the page answers before that returns
+        page.launch(**launch_options(studio, port))
+        address = f"http://{ADDRESS}:{port}/"
+        (studio.home.cache / "page.json").write_text(json.dumps({"address": address}), encoding="utf-8")
+        sys.stdout.write(f"QLoRA Studio is open at {address}\nRuns go on when this is closed. Ctrl-C closes it.\n")
+        sys.stdout.flush()
+        if opens:
+            webbrowser.open(address)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped()
     planned = plan_run(context, config, base, rows.train)
     context.phase("loading the model in 4 bits")
-    loaded = load_for_training(base.folder, config, planned.plan)
+    loaded = load_for_training(base.folder, config, planned.plan, planned.again)
     setup = Setup(
         config=settle_rate(context, config, planned.shape),
         plan=loaded.plan,

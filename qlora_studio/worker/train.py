@@ -60,7 +60,7 @@ def run(context: Context) -> ev.Event:
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
     context.phase("loading the model in 4 bits")
-    loaded = load_for_training(base.folder, config, plan)
+    loaded = load_for_training(base.folder, config, plan, planned.again)
     if start is not None:
         start_from(loaded.model, start)
     planned = replace(planned, plan=loaded.plan)

@@ -2,12 +2,13 @@
 
 A torch built for processors aborts when autograd meets a tensor on `cuda`. So its C++ side is told `meta` and Python
 `cuda:0`: a FakeTensor whose `fake_device` is the card. Fake tensors refuse a mismatch of devices by themselves; what
-makes the host wait and which attention kernel a card would choose is counted here. Not seen: numbers, fragmentation,
-and `load_base`, because bitsandbytes' `Params4bit` cannot be fake.
+makes the host wait, which attention kernel a card would choose and what lies on the card is counted here. Not seen:
+numbers, fragmentation, kernels' own scratch, and `load_base`, because bitsandbytes' `Params4bit` cannot be fake.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,7 @@ from transformers.utils import import_utils
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
+from qlora_studio.engine.accelerator.protocol import Peak
 from qlora_studio.engine.kernels.dropout import RowSeeds
 from qlora_studio.engine.load import Device, attach_adapter, choose_attention, look_tokens_up_on_host
 from tests.engine.fake_attention import choose_kernel
@@ -49,6 +51,27 @@ class Seen:
     """What made the host wait for the card, by operation."""
     attention: Counter[str] = field(default_factory=Counter)
     """Calls of each attention kernel."""
+    storages: dict[int, int] = field(default_factory=dict)
+    """Bytes of each storage that lies on the card."""
+    held: int = 0
+    most: int = 0
+    """Bytes on the card, now and at most since the peak was last reset."""
+
+    def take(self, storage: torch.UntypedStorage) -> None:
+        """Counts a storage until nothing refers to it any more."""
+        key = storage._cdata
+        if key not in self.storages:
+            self.storages[key] = storage.nbytes()
+            self.spike(storage.nbytes())
+            self.held += storage.nbytes()
+            weakref.finalize(storage, self._give_back, key)
+
+    def spike(self, more: int) -> None:
+        """So many bytes for a moment."""
+        self.most = max(self.most, self.held + more)
+
+    def _give_back(self, key: int) -> None:
+        self.held -= self.storages.pop(key, 0)
 
 
 class FakeAccelerator(CudaAccelerator):
@@ -58,6 +81,15 @@ class FakeAccelerator(CudaAccelerator):
 
     def __init__(self, capability: tuple[int, int], seen: Seen) -> None:
         self.capability, self.seen = capability, seen
+
+    def cap(self, budget_bytes: int) -> None:
+        """Nothing: a test looks at the peak instead."""
+
+    def peak(self) -> Peak:
+        return Peak(self.seen.most, self.seen.most)
+
+    def reset_peak(self) -> None:
+        self.seen.most = self.seen.held
 
     def synchronise(self) -> None:
         self.seen.waits["synchronise"] += 1
@@ -82,9 +114,15 @@ class Watch(TorchDispatchMode):
         self.seen, self.mode = seen, mode
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
         if function is DEVICE_OF:
-            return function(*args, **kwargs)
+            return function(*args, **(kwargs or {}))
+        out = self._answer(function, args, dict(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if lies_on_card(leaf):
+                self.seen.take(leaf.untyped_storage())
+        return out
+
+    def _answer(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = function._schema.name.partition("::")[2]
         if kwargs.get("device") == META:
             kwargs["device"] = CARD  # asked by autograd's C++ side
@@ -102,6 +140,7 @@ class Watch(TorchDispatchMode):
         if name == "_amp_update_scale_":
             return args[0]
         if name == "gemm_4bit":
+            self.seen.spike(args[2][0] * args[2][1] * args[0].element_size())  # dequantised for the moment
             return args[0].new_empty(*args[0].shape[:-1], args[2][0])
         if name in ("_to_copy", "copy_"):
             self._watch_copy(name, args, kwargs)
@@ -175,6 +214,8 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         mock.patch.object(torch, "tensor", _made_on_host(torch.tensor)),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor),
         mock.patch.object(F, "scaled_dot_product_attention", attend),
+        mock.patch.object(torch.ops.aten, "_fused_rms_norm", _norm_in_one_kernel),
+        mock.patch.object(torch.ops.aten, "_fused_rms_norm_backward", _norm_gradient_in_one_kernel),
         mock.patch.object(RowSeeds, "keep_mask", lambda _, x, *__: torch.ones_like(x, dtype=torch.bool)),
         mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True),
         mock.patch("qlora_studio.engine.kernels.documents.varlen_attn", attend_by_row),
@@ -195,6 +236,15 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         for patch in patches:
             stack.enter_context(patch)
         yield FakeAccelerator(capability, seen)
+
+
+def _norm_in_one_kernel(rows: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A card has a kernel for it; fake tensors only know the seven that it stands for."""
+    return torch.empty_like(rows), rows.new_empty(len(rows), 1, dtype=torch.float32)
+
+
+def _norm_gradient_in_one_kernel(gradient: Any, *_: Any) -> tuple[torch.Tensor, None]:
+    return torch.empty_like(gradient), None
 
 
 def _leave_no_trace() -> None:

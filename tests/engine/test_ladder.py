@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.kernels import checkpointing
+from qlora_studio.engine import ladder as ladder_module
+from qlora_studio.engine.kernels import checkpointing, gated_mlp
 from qlora_studio.engine.kernels.checkpointing import decoder_layers
-from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder, smaller_limits
-from tests.engine.conftest import FP32
+from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder, planned_limits, smaller_limits
+from qlora_studio.engine.load import attach_adapter, load_base
+from tests.engine.conftest import FP32, make_plan
 
 
 def test_micro_batches_are_halved_down_to_the_longest_row_then_more_layers_are_checkpointed():
@@ -33,6 +38,51 @@ def test_a_row_longer_than_the_micro_batch_leaves_only_gradient_checkpointing():
         Limits(512, 4, 4),
         "gradient checkpointing on 4 instead of 3 of 4 layers",
     )
+
+
+def test_the_last_rung_is_tiles_where_a_row_is_longer_than_one():
+    last = Limits(2000, 4, 4, can_tile=True)
+    assert smaller_limits(last, longest=2000) == (replace(last, tiled_mlp=True), "MLPs in tiles of 1024 tokens")
+    assert smaller_limits(replace(last, tiled_mlp=True), longest=2000) is None
+    assert smaller_limits(Limits(1024, 4, 4, can_tile=True), longest=1024) is None
+    assert smaller_limits(Limits(2000, 4, 4), longest=2000) is None
+    assert smaller_limits(last, longest=2000, backward=False) is None
+    assert Limits(2000, 4, 4, can_tile=True).smaller_of(replace(last, tiled_mlp=True)).tiled_mlp
+    assert not Limits(2000, 4, 4).smaller_of(replace(last, tiled_mlp=True)).tiled_mlp
+
+
+def test_tiles_are_a_rung_only_for_mlps_that_can_be_computed_so(tiny_folder, tiny_adapter_model):
+    plan = make_plan(100)
+    assert planned_limits(plan, tiny_adapter_model.train()) == Limits(100, 0, 2, can_tile=True)
+    for lora in (LoraSettings(rank=4, dropout=0.1), LoraSettings(rank=4, use_dora=True)):
+        model = attach_adapter(load_base(tiny_folder, FP32), lora, torch.float32, seed=1).train()
+        assert planned_limits(plan, model) == Limits(100, 0, 2)
+
+
+def test_the_rung_of_tiles_computes_the_same_step_in_tiles(tiny_adapter_model, monkeypatch):
+    """Gradients are those without tiles, and every MLP is in tiles then."""
+    monkeypatch.setattr(ladder_module, "TILE", 16)
+    monkeypatch.setattr(gated_mlp, "TILE", 16)
+    model = tiny_adapter_model.train()
+    ids = torch.arange(3, 53).unsqueeze(0)
+    errors = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def work(limits):
+        if gone and errors:
+            raise errors.pop()
+        model(ids).logits.float().square().mean().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+
+    gone, limits = False, Limits(50, 2, 2, can_tile=True)
+    wanted = MemoryLadder(model, FP32.accelerator, limits).until_it_fits(work, longest=50)
+    model.zero_grad()
+    gone, said = True, []
+    ladder = MemoryLadder(model, FP32.accelerator, limits, said.append)
+    found = ladder.until_it_fits(work, longest=50)
+    assert [descent.change for descent in said] == ["MLPs in tiles of 16 tokens"] and ladder.limits.tiled_mlp
+    assert {module.tiled for module in model.modules() if hasattr(module, "tiled")} == {True}
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
 def test_without_a_backward_pass_gradient_checkpointing_is_no_rung():

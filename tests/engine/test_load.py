@@ -99,6 +99,25 @@ def test_memory_that_runs_out_while_loading_is_said_in_words(tiny_folder, monkey
     assert is_out_of_memory(caught.value)  # so that the merged model is checked on the processor instead
 
 
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "The files are not"),
+        (torch.AcceleratorError("device-side assert triggered"), "The files are not"),
+        (OSError("Error while deserializing header"), "Download it again."),
+    ],
+    ids=["no kernel for the card", "an error of the card", "a broken file"],
+)
+def test_only_a_broken_file_is_to_be_downloaded_again(tiny_folder, monkeypatch, error, hint):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(StudioError) as caught:
+        load_base(tiny_folder, FP32)
+    assert caught.value.problems[0].hint.startswith(hint)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
 def test_the_weights_file_is_let_go_once_it_is_loaded(tiny_folder):
     model = load_base(tiny_folder, FP32)

@@ -40,12 +40,17 @@ def plan_with(offload):
     return make_plan(200).model_copy(update={"offload": offload, "settings": PlanSettings(offload=offload)})
 
 
+def plan_again(settings):
+    """Stands where the planner does, which the engine does not know."""
+    return plan_with(settings.offload).model_copy(update={"host_bytes": 7})
+
+
 @pytest.mark.parametrize(("before", "after"), [("none", "embeddings"), ("boundaries", "both")])
 def test_a_model_that_does_not_fit_is_loaded_again_with_its_embeddings_offloaded(before, after):
     card = Card()
-    model, plan, notes = load_or_offload(card.load, plan_with(before), card, may_offload=True)
+    model, plan, notes = load_or_offload(card.load, plan_with(before), card, plan_again)
     assert (model, card.tries, card.released) == ("model", [False, True], 1)
-    assert (plan.offload, plan.settings.offload) == (after, after)
+    assert (plan.offload, plan.settings.offload, plan.host_bytes) == (after, after, 7)
     assert notes == (
         "Memory ran out while the model was loaded: it is loaded again with the input embeddings offloaded.",
     )
@@ -62,7 +67,7 @@ def test_a_model_that_does_not_fit_is_loaded_again_with_its_embeddings_offloaded
 )
 def test_where_offloading_is_no_way_out_the_error_stands(card, offload, may):
     with pytest.raises(StudioError, match="The model does not fit"):
-        load_or_offload(card.load, plan_with(offload), card, may_offload=may)
+        load_or_offload(card.load, plan_with(offload), card, plan_again if may else None)
     assert len(card.tries) == 1
 
 
@@ -78,4 +83,4 @@ def test_memory_that_runs_out_in_the_loader_is_known_as_such(tmp_path, monkeypat
 def test_a_processor_has_no_such_rung():
     card = SimpleNamespace(name="cpu", release=lambda: None)
     with pytest.raises(StudioError, match="The model does not fit"):
-        load_or_offload(Card().load, plan_with("none"), card, may_offload=True)
+        load_or_offload(Card().load, plan_with("none"), card, plan_again)

@@ -432,7 +432,7 @@ def test_a_resumed_run_keeps_the_limits_it_had_come_down_to(tiny_folder, tmp_pat
 
     assert run(stop_after=2, most=100).of(ev.StepRetriedSmaller)
     checkpoint = last_checkpoint(tmp_path / "run")
-    assert read_position(checkpoint).limits == Limits(100, 0, 2)
+    assert read_position(checkpoint).limits == Limits(100, 0, 2, can_tile=True)
     seen.clear()
     assert run(resume=checkpoint).of(ev.StepRetriedSmaller) == []
     assert max(seen) <= 100

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import pytest
-
 from qlora_studio.core.plan import MemoryEstimate, MemoryPart
-from qlora_studio.engine.planned import comparable_bytes, tensor_budget_bytes
+from qlora_studio.engine.planned import tensor_budget_bytes
 from tests.engine.conftest import make_plan
 
 PARTS = {"weights_4bit": 1000, "activations": 300, "context": 70, "slack": 20}
@@ -23,8 +19,3 @@ PLAN = make_plan(200).model_copy(
 
 def test_tensors_may_take_what_the_context_leaves_of_the_budget():
     assert tensor_budget_bytes(PLAN) == 5000 - 70
-
-
-@pytest.mark.parametrize(("whole_process", "bytes_"), [(True, 1390), (False, 1320)], ids=["process", "allocator"])
-def test_the_plan_is_compared_with_what_the_peak_counts(whole_process, bytes_):
-    assert comparable_bytes(PLAN, SimpleNamespace(peak_counts_process=whole_process)) == bytes_

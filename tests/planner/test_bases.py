@@ -130,9 +130,9 @@ def test_a_dry_run_that_failed_is_kept_and_made_again_only_when_asked(tmp_path, 
         where=str(tmp_path / "odd"),
         field="model.base",
     )
-    begun = time.monotonic()
+    begun = time.process_time()
     assert [find_resolved(base, home) for _ in range(50)] == [failed] * 50
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
     assert resolve(base, home, run, nothing) == failed and run.made == 1
     run.fails = False
     assert resolve(base, home, run, nothing, again=True).shape.measured == MEASURED and run.made == 2

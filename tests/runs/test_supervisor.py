@@ -94,7 +94,9 @@ def test_watching_a_job_whose_worker_vanished_ends_in_a_sentence(job):
 
 
 STARTER = """
-import sys, time
+import signal, sys, time
+for name in (signal.SIGINT, signal.SIGHUP):  # under nohup and in a background job they arrive ignored
+    signal.signal(name, signal.SIG_DFL)
 from pathlib import Path
 from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import JobFolder

@@ -82,6 +82,26 @@ def test_ending_the_command_ends_its_page(tmp_path):
     assert not answers(url) and process.returncode == 0 and said.endswith("Closed.\n")
 
 
+ENDED_IN_LAUNCH = """
+import os, signal, sys, time, gradio
+def launch(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+gradio.Blocks.launch = launch
+from qlora_studio.ui.__main__ import main
+sys.argv = ["qlora-studio ui", "--no-open"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to send")
+def test_a_page_that_is_ended_while_it_opens_is_closed(tmp_path):
+    environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ENDED_IN_LAUNCH]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\nClosed.\n", "")
+
+
 def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "cache").write_text("in the way")
     environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

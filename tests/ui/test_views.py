@@ -119,19 +119,6 @@ def test_the_proof_sets_measured_beside_planned():
     assert plan.proof_card(Progress()) == ""
 
 
-def test_each_measurement_is_compared_with_the_plan_of_that_very_thing():
-    planned = make_plan(total_gib=2, budget_gib=4)
-    events = [
-        ev.PlanMade(plan=planned),
-        ev.ProbeMeasured(predicted_bytes=2 * GIB, measured_bytes=int(1.7 * GIB)),
-        step(1, 2.0).model_copy(update={"peak_bytes": int(2.44 * GIB)}),
-    ]
-    assert plan.differences(fold(events), planned) == [
-        "The largest step took 15% less than was planned.",
-        "The peak of the run is 22% more than the plan.",
-    ]
-
-
 def test_the_tiles_follow_a_run(tmp_path):
     progress = fold(
         [ev.JobStarted(job="train"), step(4, 1.5), ev.EvaluationLogged(step=4, loss=1.75, tokens=9, rows=1)]

@@ -13,6 +13,7 @@ from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.core.machine import Machine
 from qlora_studio.home import Home
 from qlora_studio.planner.corrections import read_correction
+from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.runs.folder import create_job, write_json
@@ -43,7 +44,7 @@ def make(**changes: Any):
 
 def test_without_a_kill_the_plan_stays(context, said):
     plan = make()
-    assert shrink_plan(context, plan, 512) == plan and said == []
+    assert shrink_plan(context, plan, SHAPE, 512) == plan and said == []
 
 
 @pytest.mark.parametrize(
@@ -54,9 +55,22 @@ def test_each_kill_takes_the_plan_one_rung_down(context, said, rungs, tokens, ch
     plan = make(**{"memory.micro_batch_tokens": 4096, "memory.gradient_checkpointing": "none"})
     assert (plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers) == (4096, 0, 30)
     write_json(context.folder.path / LIMITS, {"rungs": rungs})
-    smaller = shrink_plan(context, plan, 512)
+    smaller = shrink_plan(context, plan, SHAPE, 512)
     assert (smaller.micro_batch_tokens, smaller.checkpointed_layers) == (tokens, checkpointed)
+    assert smaller.settings.micro_batch_tokens == tokens and smaller.settings.checkpointed_layers == checkpointed
+    assert smaller.estimate == estimate(SHAPE, smaller.settings) != plan.estimate
     assert len(said) == min(rungs, 7) and all(isinstance(event, ev.Noted) for event in said)
+
+
+def test_the_last_rung_is_tiles_where_a_row_is_longer_than_one(context, said):
+    plan = make(**{"memory.micro_batch_tokens": 2048, "memory.gradient_checkpointing": "full"})
+    write_json(context.folder.path / LIMITS, {"rungs": 9})
+    smaller = shrink_plan(context, plan, SHAPE, 2000)
+    assert (smaller.micro_batch_tokens, smaller.tiled_mlp, smaller.settings.tiled_mlp) == (2000, True, True)
+    assert smaller.estimate == estimate(SHAPE, smaller.settings)
+    assert [event.text for event in said][-1] == "With MLPs in tiles of 1024 tokens."
+    with_dropout = plan.model_copy(update={"settings": plan.settings.model_copy(update={"dropout": True})})
+    assert not shrink_plan(context, with_dropout, SHAPE, 2000).tiled_mlp
 
 
 def test_the_guard_counts_its_kills_and_says_so(context):

@@ -25,7 +25,6 @@ class CpuAccelerator:
     name = "cpu"
     label = "the processor"
     device = torch.device("cpu")
-    peak_counts_process = True
     pins_memory = False
     release_every_steps = 4
     """Rows of ever new lengths leave holes in the heap."""

@@ -23,7 +23,6 @@ class CudaAccelerator:
 
     name = "cuda"
     device = torch.device("cuda", 0)
-    peak_counts_process = False
     pins_memory = True
     release_every_steps = None
 

@@ -35,10 +35,6 @@ class Accelerator(Protocol):
         """Where tensors lie."""
 
     @property
-    def peak_counts_process(self) -> bool:
-        """Whether `peak` counts the whole process, libraries included, and not only what the allocator hands out."""
-
-    @property
     def pins_memory(self) -> bool:
         """Whether copies from the computer's memory are faster from pinned pages."""
 

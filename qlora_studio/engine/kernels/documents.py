@@ -73,6 +73,7 @@ def attend_documents(
     documents.windows.append(sliding_window)
     if documents.starts is not None:
         q, k, v = (part.transpose(1, 2).squeeze(0) for part in (query, key, value))  # (tokens, heads, head_dim)
+        q = q.contiguous()  # the kernel's result lies in memory as q does, and the next product would copy it
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         starts, longest = documents.starts, documents.longest
         grouped = k.shape[1] < q.shape[1]
@@ -94,10 +95,10 @@ def attend_documents(
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=local, is_causal=local is None, scale=scaling, enable_gqa=grouped
         )
-        whole.append(out)
+        whole.append(out.transpose(1, 2))  # in memory as the next product wants it
     if (rest := query.shape[2] - documents.spans[-1][1]) > 0:
-        whole.append(query.new_zeros(1, query.shape[1], rest, value.shape[-1]))
-    return torch.cat(whole, dim=2).transpose(1, 2), None
+        whole.append(query.new_zeros(1, rest, query.shape[1], value.shape[-1]))
+    return whole[0] if len(whole) == 1 else torch.cat(whole, dim=1), None
 
 
 def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:

@@ -67,6 +67,13 @@ def tile_mlps(model: nn.Module, tiled: bool) -> None:
             module.tiled = tiled  # type: ignore[assignment]  # a plain attribute, no parameter
 
 
+def can_tile(model: nn.Module) -> bool:
+    """Whether any gated MLP could be computed in tiles as it is now: not with dropout or DoRA."""
+    mlps = [module for module in model.modules() if hasattr(module, "tiled")]
+    found = [[as_product(getattr(mlp, name)) for name in (*(_first_names(mlp) or ()), "down_proj")] for mlp in mlps]
+    return any(all(product is not None and not product.dropout for product in products) for products in found)
+
+
 def _forward_of(kernel: MlpKernel, names: tuple[str, ...], activation: Activation) -> Any:
     def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
         parts = _parts_of(module, names, activation) if torch.is_grad_enabled() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlora_studio.core.measured import differences
 from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress
 from qlora_studio.ui.views.html import (
@@ -103,42 +104,24 @@ def proof_card(progress: Progress) -> Html:
     plan = progress.plan
     if plan is None:
         return Html("")
-    rows = [("Planned", plan.estimate.total_bytes)]
+    rows = [("Planned", plan.comparable_bytes)]
     if progress.probe is not None:
         rows.append(("Largest step, measured", progress.probe.measured_bytes))
     if progress.peak_bytes:
         rows.append(("Peak" if progress.ended else "Peak so far", progress.peak_bytes))
-    top = max(plan.budget_bytes, *(size for _, size in rows), 1)
+    top = max(plan.comparable_budget_bytes, *(size for _, size in rows), 1)
     bars = [
         part
         for name, size in rows
         for part in (
             tag("span", name),
-            bar(size / top, name, "warn" if size > plan.budget_bytes else ""),
+            bar(size / top, name, "warn" if size > plan.comparable_budget_bytes else ""),
             tag("b", gib(size), class_="qs-number"),
         )
     ]
     return card(
         "Plan and measurement",
         tag("div", *bars, class_="qs-bars"),
-        *(tag("p", sentence, class_="qs-small") for sentence in differences(progress, plan)),
-        aside=number(f"budget {gib(plan.budget_bytes)}"),
+        *(tag("p", sentence, class_="qs-small") for sentence in differences(progress)),
+        aside=number(f"budget {gib(plan.comparable_budget_bytes)}"),
     )
-
-
-def differences(progress: Progress, plan: MemoryPlan) -> list[str]:
-    """Measured against planned in sentences; each compares a measurement with the plan of that very thing."""
-    said = []
-    if (probe := progress.probe) is not None and probe.predicted_bytes:
-        whole = probe.predicted_bytes == plan.estimate.total_bytes
-        planned = "was planned" if whole else f"the {gib(probe.predicted_bytes)} planned for it"
-        said.append(f"The largest step took {_against(probe.measured_bytes, probe.predicted_bytes)} {planned}.")
-    if progress.peak_bytes and plan.estimate.total_bytes:
-        said.append(f"The peak of the run is {_against(progress.peak_bytes, plan.estimate.total_bytes)} the plan.")
-    return said
-
-
-def _against(measured: int, planned: int) -> str:
-    """`22% more than`, `as much as`."""
-    off = measured / planned - 1
-    return "as much as" if abs(off) < 0.005 else f"{abs(off):.0%} {'more' if off > 0 else 'less'} than"

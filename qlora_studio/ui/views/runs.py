@@ -141,7 +141,8 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
     if not measured:
         return Html("")
     top = max(
-        max(run.progress.peak_bytes, run.progress.plan.budget_bytes if run.progress.plan else 0) for run in measured
+        max(run.progress.peak_bytes, run.progress.plan.comparable_budget_bytes if run.progress.plan else 0)
+        for run in measured
     )
     bars = [
         part
@@ -283,4 +284,4 @@ def _short(value: object) -> str:
 
 
 def _near(progress: Progress) -> str:
-    return "warn" if progress.plan and progress.peak_bytes > 0.95 * progress.plan.budget_bytes else ""
+    return "warn" if progress.plan and progress.peak_bytes > 0.95 * progress.plan.comparable_budget_bytes else ""
