@@ -159,13 +159,7 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1])
             if "child_peak_mib" in found:
                 found["peak_mib"] = max(found["peak_mib"], found["child_peak_mib"])
-<<<<<<< HEAD
-            print(
-                f"\n{name}: {found['rows']:.0f} rows, {found['tokens']:.0f} tokens, peak {found['peak_mib']:.0f} MiB, {found['cpu']:.1f} CPU s"
-            )
-=======
             print(f"\n{name}: {found['rows']:.0f} rows, {found['tokens']:.0f} tokens, peak {found['peak_mib']:.0f} MiB")
->>>>>>> parent of e65d000 (The data benchmark says processor time, which holds on a busy machine)
             for step in ("read", "import", "convert", "lint", "tokenise", "total", "second", "job", "again"):
                 if step in found:
                     print(f"  {step:<9} {found[step]:7.2f} s  {found['rows'] / found[step]:9.0f} rows/s")
