@@ -33,13 +33,13 @@ EXPORTER = """
 import sys, types
 from pathlib import Path
 from qlora_studio.engine.exporters.registry import find_exporter
-from qlora_studio.core.exports import EXPORT_KINDS, ExportWish
+from qlora_studio.core.exports import EXPORT_KINDS, ExportSizes, ExportWish
 stage, source = Path(sys.argv[1]), types.SimpleNamespace(adapter=Path("/runs/pip/adapter"))
 exporter = find_exporter("card")
 exporter.write(source, stage, lambda event: None)
 exporter.check(source, stage, None, lambda event: None)
 from qlora_studio.ui.views.export import cards
-assert ("Model card\\n1 MiB · A page to publish beside the weights.", "card") in cards(ExportWish(EXPORT_KINDS[0]), 1 << 20, None)
+assert ("Model card\\n1 MiB · A page to publish beside the weights.", "card") in cards(ExportWish(EXPORT_KINDS[0]), ExportSizes(1 << 20, None))
 print([kind.name for kind in EXPORT_KINDS], (stage / "README.md").read_text().strip())
 """
 OBJECTIVE = """
@@ -78,9 +78,7 @@ def changed(tmp_path_factory) -> Path:
     [
         (FORMAT, "flashcards ['Capital of France?', 'Paris.']"),
         (FAMILY, "True 2"),
-        pytest.param(
-            EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip", marks=pytest.mark.slow
-        ),
+        (EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip"),
         (OBJECTIVE, "6.0"),
     ],
     ids=["format", "family", "exporter", "objective"],
