@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,8 @@ from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
 app = typer.Typer(help="List past and present runs, and look at one.", no_args_is_help=True)
+PIPED_COLUMNS = 240
+"""Where no terminal sets the width a line is read by a program: a state cut to `finish…` is found by none."""
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
 
@@ -49,7 +52,7 @@ def list_runs() -> None:
             escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
         )
     table.columns[0].overflow = "fold"  # a name is there to be typed
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)
     for run in runs:
         if run.unreadable:
             print(f"{run.name} cannot be opened: {run.unreadable}")
