@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.jobs import follow
+from qlora_studio.cli.show import print_table
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.dataset import Finding, RowAccount
@@ -217,4 +218,4 @@ def list_sets() -> None:
     table = Table("Data set", "Rows", "Format", "From", box=None, pad_edge=False)
     for report in reports:
         table.add_row(report.name, str(report.rows), report.format, report.source_file)
-    Console().print(table)
+    print_table(table)

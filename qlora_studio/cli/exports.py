@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qlora_studio.cli.show import when
+from qlora_studio.cli.show import print_table, when
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
@@ -27,7 +26,7 @@ def list_exports() -> None:
     for one in exports:
         table.add_row(escape(one.run), one.kind, gib(one.bytes), when(one.written), escape(one.path))
     table.columns[-1].overflow = "fold"  # a folder is there to be copied
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("open")

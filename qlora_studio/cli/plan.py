@@ -12,7 +12,7 @@ from rich.table import Table
 
 from qlora_studio.cli import options as op
 from qlora_studio.cli.bases import look_up
-from qlora_studio.cli.show import show_plan
+from qlora_studio.cli.show import print_table, show_plan
 from qlora_studio.core.words import gib
 from qlora_studio.studio import Studio
 
@@ -82,4 +82,4 @@ def show_table(rows: Iterable[Any], *, by_card: bool) -> None:
             str(made.longest_context or "–"),
             str(made.largest_rank or "–"),
         )
-    Console().print(table)
+    print_table(table)

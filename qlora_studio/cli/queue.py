@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qlora_studio.cli.show import when
+from qlora_studio.cli.show import print_table, when
 from qlora_studio.studio import Studio
 
 app = typer.Typer(
@@ -34,7 +33,7 @@ def list_waiting() -> None:
     for position, name in enumerate(names, 1):
         run = runs[name]
         table.add_row(str(position), escape(name), run.base or "–", str(run.rank or "–"), when(run.created))
-    Console().print(table)
+    print_table(table)
     if not at_work:
         print("Nothing is at work: `qlora-studio queue start` starts the first.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
-from qlora_studio.cli.show import show_plan, when
+from qlora_studio.cli.show import print_table, show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.measured import differences
@@ -24,8 +23,6 @@ from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
 app = typer.Typer(help="List past and present runs, and look at one.", no_args_is_help=True)
-PIPED_COLUMNS = 240
-"""Where no terminal sets the width a line is read by a program: a state cut to `finish…` is found by none."""
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
 
@@ -52,7 +49,7 @@ def list_runs() -> None:
             escape(" ".join((*(f"#{tag}" for tag in run.tags), run.note.partition("\n")[0][:40]))),
         )
     table.columns[0].overflow = "fold"  # a name is there to be typed
-    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)
+    print_table(table)
     for run in runs:
         if run.unreadable:
             print(f"{run.name} cannot be opened: {run.unreadable}")
@@ -173,7 +170,7 @@ def checkpoints(
     for one in kept:
         words = [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]
         table.add_row(one.name, f"{one.held_out:.4f}" if one.held_out is not None else "–", ", ".join(words))
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("extend")
@@ -333,7 +330,7 @@ def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any 
             clock(run.seconds),
             gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
         )
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("record")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 
@@ -17,6 +18,14 @@ from qlora_studio.core.plan import MemoryPlan
 from qlora_studio.core.progress import Progress as State
 from qlora_studio.core.progress import advance
 from qlora_studio.core.words import clock, gib
+
+PIPED_COLUMNS = 240
+"""Where no terminal sets the width a line is read by a program: a state cut to `finish…` is found by none."""
+
+
+def print_table(table: Table) -> None:
+    """A table as wide as the terminal; whole where it is piped into a program."""
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)
 
 
 def show_plan(console: Console, plan: MemoryPlan) -> None:

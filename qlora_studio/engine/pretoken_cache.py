@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 MOST_PRETOKENS = 1 << 17
 """Kept at once; then it begins anew. A million rows of one kind have some hundred thousand."""
@@ -111,6 +111,10 @@ class CachedEncoding:
             if begin <= char_pos < self.chars:
                 return self._token_in(begin, token, pretokens, char_pos) if pretokens else token
         return None
+
+    def agrees_with(self, encoding: Encoding) -> bool:
+        """Whether the tokenizer itself gives these tokens, and each for the same characters: they decide what is trained."""
+        return self.ids == encoding.ids and list(self._all_offsets()) == encoding.offsets
 
     def _token_in(self, begin: int, token: int, pretokens: Sequence[str], char_pos: int) -> int | None:
         for pretoken in pretokens:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from qlora_studio.data.render.tokenizer import Encoded, EncodingMistaken
 from qlora_studio.engine.pretoken_cache import CachedEncoding, PretokenCache, make_pretoken_cache
@@ -50,13 +50,13 @@ class SharedEncoding:
         places = open_places + checked
         for place, encoding in zip(places, self._ask([texts[place] for place in places]), strict=True):
             cached = found[place]
-            if cached is not None and cached.ids != encoding.ids:
+            if isinstance(cached, CachedEncoding) and not cached.agrees_with(encoding):
                 self.cache = None
                 raise EncodingMistaken
             found[place] = encoding
         return [one for one in found if one is not None]
 
-    def _ask(self, texts: Sequence[str]) -> Sequence[Encoded]:
+    def _ask(self, texts: Sequence[str]) -> Sequence[Encoding]:
         return self.tokenizer.encode_batch(list(texts), add_special_tokens=False) if texts else []
 
     def _from_the_start(self, work: _Work, cache: PretokenCache) -> None:

@@ -138,6 +138,17 @@ def test_a_difference_is_noticed_once_and_the_tokenizer_does_it_all(inner, monke
     assert [one.ids for one in shared.encode(texts)] == [right] * 64
 
 
+def test_tokens_that_are_right_at_other_characters_are_a_difference_too(inner, monkeypatch):
+    """A token's characters decide whether it is trained."""
+    shared, texts = SharedEncoding(inner), ["a plain word"] * 64
+    monkeypatch.setattr(shared, "_from_the_end", lambda work: None)
+    shared.encode(texts)
+    places = shared.cache.places_in(" plain")
+    shared.cache.places[" plain"] = [(left + 1, right) for left, right in places]
+    with pytest.raises(EncodingMistaken):
+        shared.encode(texts)
+
+
 def test_rows_are_prepared_again_where_the_quick_way_was_wrong(smollm2):
     rows = [Conversation(turns=(Turn("user", f"question {n}"), Turn("assistant", "an answer"))) for n in range(40)]
     right = prepare(rows, load_tokenizer(smollm2), DataConfig()).examples
