@@ -150,7 +150,7 @@ class Exports:
     def delete(self, folder: str) -> None:
         """Removes a finished export; what was written down of it, with its run, stays.
 
-        Raises a StudioError as `find_written` does, and for a folder that holds something else as well.
+        Raises a StudioError as `find_written` does, for a folder that holds something else as well, and where files stay.
         """
         export = self.find_written(folder)
         place = Path(export.path)
@@ -162,8 +162,15 @@ class Exports:
             )
         away = place.with_name(f".{place.name}.deleted")
         shutil.rmtree(away, ignore_errors=True)
-        place.rename(away)  # out of sight first: a kill in between leaves no half of it visible
-        shutil.rmtree(away, ignore_errors=True)
+        try:
+            place.rename(away)  # out of sight first: a kill in between leaves no half of it visible
+            shutil.rmtree(away)
+        except OSError as error:
+            raise StudioError(
+                f"This export could not be deleted whole: {error.strerror}.",
+                "Close what uses it, and delete what is left of it yourself.",
+                where=str(away if away.exists() else place),
+            ) from error
 
     def readiness(self, name: str, wish: ExportWish, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def test_a_folder_that_holds_something_else_too_stays(studio, tmp_path, named):
     with pytest.raises(StudioError, match="files in this folder are not what was exported"):
         studio.exports.delete(str(folder))
     assert (folder / "below" / "notes.txt").exists() and (folder / "a.gguf").exists()
+
+
+def test_what_cannot_be_removed_is_said_with_its_place(studio, tmp_path, monkeypatch):
+    folder = export(studio, tmp_path / "out")
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(StudioError, match=r"could not be deleted whole: Permission denied\.") as raised:
+        studio.exports.delete(str(folder))
+    assert str(tmp_path / ".out.deleted") in str(raised.value)
 
 
 def test_a_link_in_its_place_and_a_folder_nobody_exported_to_stay(studio, tmp_path):
