@@ -39,6 +39,11 @@ class RenderGuard:
 
     def __init__(self) -> None:
         self.row_bytes = ROW_BYTES
+        self._forget()
+
+    def _forget(self) -> None:
+        """As in the beginning: a fork leaves the watching thread behind, and maybe a lock that it held."""
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._since: dict[int, float] = {}
         """When the rendering of each thread began."""
@@ -65,6 +70,8 @@ class RenderGuard:
 
     def _run(self, render: Callable[[], str]) -> str:
         me = threading.get_ident()
+        if os.getpid() != self._process:
+            self._forget()
         with self._lock:
             self._begin(me)
         try:
@@ -74,7 +81,7 @@ class RenderGuard:
                 self._finish(me)
 
     def _begin(self, me: int) -> None:
-        if self._watcher is None or not self._watcher.is_alive():  # a fork leaves threads behind
+        if self._watcher is None:
             self._watcher = threading.Thread(target=self._watch, daemon=True)
             self._watcher.start()
         if not self._since:

@@ -6,6 +6,7 @@ texts go which way makes no difference to their tokens; a few go both ways, so t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,12 @@ class SharedEncoding:
         if self.cache is None:
             return list(self._ask(texts))
         work = _Work(texts)
-        behind = self._helper.submit(self._from_the_end, work)
-        self._from_the_start(work, self.cache)
-        behind.result()
+        if os.environ.get("TOKENIZERS_PARALLELISM") == "false":  # no threads, then: in a fork they would never answer
+            self._from_the_start(work, self.cache)
+        else:
+            behind = self._helper.submit(self._from_the_end, work)
+            self._from_the_start(work, self.cache)
+            behind.result()
         found = work.found
         open_places = [place for place, one in enumerate(found) if one is None]
         checked = [place for place in range(0, len(texts), _CHECKED_EVERY) if isinstance(found[place], CachedEncoding)]

@@ -16,12 +16,15 @@ from qlora_studio.data.sets.token_cache import TokenisedRows, find_tokenised, to
 from qlora_studio.engine.tokenizer import ChatTokenizer
 from qlora_studio.worker.context import Context
 
+MOST_PROCESSES = 4
+"""Of as many cores: each keeps the pre-tokens that it met, up to some dozen megabytes."""
+
 
 def tokenise(
     context: Context, config: TrainConfig, tokenizer: ChatTokenizer, datasets: Path | None = None
 ) -> TokenisedRows:
     """Both sides of a run's data. Raises prepare.Stopped where the job is asked to stop meanwhile."""
-    request = RowsRequest(datasets or context.home.datasets, tokenizer, config.data, config.optim.seed)
+    request = RowsRequest(datasets or context.home.datasets, tokenizer, config.data, config.optim.seed, processes())
     with all_cores():
         rows = tokenise_rows(request, context.home.cache, watch(context))
     if rows.from_cache:
@@ -47,6 +50,11 @@ def watch(context: Context) -> Watch:
         context.emit(ev.Advanced(done=done, total=total, unit="rows", seconds_left=left))
 
     return Watch(say, lambda: context.pending_request() in ("stop", "pause"))
+
+
+def processes() -> int:
+    """How many may tokenise: one a core, but on Linux alone can this process be forked at any time."""
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES) if sys.platform == "linux" else 1
 
 
 @contextmanager

@@ -128,6 +128,15 @@ class TokenFindings:
             said = error.problems[0].message if error else ""
             shown.append(f"{where}: {said}" if said else where)
 
+    def add(self, later: TokenFindings) -> None:
+        """Takes what was found in rows that come after these."""
+        for name, count in later.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+            shown = self.examples.setdefault(name, [])
+            shown += later.examples[name][: EXAMPLES_SHOWN - len(shown)]
+        for name, lost in later.lost.items():
+            self.lost[name] = self.lost.get(name, 0) + lost
+
     def unusable(self, example: Example) -> str:
         """The finding that keeps a rendered row from being trained, or an empty string."""
         if not example.trained_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,26 @@ def read_report(folder: Path) -> DatasetReport:
         ) from None
 
 
-def read_conversations(path: Path, origin: str, wanted: Iterable[bool] | None = None) -> Iterator[Conversation]:
-    """Conversations of a canonical file, one at a time, or those whose row is `wanted`: the others are not parsed.
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """One line of a canonical file."""
+
+    line: str
+    path: Path
+    number: int
+    """From 1."""
+    origin: str
+
+    def read(self) -> Conversation:
+        """Raises a StudioError where the line is damaged."""
+        try:
+            return from_line(self.line, self.origin)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise _damaged(self.path, self.number, self.origin) from None
+
+
+def read_rows(path: Path, origin: str, wanted: Iterable[bool] | None = None) -> Iterator[StoredRow]:
+    """The rows of a canonical file, one at a time and not parsed yet; only those that are `wanted`.
 
     Raises a StudioError where the file was damaged, or where it has not as many rows as `wanted`.
     """
@@ -107,11 +126,18 @@ def read_conversations(path: Path, origin: str, wanted: Iterable[bool] | None = 
             for line, is_wanted in zip(lines, repeat(True) if wanted is None else wanted, strict=wanted is not None):
                 number += 1
                 if is_wanted:
-                    yield from_line(line, origin)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise StudioError(
-            f"The data set '{origin}' is damaged.", "Import it again.", where=f"{path.name}:{number}"
-        ) from None
+                    yield StoredRow(line, path, number, origin)
+    except (OSError, ValueError):
+        raise _damaged(path, number, origin) from None
+
+
+def read_conversations(path: Path, origin: str, wanted: Iterable[bool] | None = None) -> Iterator[Conversation]:
+    """The same as conversations. Raises what `read_rows` and `StoredRow.read` raise."""
+    return (row.read() for row in read_rows(path, origin, wanted))
+
+
+def _damaged(path: Path, number: int, origin: str) -> StudioError:
+    return StudioError(f"The data set '{origin}' is damaged.", "Import it again.", where=f"{path.name}:{number}")
 
 
 def swap_in(stage: Path, target: Path) -> None:

@@ -14,10 +14,11 @@ from qlora_studio.core.example import Example, origins, token_lengths
 from qlora_studio.data.cleaning.clean import lint_dataset
 from qlora_studio.data.render.layout import LayoutMistaken
 from qlora_studio.data.render.tokenizer import EncodingMistaken, Tokenizer
+from qlora_studio.data.sets.canonical import StoredRow
 from qlora_studio.data.sets.mix import Part, Taken, mix
 from qlora_studio.data.sets.row_tokeniser import Prepared, RowTokeniser, S, Split, cut_answer, options_of
 from qlora_studio.data.sets.sides import Sides, prompt_hash
-from qlora_studio.data.sets.store import count_rows, eval_prompts, load_conversations
+from qlora_studio.data.sets.store import count_rows, eval_prompts, load_rows
 
 __all__ = ["Prepared", "Split", "cut_answer", "options_of"]
 
@@ -25,7 +26,7 @@ _BATCH_ROWS, _BATCH_CHARACTERS = 512, 1 << 20
 """Rows encoded in one call, and characters after which a batch is full: enough for the tokenizer's threads, little enough
 to hold (a token takes the tokenizer about 150 bytes)."""
 _SECONDS_BETWEEN_WORDS = 0.5
-_WAYS = (True, False, False)
+WAYS = (True, False, False)
 """With layouts or without, tried in turn: the learned layout may be a mistake, and so may the quick way to encode."""
 
 
@@ -55,6 +56,8 @@ class RowsRequest:
     config: DataConfig
     seed: int = 42
     """Decides which rows a mixture takes."""
+    processes: int = 1
+    """How many may share the work where there is much of it; more than one only where this process may be forked."""
 
 
 def prepare(
@@ -65,7 +68,7 @@ def prepare(
     Does not raise for bad rows: they stand in `findings`, and `check(config.accepted)` refuses to go on with them.
     """
     rows = list(conversations)
-    for with_layouts in _WAYS:
+    for with_layouts in WAYS:
         examples: list[Example] = []
         work = RowTokeniser(tokenizer, config, examples, keep_text, with_layouts=with_layouts)
         try:
@@ -103,38 +106,65 @@ def write_examples(
     config = request.config
     if not config.sources:
         raise StudioError("No data set is chosen.", "Import a file and choose its set.", field="data.sources")
-    for with_layouts in _WAYS:
-        sink = make_sink()
+    held_out, total = held_out_elsewhere(request, split), count_side(request, split)
+    for with_layouts in WAYS:
+        sink, progress = make_sink(), Progress(watch, total)
         work = RowTokeniser(request.tokenizer, config, sink, with_layouts=with_layouts, side=(sides, split))
         try:
-            work.go(_read_batches(request, split, work, watch))
+            work.go(batches_without(read_side(request, split), held_out, work, progress.advance))
         except (LayoutMistaken, EncodingMistaken):
             continue
         return work.result(()), sink
     raise AssertionError("the slow way makes no layouts")
 
 
-def _read_batches(request: RowsRequest, split: Split, work: RowTokeniser, watch: Watch) -> Iterator[list[Conversation]]:
-    """The rows of one side, set by set, without those whose prompt another set holds out."""
-    config, folder = request.config, request.datasets
-    held_out = frozenset[int]()
-    if split == "train":
-        held_out = held_out.union(*(eval_prompts(folder, one.name, config.eval_share) for one in config.sources))
-    total = sum(count_rows(folder, source.name, split, config.eval_share) for source in config.sources)
-    said, done = time.monotonic(), 0
-    for source in config.sources:
-        rows = load_conversations(folder, source.name, split, config.eval_share)
-        for batch in _batches(rows):
-            kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
-            work.note_overlap(batch, kept)
-            yield kept
-            done += len(batch)
-            if watch.stopped():
-                raise Stopped
-            if time.monotonic() - said > _SECONDS_BETWEEN_WORDS:
-                said = time.monotonic()
-                watch.advanced(done, total)
-    watch.advanced(done, total)
+def read_side(request: RowsRequest, split: Split) -> Iterator[StoredRow]:
+    """The rows of one side, set by set."""
+    for source in request.config.sources:
+        yield from load_rows(request.datasets, source.name, split, request.config.eval_share)
+
+
+def count_side(request: RowsRequest, split: Split) -> int:
+    """How many rows one side has, without reading them."""
+    config = request.config
+    return sum(count_rows(request.datasets, one.name, split, config.eval_share) for one in config.sources)
+
+
+def held_out_elsewhere(request: RowsRequest, split: Split) -> frozenset[int]:
+    """The prompts that no training row may have, because a set of the run holds them out."""
+    if split == "eval":
+        return frozenset()
+    share = request.config.eval_share
+    return frozenset().union(*(eval_prompts(request.datasets, one.name, share) for one in request.config.sources))
+
+
+def batches_without(
+    rows: Iterable[StoredRow], held_out: frozenset[int], work: RowTokeniser, advanced: Callable[[int], None]
+) -> Iterator[list[Conversation]]:
+    """The rows in batches, without those whose prompt another set holds out; `advanced` hears of rows that are done."""
+    for batch in _batches(row.read() for row in rows):
+        kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
+        work.note_overlap(batch, kept)
+        yield kept
+        advanced(len(batch))
+
+
+class Progress:
+    """Counts rows for a watch, which is told now and then. Raises Stopped where it asks for a stop."""
+
+    def __init__(self, watch: Watch, total: int) -> None:
+        self.watch, self.total, self.done, self.told = watch, total, 0, time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        self.done += rows
+        self.look(self.done)
+
+    def look(self, done: int) -> None:
+        if self.watch.stopped():
+            raise Stopped
+        if done == self.total or time.monotonic() - self.told > _SECONDS_BETWEEN_WORDS:
+            self.told = time.monotonic()
+            self.watch.advanced(done, self.total)
 
 
 def mixture(request: RowsRequest, split: Split, examples: Sequence[Example]) -> tuple[list[int], tuple[Taken, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol, TypeVar
 
 from qlora_studio.core.config import DataConfig
@@ -77,7 +77,7 @@ def options_of(config: DataConfig) -> RenderOptions:
 
 
 @dataclass
-class _Counts:
+class Counts:
     """What happened to rows so far."""
 
     rows: int = 0
@@ -89,6 +89,11 @@ class _Counts:
     tokens: int = 0
     trained_tokens: int = 0
     lengths: array[int] = field(default_factory=lambda: array("i"))
+
+    def add(self, later: Counts) -> None:
+        """Takes what happened to rows that come after these."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(later, one.name))
 
 
 class RowTokeniser:
@@ -104,12 +109,15 @@ class RowTokeniser:
         with_layouts: bool = True,
         side: tuple[Sides, Split] | None = None,
     ) -> None:
-        self.tokenizer, self.config, self.sink, self.keep_text = tokenizer, config, sink, keep_text
-        self.side = side
+        self.tokenizer, self.config, self.keep_text = tokenizer, config, keep_text
         self.options, self.traits = options_of(config), read_traits(tokenizer)
         self.layouts = make_layouts(tokenizer, self.options, self.traits) if with_layouts else None
-        self.counts = _Counts()
-        self.found = TokenFindings(tokenizer)
+        self.begin(sink, side)
+
+    def begin(self, sink: Sink, side: tuple[Sides, Split] | None) -> None:
+        """From here on examples go to this sink, prompts to this side, and counting begins anew."""
+        self.sink, self.side = sink, side
+        self.counts, self.found = Counts(), TokenFindings(self.tokenizer)
 
     def go(self, batches: Iterable[list[Conversation]]) -> None:
         waiting: tuple[list[Draft], Future[list[Example]]] | None = None
@@ -220,21 +228,27 @@ class RowTokeniser:
         return None
 
     def result(self, examples: Sequence[Example]) -> Prepared:
-        counts = self.counts
-        return Prepared(
-            examples=examples,
-            rows=counts.rows,
-            findings=self.found.findings(),
-            too_long=counts.too_long,
-            dropped=counts.dropped,
-            cut=counts.cut,
-            refused=counts.refused,
-            tokens=counts.tokens,
-            trained_tokens=counts.trained_tokens,
-            reasoning_rows=counts.reasoning_rows,
-            lengths=counts.lengths,
-            stop_ids=stop_ids(self.tokenizer, self.traits),
-        )
+        return make_prepared(self.counts, self.found, stop_ids(self.tokenizer, self.traits), examples)
+
+
+def make_prepared(
+    counts: Counts, found: TokenFindings, stops: frozenset[int], examples: Sequence[Example] = ()
+) -> Prepared:
+    """What was counted and found, with the examples if they are in memory."""
+    return Prepared(
+        examples=examples,
+        rows=counts.rows,
+        findings=found.findings(),
+        too_long=counts.too_long,
+        dropped=counts.dropped,
+        cut=counts.cut,
+        refused=counts.refused,
+        tokens=counts.tokens,
+        trained_tokens=counts.trained_tokens,
+        reasoning_rows=counts.reasoning_rows,
+        lengths=counts.lengths,
+        stop_ids=stops,
+    )
 
 
 def _last_trained(example: Example) -> tuple[int, ...]:

@@ -56,6 +56,11 @@ class Sides:
         else:
             self.held_out.setdefault(mark, str(conversation.source))
 
+    def add(self, later: Sides) -> None:
+        """Takes what was noted of rows that come after these, by this process or by one that was forked from it."""
+        self.trained |= later.trained
+        self.held_out = later.held_out | self.held_out
+
     def check(self) -> None:
         """Raises LawBroken where a prompt stands on both sides."""
         both = [where for mark, where in self.held_out.items() if mark in self.trained]

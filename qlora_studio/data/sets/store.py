@@ -17,9 +17,11 @@ from qlora_studio.data.sets.canonical import (
     EVALUATION,
     PROMPTS,
     REPORT,
+    StoredRow,
     hashes_below,
     read_conversations,
     read_report,
+    read_rows,
 )
 from qlora_studio.data.sets.identity import slug
 from qlora_studio.data.sets.sides import prompt_hash
@@ -53,7 +55,12 @@ def find_dataset(folder: Path, name: str) -> Path:
 def load_conversations(
     folder: Path, name: str, split: Split = "train", eval_share: float = 0.05
 ) -> Iterator[Conversation]:
-    """The conversations of one side of a set, one at a time. Raises a StudioError where there is no such set.
+    """The conversations of one side of a set, one at a time. Raises what `load_rows` raises."""
+    return (row.read() for row in load_rows(folder, name, split, eval_share))
+
+
+def load_rows(folder: Path, name: str, split: Split = "train", eval_share: float = 0.05) -> Iterator[StoredRow]:
+    """The rows of one side of a set, one at a time, unparsed. Raises a StudioError where there is no such set.
 
     Where the set brings no evaluation rows of its own, the prompts with the smallest hashes are held out:
     `eval_share` of the distinct prompts, at least one, at most half, none below three prompts.
@@ -105,12 +112,12 @@ def _hashes(place: Path) -> array[int]:
         raise StudioError(f"The data set '{place.name}' is damaged.", "Import it again.", where=PROMPTS) from None
 
 
-def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[Conversation]:
+def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[StoredRow]:
     if (place / EVALUATION).exists():
         if split != "eval":
-            yield from read_conversations(place / CONVERSATIONS, name)
+            yield from read_rows(place / CONVERSATIONS, name)
         if split != "train":
-            yield from read_conversations(place / EVALUATION, name)
+            yield from read_rows(place / EVALUATION, name)
         return
     hashes = _hashes(place)
     bound = hashes_below(hashes, eval_share)
@@ -119,4 +126,4 @@ def _read(place: Path, name: str, split: Split, eval_share: float) -> Iterator[C
             f"The data set '{name}' is damaged: rows are missing.", "Import it again.", where=CONVERSATIONS
         )
     wanted = [split == "all" or (mark < bound) == (split == "eval") for mark in hashes]
-    yield from read_conversations(place / CONVERSATIONS, name, wanted)
+    yield from read_rows(place / CONVERSATIONS, name, wanted)

@@ -36,6 +36,7 @@ from qlora_studio.data.sets.prepare import (
 )
 from qlora_studio.data.sets.sides import Sides
 from qlora_studio.data.sets.store import find_dataset
+from qlora_studio.data.sets.stretches import write_stretches
 from qlora_studio.data.sets.token_table import TokenTable, TokenWriter
 
 RENDERING_VERSION = 1
@@ -161,7 +162,10 @@ def _write_side(request: RowsRequest, split: Split, place: tuple[Path, Sides], w
         return writers[-1]
 
     try:
-        prepared, writer = write_examples(request, split, make_writer, sides, watch)
+        writer = make_writer()
+        prepared = write_stretches(request, split, writer, sides, watch)
+        if prepared is None:
+            prepared, writer = write_examples(request, split, make_writer, sides, watch)
         writer.add_lengths(prepared.lengths)
         writer.finish(file, _facts(prepared))
     finally:

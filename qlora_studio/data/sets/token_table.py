@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ ARRAYS = {
 }
 """Name, type in the file and type code of each array; all are one-dimensional."""
 _FLUSHED_ITEMS = 1 << 16
+PartNames = dict[str, tuple[str, ...]]
+"""Of each column that holds numbers of names: the names, by number."""
 
 
 class TokenWriter:
@@ -82,6 +85,39 @@ class TokenWriter:
             held.tofile(self.streams[name])
             self.counts[name] += len(held)
             del held[:]
+
+    def pause(self) -> PartNames:
+        """Closes what was written so far as a part of a longer table; nothing may be added to it afterwards."""
+        self._flush()
+        for stream in self.streams.values():
+            stream.close()
+        return {column: tuple(known) for column, known in self.names.items()}
+
+    def add_part(self, folder: Path, names: PartNames) -> None:
+        """Takes the examples of another writer that has paused, as if they were appended one by one.
+
+        `names` are what its `pause` returned. Raises OSError where its folder does not hold them.
+        """
+        self._flush()
+        part = {name: _bytes_of(folder / name) for name in ARRAYS}
+        row_ends, span_ends = array("q", bytes(part["row_ends"])), array("q", bytes(part["span_ends"]))
+        ids, spans = part["ids"], part["spans"]
+        begin = start = 0
+        for end, stop in zip(row_ends, span_ends, strict=True):
+            self.digest.update(ids[begin * 4 : end * 4])
+            self.digest.update(b"|" + bytes(spans[start * 4 : stop * 4]) + b"\n")
+            begin, start = end, stop
+        for name in ("ids", "spans", "lines"):
+            self.streams[name].write(part[name])
+            self.counts[name] += len(part[name]) // 4
+        self.held["row_ends"].extend(self.tokens + end for end in row_ends)
+        self.held["span_ends"].extend(self.span_numbers + end for end in span_ends)
+        for column, theirs in names.items():
+            known = self.names[column]
+            ours = [known.setdefault(name, len(known)) for name in theirs]
+            self.held[column].extend(ours[number] for number in array("i", bytes(part[column])))
+        self.tokens += begin
+        self.span_numbers += start
 
     def finish(self, path: Path, facts: dict[str, Any]) -> None:
         """Writes the table whole, with these facts in its header, and removes what was written on the way."""
@@ -182,6 +218,14 @@ class TokenTable(Sequence[Example]):
             source=Source(self.names["files"][table["files"][row]], int(table["lines"][row])),
             origin=self.names["origins"][table["origins"][row]],
         )
+
+
+def _bytes_of(path: Path) -> memoryview:
+    """A file through a memory map."""
+    with path.open("rb") as stream:
+        if not path.stat().st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _map(path: Path, offset: int, entry: dict[str, Any]) -> np.ndarray:

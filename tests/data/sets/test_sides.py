@@ -110,12 +110,12 @@ def test_a_split_that_gives_one_row_to_both_sides_is_caught(tmp_path, monkeypatc
     write(tmp_path, repeated())
     config = DataConfig(sources=(DataSource(name="rows"),), eval_share=0.2)
     monkeypatch.setattr(preparing, "eval_prompts", lambda *_: frozenset())
-    real = preparing.load_conversations
+    real = preparing.load_rows
 
     def leaky(folder, name, split, share):
         yield from real(folder, name, "all" if split == "train" else split, share)
 
-    monkeypatch.setattr(preparing, "load_conversations", leaky)
+    monkeypatch.setattr(preparing, "load_rows", leaky)
     with pytest.raises(LawBroken):
         prepare_both(tmp_path, letters, config)
 
