@@ -78,7 +78,9 @@ def changed(tmp_path_factory) -> Path:
     [
         (FORMAT, "flashcards ['Capital of France?', 'Paris.']"),
         (FAMILY, "True 2"),
-        (EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip"),
+        pytest.param(
+            EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip", marks=pytest.mark.slow
+        ),
         (OBJECTIVE, "6.0"),
     ],
     ids=["format", "family", "exporter", "objective"],

@@ -207,7 +207,7 @@ def test_after_a_failed_save_the_next_is_tried_within_a_minute():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", mostly_slow([5, 50], 5))
 def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
     tiny_folder, tmp_path, monkeypatch, dtype, count
 ):

@@ -95,6 +95,7 @@ sys.exit(main())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to send")
+@pytest.mark.slow
 def test_a_page_that_is_ended_while_it_opens_is_closed(tmp_path):
     environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", ENDED_IN_LAUNCH]

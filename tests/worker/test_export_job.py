@@ -101,6 +101,7 @@ def test_a_lora_file_comes_with_a_card_and_the_licence(place):
     assert 'llama-cli -m BASE.gguf --lora "./pip.lora.gguf"' in card and "base_model_relation: adapter" in card
 
 
+@pytest.mark.slow
 def test_an_importance_matrix_is_measured_on_training_rows_and_left_nowhere(place, monkeypatch):
     rows = [Example(tuple(range(3, 40)), ((1, 37),))] * 2
     monkeypatch.setattr(job, "tokenise", lambda *_: SimpleNamespace(train=SimpleNamespace(examples=rows)))
