@@ -243,16 +243,16 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--home")
-    asked = parser.parse_args()
-    if asked.one:
-        measure_memory(asked.one[0], Path(asked.one[1]))
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure_memory(arguments.one[0], Path(arguments.one[1]))
         return
-    if asked.memory:
+    if arguments.memory:
         memory()
         return
-    if not asked.run:
+    if not arguments.run:
         parser.error("name a run, or ask for --memory")
-    source, record, _, model = open_source(asked.run, asked.home)
+    source, record, _, model = open_source(arguments.run, arguments.home)
     del model
     table = Table(record)
     whole = load_adapter(load_base(source.base_folder(), replace(source.device, dtype=torch.float32)), source.adapter)

@@ -153,8 +153,8 @@ def read_record(file: str) -> RunRecord:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise StudioError(f"The record cannot be read: {said}.", "Check the path.", where=file) from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise StudioError(f"The record cannot be read: {reason}.", "Check the path.", where=file) from None
     return RunRecord.parse(text, file)
 
 
@@ -196,8 +196,8 @@ def show_readiness(console: Console, readiness: Readiness) -> None:
     """The plan, what is unusual, and the run in one sentence."""
     if readiness.plan is not None:
         show_plan(console, readiness.plan)
-    for said in readiness.chosen.values():
-        console.print(escape(said))
+    for sentence in readiness.chosen.values():
+        console.print(escape(sentence))
     for limit in readiness.limits:
         console.print(f"[yellow]Note[/]: {escape(limit)}")
     for problem in readiness.unusual:

@@ -181,11 +181,11 @@ class JobView:
         return self.state in AT_WORK
 
 
-def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool, queued: bool = False) -> State:
+def find_state(progress: Progress, *, alive: bool, seen: bool, stop_requested: bool, queued: bool = False) -> State:
     """The state of a job.
 
     `alive`: a process holds the folder's lock. `seen`: one has held it, or the job is too old for one still to come;
-    so a job whose process has not appeared yet is starting, never interrupted. `stop_asked`: a stop waits in `control`.
+    so a job whose process has not appeared yet is starting, never interrupted. `stop_requested`: a stop waits in `control`.
     `queued`: it waits for its turn, be it for the first time or to go on.
     """
     if queued and not alive and progress.state != "finished":
@@ -193,5 +193,5 @@ def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool,
     if progress.state != "starting" and progress.state != "running":
         return progress.state
     if alive:
-        return "stopping" if stop_asked else progress.state
+        return "stopping" if stop_requested else progress.state
     return "interrupted" if seen else "starting"

@@ -67,8 +67,8 @@ def run(context: Context) -> ev.Event:
     if loaded.plan is not plan:
         keep_plan(context, loaded.plan)
     plan = loaded.plan
-    for said in loaded.notes:
-        context.emit(ev.Noted(text=said))
+    for note in loaded.notes:
+        context.emit(ev.Noted(text=note))
     setup = Setup(
         config=config,
         plan=plan,

@@ -102,13 +102,13 @@ def test_tensorboard_itself_reads_back_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("wandb", "Weights & Biases"), ("mlflow", "MLflow"), ("trackio", "trackio")]
+    ("name", "message"), [("wandb", "Weights & Biases"), ("mlflow", "MLflow"), ("trackio", "trackio")]
 )
-def test_every_tracker_that_is_missing_is_named_with_how_to_get_it(name, says, tmp_path, monkeypatch):
+def test_every_tracker_that_is_missing_is_named_with_how_to_get_it(name, message, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     for variable in ("WANDB_MODE", "WANDB_SILENT", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, "kept")  # restored afterwards
-    with pytest.raises(StudioError, match=f"{says} is not installed here") as refused:
+    with pytest.raises(StudioError, match=f"{message} is not installed here") as refused:
         open_tracker(TrainConfig().replace({"saving.tracker": name}), tmp_path)
     assert f"pip install {name}" in refused.value.hint
 

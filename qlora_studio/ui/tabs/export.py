@@ -8,15 +8,15 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, find_export_kind, parse_weights
+from qlora_studio.core.exports import MERGE_CHOICES, ExportOptions, find_export_kind, parse_weights
 from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
     CHECK_PROMPTS,
     chosen_run,
     current_folder,
+    current_options,
     current_sizes,
-    current_wish,
     export_facts,
     export_mark,
     find_notes,
@@ -115,7 +115,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(
             tab.choice.what,
             lambda scene: gr.update(
-                choices=view.cards(current_wish(scene), current_sizes(scene)), value=scene.view.export_what
+                choices=view.cards(current_options(scene), current_sizes(scene)), value=scene.view.export_what
             ),
             lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
         ),
@@ -127,8 +127,8 @@ def slots(tab: ExportTab) -> list[Slot]:
         ),
         slot(
             tab.choice.importance,
-            lambda scene: _importance(current_wish(scene)),
-            lambda scene: (current_wish(scene).searches_blocks, current_wish(scene).importance),
+            lambda scene: _importance(current_options(scene)),
+            lambda scene: (current_options(scene).searches_blocks, current_options(scene).importance),
         ),
         slot(
             tab.choice.parts,
@@ -175,13 +175,13 @@ def wire(page: Page, tab: ExportTab) -> None:
     def go(view_: View, run: str | None, folder: str, check: bool) -> None:
         view_.export_run = run
         scene = Scene(workspace, workspace.world(), view_)
-        start(workspace, run, current_wish(scene), settled_folder(scene, folder), check=check)
+        start(workspace, run, current_options(scene), settled_folder(scene, folder), check=check)
         view_.export_folder = None
 
     def go_as_chatted(view_: View) -> None:
         view_.export_merge, view_.export_folder = "as-chatted", None
         scene = Scene(workspace, workspace.world(), view_)
-        start(workspace, chosen_run(scene), current_wish(scene), str(offered_folder(scene) or ""), check=True)
+        start(workspace, chosen_run(scene), current_options(scene), str(offered_folder(scene) or ""), check=True)
 
     def show(view_: View) -> None:
         if (folder := newest_folder(Scene(workspace, workspace.world(), view_))) is not None:
@@ -233,8 +233,8 @@ def _merge(scene: Scene) -> dict[str, Any]:
     return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
 
 
-def _importance(wish: ExportWish) -> dict[str, Any]:
-    return gr.update(visible=wish.searches_blocks, value=wish.importance)
+def _importance(options: ExportOptions) -> dict[str, Any]:
+    return gr.update(visible=options.searches_blocks, value=options.importance)
 
 
 def _gguf(scene: Scene) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _notes(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return view.nothing_to_export()
-    return view.checklist(find_notes(scene.workspace, run, current_wish(scene), current_folder(scene)))
+    return view.checklist(find_notes(scene.workspace, run, current_options(scene), current_folder(scene)))
 
 
 def _readiness(scene: Scene) -> Html:
@@ -254,10 +254,10 @@ def _readiness(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return Html("")
-    wish = current_wish(scene)
-    checks = CHECK_PROMPTS if wish.kind.compares_with_chat else 0
+    options = current_options(scene)
+    checks = CHECK_PROMPTS if options.kind.compares_with_chat else 0
     return view.readiness_line(
-        scene.workspace.studio.exports.readiness(run, wish, current_folder(scene), checks).sentence
+        scene.workspace.studio.exports.readiness(run, options, current_folder(scene), checks).sentence
     )
 
 

@@ -292,12 +292,12 @@ def _record(scene: Scene, run: RunView | None) -> Html:
 
 
 def _deletion(scene: Scene, tab: RunControls, run: RunView | None) -> Updates:
-    asked = run is not None and scene.view.deleting == run.name
-    size = scene.workspace.studio.runs.size_bytes(run.name) if asked and run else 0
-    referring = scene.workspace.studio.references.to_run(run.name) if asked and run else []
+    asking = run is not None and scene.view.deleting == run.name
+    size = scene.workspace.studio.runs.size_bytes(run.name) if asking and run else 0
+    referring = scene.workspace.studio.references.to_run(run.name) if asking and run else []
     return {
-        tab.delete: gr.update(interactive=run is not None and not run.at_work, visible=not asked),
-        tab.holds: view.deletion_card(run, size, referring) if asked and run else Html(""),
-        tab.delete_now: gr.update(visible=asked),
-        tab.keep: gr.update(visible=asked),
+        tab.delete: gr.update(interactive=run is not None and not run.at_work, visible=not asking),
+        tab.holds: view.deletion_card(run, size, referring) if asking and run else Html(""),
+        tab.delete_now: gr.update(visible=asking),
+        tab.keep: gr.update(visible=asking),
     }

@@ -240,8 +240,8 @@ def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | 
 def _compared_mark(scene: Scene) -> object:
     runs = [scene.world.runs[name] for name in compared_names(scene)]
     evaluations = [scene.world.newest_job(run.name, "evaluations") for run in runs]
-    asked = [job and job.state for job in evaluations]
-    return [run_view.run_mark(run) for run in runs], asked, scene.view.compared_loss, scene.view.compared_along
+    states = [job and job.state for job in evaluations]
+    return [run_view.run_mark(run) for run in runs], states, scene.view.compared_loss, scene.view.compared_along
 
 
 def _comparison(scene: Scene, tab: RunsTab) -> Updates:

@@ -13,12 +13,12 @@ from qlora_studio.ui.views.html import (
     card,
     chip,
     count,
+    error_card,
     gib,
     gib_of,
     join,
     more,
     number,
-    says_error,
     tag,
 )
 
@@ -52,7 +52,7 @@ def plan_card(plan: MemoryPlan) -> Html:
                 tag("i", class_=f"s{colour}"),
                 tag("span", part.label),
                 tag("b", gib(part.bytes), class_="qs-number"),
-                title=part.says,
+                title=part.basis,
             )
             for colour, part in parts
         ),
@@ -77,7 +77,7 @@ def plan_card(plan: MemoryPlan) -> Html:
 
 
 def no_plan(problems: list[str]) -> Html:
-    return says_error(problems, "There is no plan for these settings yet")
+    return error_card(problems, "There is no plan for these settings yet")
 
 
 def _changes(plan: MemoryPlan) -> Html | str:
@@ -94,7 +94,9 @@ def _reasons(plan: MemoryPlan) -> Html:
     if plan.largest_rank:
         beyond.append(f"The largest rank that would fit is {count(plan.largest_rank)}.")
     origins = [
-        join((tag("b", f"{part.label}: "), f"{part.says}.")) for part in plan.estimate.parts if part.bytes and part.says
+        join((tag("b", f"{part.label}: "), f"{part.basis}."))
+        for part in plan.estimate.parts
+        if part.bytes and part.basis
     ]
     return more("Why so, and what would fit", bullets([*plan.reasons, *beyond]), bullets(origins, "quiet"))
 

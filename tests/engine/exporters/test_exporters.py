@@ -173,19 +173,19 @@ def make_rows(count: int) -> list[Example]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"template": "{{ other }}"}, "chat template is not that of training"),
         ({"stops": (0,)}, "answers end with other tokens"),
         ({"answers": (Answer(PROMPTS[0], (5, 6), (7,), True),)}, "writes a prompt in other tokens"),
     ],
 )
-def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, said):
+def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, message):
     tokenizer = load_tokenizer(smollm2)
     stops = tuple(sorted(stop_ids(tokenizer)))
     record = ChatRecord((), (), torch.empty(0, 0), None, RenderOptions(), tokenizer.template, stops)
     check_words(record, tokenizer)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         check_words(dataclasses.replace(record, **changes), tokenizer)
 
 
