@@ -59,7 +59,7 @@ def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(tab, rows)
 def test_what_is_opened_is_opened_in_one_tab_only(workspace, rows):
     first, second = Tab(workspace), Tab(workspace)
     open_in(first, rows)
-    assert "data-status" not in second.look().told
+    assert "data-status" not in second.look().updated
 
 
 def test_a_path_in_quotes_is_opened(tab, rows):
