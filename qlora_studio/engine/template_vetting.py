@@ -20,6 +20,7 @@ from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.render.prompt import RenderOptions, RowRefused, render
 from qlora_studio.data.render.traits import read_traits
+from qlora_studio.engine.without_torch import leave_torch_out
 
 if TYPE_CHECKING:
     from qlora_studio.engine.tokenizer import ChatTokenizer
@@ -214,4 +215,5 @@ def try_template(tokenizer: ChatTokenizer) -> TemplateReport:
 
 
 if __name__ == "__main__":
+    leave_torch_out()
     main(sys.argv[1], sys.argv[2])

@@ -43,6 +43,8 @@ class Context:
     stopped: bool = False
     """A signal asked for a stop."""
     home: Home = field(default_factory=Home.find)
+    own_process: bool = False
+    """Whether nothing but this job will ever happen in this process."""
 
     def emit(self, event: ev.Event) -> None:
         self.write(event)

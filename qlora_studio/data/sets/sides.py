@@ -8,6 +8,7 @@ made; it looks at the conversations that either side really got.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 
 from qlora_studio.core.conversation import Conversation
@@ -40,7 +41,8 @@ class Sides:
     """Watches the conversations that each side gets."""
 
     def __init__(self) -> None:
-        self.trained: set[int] = set()
+        self.trained = array("q")
+        """The mark of every training row; a set of a million would take twelve times as much memory."""
         self.held_out: dict[int, str] = {}
 
     def watch(self, conversations: Iterable[Conversation], split: str) -> Iterator[Conversation]:
@@ -52,19 +54,20 @@ class Sides:
     def note(self, conversation: Conversation, split: str) -> None:
         mark = _mark(conversation)
         if split == "train":
-            self.trained.add(mark)
+            self.trained.append(mark)
         else:
             self.held_out.setdefault(mark, str(conversation.source))
 
     def add(self, later: Sides) -> None:
         """Takes what was noted of rows that come after these, by this process or by one that was forked from it."""
-        self.trained |= later.trained
+        self.trained += later.trained
         self.held_out = later.held_out | self.held_out
 
     def check(self) -> None:
         """Raises LawBroken where a prompt stands on both sides."""
-        both = [where for mark, where in self.held_out.items() if mark in self.trained]
-        if both:
+        marks = self.held_out.keys() & self.trained
+        if marks:
+            both = [where for mark, where in self.held_out.items() if mark in marks]
             raise LawBroken(
                 f"{len(both)} prompt{'s' if len(both) != 1 else ''} of the evaluation rows would be trained as well; "
                 f"the first is that of {both[0]}."
