@@ -98,12 +98,17 @@ def train(
     if queue or sweep:
         wait_in_line(studio, console, config, parse_sweep(sweep or []))
         return
-    if readiness.over_budget is not None and not anyway:
-        refused = readiness.over_budget
-        raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
+    if not anyway:
+        refuse_over_budget(readiness)
     if find_rate:
         config = search_rate(studio, console, config, readiness.steps)
     start(studio, console, config)
+
+
+def refuse_over_budget(readiness: Readiness) -> None:
+    """Raises a StudioError where the plan does not fit."""
+    if (refused := readiness.over_budget) is not None:
+        raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
 
 
 def wait_in_line(studio: Studio, console: Console, config: TrainConfig, sweep: dict[str, list[Any]]) -> None:

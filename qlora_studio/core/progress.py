@@ -102,24 +102,9 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.ProbeMeasured():
             return replace(state, probe=event)
         case ev.Resumed():
-            return replace(
-                state,
-                step=event.step,
-                losses=state.losses.up_to(event.step),
-                evaluations=state.evaluations.up_to(event.step),
-                samples=tuple(sample for sample in state.samples if sample.step <= event.step),
-            )
+            return _back_to(state, event.step)
         case ev.StepLogged():
-            return replace(
-                state,
-                step=event.step,
-                total_steps=event.total_steps,
-                last=event,
-                peak_bytes=max(state.peak_bytes, event.peak_bytes),
-                losses=state.losses.add(event.step, event.loss),
-                tokens=_grown(state.tokens, event.step, event.tokens),
-                seconds=_grown(state.seconds, event.step, event.tokens / max(event.tokens_per_second, 1e-9)),
-            )
+            return _with_step(state, event)
         case ev.EvaluationLogged() if not event.adapter:
             return replace(state, base_loss=event.loss)
         case ev.EvaluationLogged():
@@ -149,6 +134,30 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def _back_to(state: Progress, step: int) -> Progress:
+    """What is known up to a step: a run that goes on from there computes the rest anew."""
+    return replace(
+        state,
+        step=step,
+        losses=state.losses.up_to(step),
+        evaluations=state.evaluations.up_to(step),
+        samples=tuple(sample for sample in state.samples if sample.step <= step),
+    )
+
+
+def _with_step(state: Progress, event: ev.StepLogged) -> Progress:
+    return replace(
+        state,
+        step=event.step,
+        total_steps=event.total_steps,
+        last=event,
+        peak_bytes=max(state.peak_bytes, event.peak_bytes),
+        losses=state.losses.add(event.step, event.loss),
+        tokens=_grown(state.tokens, event.step, event.tokens),
+        seconds=_grown(state.seconds, event.step, event.tokens / max(event.tokens_per_second, 1e-9)),
+    )
 
 
 def _grown(series: Series, step: int, more: float) -> Series:
