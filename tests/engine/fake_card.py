@@ -34,8 +34,9 @@ from transformers.utils import import_utils
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
 from qlora_studio.engine.accelerator.protocol import Peak
+from qlora_studio.engine.host_embeddings import look_tokens_up_on_host
 from qlora_studio.engine.kernels.dropout import RowSeeds
-from qlora_studio.engine.load import Device, attach_adapter, choose_attention, look_tokens_up_on_host
+from qlora_studio.engine.load import Device, attach_adapter, choose_attention
 from tests.engine.fake_attention import choose_kernel
 
 CARD, META = torch.device("cuda", 0), torch.device("meta")

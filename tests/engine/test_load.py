@@ -15,7 +15,8 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.accelerator.protocol import Peak
-from qlora_studio.engine.load import Device, load_base, look_tokens_up_on_host, place_embeddings_on_host
+from qlora_studio.engine.host_embeddings import look_tokens_up_on_host, place_embeddings_on_host
+from qlora_studio.engine.load import Device, load_base
 from qlora_studio.engine.oom import is_out_of_memory
 from tests.engine.architectures import config_of, write_model
 from tests.engine.conftest import FP32

@@ -116,8 +116,8 @@ class ChatRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
-    """A model in memory with the words it speaks in."""
+class ChatModel:
+    """A model in memory, with its tokenizer and how its prompts are rendered."""
 
     model: Any
     tokenizer: ChatTokenizer
@@ -130,7 +130,7 @@ class Speaker:
         return Answer(text, ids, answer, len(answer) < GREEDY.max_new_tokens)
 
 
-def record_chat(chat: Speaker, prompts: Sequence[str], held_out: Sequence[Example] = ()) -> ChatRecord:
+def record_chat(chat: ChatModel, prompts: Sequence[str], held_out: Sequence[Example] = ()) -> ChatRecord:
     """Asks the chat these prompts and the held-out rows, with and without its adapter, and keeps what it says."""
     answers, rows = tuple(chat.answer(prompt) for prompt in prompts), tuple(probe_rows(held_out))
     base_loss = None
@@ -187,7 +187,7 @@ def compare(record: ChatRecord, distributions: torch.Tensor, like: ev.Checked) -
     )
 
 
-def ask_model(artefact: Speaker, record: ChatRecord) -> ArtefactAnswers:
+def ask_model(artefact: ChatModel, record: ChatRecord) -> ArtefactAnswers:
     """Has a model in memory answer what the chat was asked."""
     answers = [artefact.answer(chat.text).answer for chat in record.answers]
     identical = sum(answer == chat.answer for answer, chat in zip(answers, record.answers, strict=True))

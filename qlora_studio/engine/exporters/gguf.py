@@ -14,8 +14,8 @@ from qlora_studio.core import events as ev
 from qlora_studio.engine.companions import copy_licences
 from qlora_studio.engine.exporters.comparison import (
     ArtefactAnswers,
+    ChatModel,
     ChatRecord,
-    Speaker,
     ask_layers,
     ask_model,
     check_words,
@@ -81,7 +81,7 @@ def ask_gguf(path: Path, source: ExportSource, record: ChatRecord, emit: Emit) -
         values = sum(math.prod(tensor.shape) for tensor in merged.tensors)
     if fits_in_memory(values * source.device.dtype.itemsize):
         model = load_gguf(path, source.base_folder(), source.device)
-        return ask_model(Speaker(model, tokenizer, record.options), record)
+        return ask_model(ChatModel(model, tokenizer, record.options), record)
     emit(ev.Noted(text=f"The model in the file does not fit into memory; {BY_LAYERS}"))
     return ask_layers(layers_of_gguf(path, source.base_folder(), source.device), tokenizer, record, emit)
 

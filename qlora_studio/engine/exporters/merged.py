@@ -15,8 +15,8 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.companions import copy_companions
 from qlora_studio.engine.exporters.comparison import (
+    ChatModel,
     ChatRecord,
-    Speaker,
     ask_layers,
     ask_model,
     check_words,
@@ -59,7 +59,7 @@ class MergedExporter:
         if isinstance(model, LayerwiseModel):
             found = ask_layers(model, tokenizer, record, emit)
         else:
-            found = ask_model(Speaker(model, tokenizer, record.options), record)
+            found = ask_model(ChatModel(model, tokenizer, record.options), record)
         like = ev.Checked(
             what=f"merged model, {source.merge_into.replace('_', ' ')}", as_chatted=source.merge_into == "as_chatted"
         )
