@@ -19,7 +19,7 @@ from qlora_studio.studio import Studio
 from qlora_studio.ui.app import stop_run
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
-from qlora_studio.ui.tabs.run_controls import train_more, use_settings
+from qlora_studio.ui.tabs.run_actions import train_more, use_settings
 from tests.runs.holders import held
 from tests.runs.made import make_run
 from tests.ui.fakes import Tab

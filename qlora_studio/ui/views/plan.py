@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_studio.core.measured import differences
-from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.plan import MemoryPart, MemoryPlan
 from qlora_studio.core.progress import Progress
 from qlora_studio.ui.views.html import (
     Html,
@@ -25,10 +25,34 @@ from qlora_studio.ui.views.html import (
 
 def plan_card(plan: MemoryPlan) -> Html:
     """The bill of the next run against its budget."""
+    verdict = (
+        chip(f"fits · {gib(plan.spare_bytes)} spare", "good")
+        if plan.fits
+        else chip(f"over budget by {gib(plan.missing_bytes)}", "bad")
+    )
+    return card(
+        "Memory plan",
+        big_of(plan.estimate.total_bytes, plan.budget_bytes),
+        _stack(plan),
+        _legend(plan),
+        _changes(plan),
+        _reasons(plan),
+        aside=verdict,
+        label="Memory plan",
+        kind="" if plan.fits else "qs-over",
+    )
+
+
+def _coloured_parts(plan: MemoryPlan) -> list[tuple[int, MemoryPart]]:
+    """The items that take anything, each with the number of its colour."""
+    return [(index % 10, part) for index, part in enumerate(plan.estimate.parts) if part.bytes]
+
+
+def _stack(plan: MemoryPlan) -> Html:
+    """The items as one bar, with the budget as a mark on it."""
     total, budget = plan.estimate.total_bytes, plan.budget_bytes
     scale = max(total, budget, 1)
-    parts = [(index % 10, part) for index, part in enumerate(plan.estimate.parts) if part.bytes]
-    stack = tag(
+    return tag(
         "div",
         *(
             tag(
@@ -37,14 +61,17 @@ def plan_card(plan: MemoryPlan) -> Html:
                 style=f"width:{100 * part.bytes / scale:.2f}%",
                 title=f"{part.label}: {gib(part.bytes)}",
             )
-            for colour, part in parts
+            for colour, part in _coloured_parts(plan)
         ),
         tag("u", style=f"left:{100 * budget / scale:.2f}%", title=f"Budget: {gib(budget)}"),
         class_="qs-stack",
         role="img",
         aria_label=f"Planned memory {gib_of(total, budget)}",
     )
-    legend = tag(
+
+
+def _legend(plan: MemoryPlan) -> Html:
+    return tag(
         "ul",
         *(
             tag(
@@ -54,25 +81,9 @@ def plan_card(plan: MemoryPlan) -> Html:
                 tag("b", gib(part.bytes), class_="qs-number"),
                 title=part.basis,
             )
-            for colour, part in parts
+            for colour, part in _coloured_parts(plan)
         ),
         class_="qs-legend",
-    )
-    verdict = (
-        chip(f"fits · {gib(plan.spare_bytes)} spare", "good")
-        if plan.fits
-        else chip(f"over budget by {gib(plan.missing_bytes)}", "bad")
-    )
-    return card(
-        "Memory plan",
-        big_of(total, budget),
-        stack,
-        legend,
-        _changes(plan),
-        _reasons(plan),
-        aside=verdict,
-        label="Memory plan",
-        kind="" if plan.fits else "qs-over",
     )
 
 
