@@ -23,7 +23,7 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.engine.companions import LICENCE_STEMS
-from qlora_studio.engine.exporters.comparison import Speaker, record_chat
+from qlora_studio.engine.exporters.comparison import ChatModel, record_chat
 from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.importance import measure_importance, save_importance
@@ -153,7 +153,7 @@ def ask_the_chat(context: Context, request: ExportRequest, emit: Emit) -> Path |
     measures = request.held_out and bool(config.data.sources)
     rows = held_out(context, config, live.tokenizer).examples if measures else ()
     context.phase("answering with the adapter")
-    record = record_chat(Speaker(live.model, live.tokenizer, live.options), request.prompts, rows)
+    record = record_chat(ChatModel(live.model, live.tokenizer, live.options), request.prompts, rows)
     place = context.folder.path / RECORD
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
