@@ -109,16 +109,16 @@ def trl(file: Path, model: Path, work: Path) -> dict[str, float]:
     times.append(time.perf_counter())
 
     def to_messages(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
-        asked = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+        prompt = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
         return {
-            "prompt": [{"role": "user", "content": asked}],
+            "prompt": [{"role": "user", "content": prompt}],
             "completion": [{"role": "assistant", "content": row["output"]}],
         }
 
-    talks = rows.map(to_messages, remove_columns=rows.column_names)
+    conversations = rows.map(to_messages, remove_columns=rows.column_names)
     times.append(time.perf_counter())
     settings = SFTConfig(output_dir=str(work / "out"), max_length=1024, report_to="none", bf16=False, use_cpu=True)
-    trainer = SFTTrainer(tiny, settings, train_dataset=talks, processing_class=tokenizer)
+    trainer = SFTTrainer(tiny, settings, train_dataset=conversations, processing_class=tokenizer)
     times.append(time.perf_counter())
     prepared = trainer.train_dataset
     tokens = sum(len(ids) for ids in prepared["input_ids"])
@@ -143,16 +143,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=52_000)
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.only:
-        run_one(asked.only, asked.file, asked.model)
+    arguments = parser.parse_args()
+    if arguments.only:
+        run_one(arguments.only, arguments.file, arguments.model)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
-        write_rows(file, asked.rows)
-        print(f"{asked.rows} rows, {file.stat().st_size / 1e6:.1f} MB")
+        write_rows(file, arguments.rows)
+        print(f"{arguments.rows} rows, {file.stat().st_size / 1e6:.1f} MB")
         for name in CONTENDERS:
-            command = [sys.executable, __file__, str(asked.model), "--only", name, "--file", str(file)]
+            command = [sys.executable, __file__, str(arguments.model), "--only", name, "--file", str(file)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")

@@ -76,10 +76,10 @@ def test_ending_the_command_ends_its_page(tmp_path):
             time.sleep(0.2)
         assert answers(url)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=15)
+        output, _ = process.communicate(timeout=15)
     finally:
         process.kill()
-    assert not answers(url) and process.returncode == 0 and said.endswith("Closed.\n")
+    assert not answers(url) and process.returncode == 0 and output.endswith("Closed.\n")
 
 
 ENDED_IN_LAUNCH = """

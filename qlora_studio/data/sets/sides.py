@@ -19,8 +19,8 @@ from qlora_studio.core.example import IGNORED
 def first_prompt(conversation: Conversation) -> str:
     """What a row begins by asking: its first user turn, or what stands before its first trained piece."""
     if conversation.turns:
-        asked = next((turn for turn in conversation.turns if turn.role == "user"), conversation.turns[0])
-        return asked.content
+        question = next((turn for turn in conversation.turns if turn.role == "user"), conversation.turns[0])
+        return question.content
     if conversation.segments:
         context = next((segment for segment in conversation.segments if not segment.train), conversation.segments[0])
         return context.text
@@ -33,8 +33,8 @@ def first_prompt(conversation: Conversation) -> str:
 
 def prompt_hash(conversation: Conversation) -> int:
     """64 bits of a row's first prompt, white space aside: rows with the same ones go to the same side of a split."""
-    said = " ".join(first_prompt(conversation).split())
-    return int.from_bytes(hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    prompt = " ".join(first_prompt(conversation).split())
+    return int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 class Sides:

@@ -112,12 +112,12 @@ def test_a_mixture_is_kept_with_its_order(tmp_path, request_rows, monkeypatch):
 
 def test_progress_is_said_and_a_stop_is_heard_at_once(tmp_path, request_rows, monkeypatch):
     monkeypatch.setattr(preparing, "_SECONDS_BETWEEN_WORDS", 0)
-    said = []
-    tokenise_rows(request_rows(), tmp_path / "cache", Watch(lambda done, total: said.append((done, total))))
-    assert said[0] == (512, 540) and (540, 540) in said and said[-1] == (60, 60)
-    asked = iter([False, True])
+    reports = []
+    tokenise_rows(request_rows(), tmp_path / "cache", Watch(lambda done, total: reports.append((done, total))))
+    assert reports[0] == (512, 540) and (540, 540) in reports and reports[-1] == (60, 60)
+    stops = iter([False, True])
     with pytest.raises(Stopped):
-        tokenise_rows(request_rows(max_length=99), tmp_path / "cache", Watch(stopped=lambda: next(asked)))
+        tokenise_rows(request_rows(max_length=99), tmp_path / "cache", Watch(stopped=lambda: next(stops)))
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 
@@ -170,8 +170,8 @@ def test_raw_text_is_cut_into_blocks_and_nothing_is_lost(letters):
     assert sum(one.trained_tokens for one in made.examples) >= len(text) - len(blocks)
 
     overlapping = prepare([row], letters, DataConfig(max_length=300, text_overlap=40)).examples
-    told = "".join(letters.decode(one.input_ids[one.spans[0][0] :]) for one in overlapping)
-    assert told == text + "<|im_end|>"
+    decoded = "".join(letters.decode(one.input_ids[one.spans[0][0] :]) for one in overlapping)
+    assert decoded == text + "<|im_end|>"
     assert all(one.spans[0][0] == 40 for one in overlapping[1:])
 
 
