@@ -9,8 +9,8 @@ differ is taken apart.
 - *The cut.* The gradient of one step, whole and as single checkpointed rows, in bf16 and in fp32. fp32 keeps 24 bits of
   a number and bf16 8, so rounding becomes 2^16 times smaller there, while a fault stays what it is.
 
-In both the bound is `1 / tokens` of a step, in relative difference: the least that a fault can be is one token more or
-less, which changes a gradient by about its share of the step; rounding in fp32 is about 1e-6.
+In both the bound is a relative difference of `1 / (2 * tokens)` of the largest step: the least that a fault can be is one
+token more or less, which changes a gradient by about its share of the step; rounding in fp32 is about 1e-6.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def run_training(kind: str, shape: Any, changes: Sequence[dict[str, Any]], *, re
             for event in events
             if isinstance(event, ev.StepRetriedSmaller)
         ],
-        "bound": 1 / min((step.trained_tokens for step in steps), default=1),
+        "bound": 0.5 / max((step.trained_tokens for step in steps), default=1),
     }
 
 

@@ -26,6 +26,7 @@ CONSUMER = {
     "USE_HUB_KERNELS": "0",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
     "GOMP_SPINCOUNT": "0",
 }
 """Set before torch is imported, where nobody set it otherwise."""
