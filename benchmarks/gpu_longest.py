@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu_models import network_for, report
+from benchmarks.gpu_models import network_for
+from benchmarks.gpu_processes import report
 
 LONGEST_RANK = 32
 """As in the table of longest contexts that Unsloth publishes."""

@@ -18,8 +18,6 @@ there, so running out of memory is pretended, and no figure says anything about 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -29,18 +27,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_forced import KINDS, measure_forced, print_forced
-from benchmarks.gpu_models import (
+from benchmarks.gpu_models import network_for, plan_for, shape_of
+from benchmarks.gpu_processes import (
     CONSUMER,
     LEAST_SECONDS,
-    SECONDS,
     TimeBudget,
+    begin,
     check_card,
-    has_card,
     measure_alone,
-    network_for,
-    plan_for,
     report,
-    shape_of,
+    try_machine,
 )
 
 MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Llama-3.1-8B")
@@ -60,19 +56,19 @@ def main() -> int:
     if chosen.one:
         kind, model, cap, changes = chosen.one
         check_card(chosen.rehearse)
-        if kind == "plan":
+        if kind == "machine":
+            report(try_machine())
+        elif kind == "plan":
             report(measure_plan(model, int(cap), rehearse=chosen.rehearse))
         else:
             report(measure_forced(kind, model, changes, rehearse=chosen.rehearse))
         return 0
-    if not chosen.rehearse and not has_card():
-        print("This computer has no CUDA card: the benchmark has not been run.")
+    left = begin(__file__, ["--one", "machine", "", "", ""], chosen.seconds, rehearse=chosen.rehearse)
+    if left is None:
         return 2
-    where = "processor (rehearsal)" if chosen.rehearse else "card"
-    print(f"{datetime.date.today()}, {where}, torch {importlib.metadata.version('torch')}, rank 16\n")
     models = chosen.models or (MODELS if chosen.rehearse else MODELS[-1:])
     weights = [1.0] * (len(models) * (len(chosen.caps) + len(KINDS)))
-    budget = TimeBudget(chosen.seconds or SECONDS[chosen.rehearse], weights, LEAST_SECONDS[chosen.rehearse])
+    budget = TimeBudget(left, weights, LEAST_SECONDS[chosen.rehearse])
 
     def measure(kind: str, model: str, cap: int = 0, changes: str = "") -> dict[str, Any]:
         arguments = ["--one", kind, model, str(cap), changes]

@@ -29,17 +29,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_longest import find_longest
-from benchmarks.gpu_models import (
+from benchmarks.gpu_models import shape_of, write_base
+from benchmarks.gpu_processes import (
     CONSUMER,
     LEAST_SECONDS,
-    SECONDS,
     TimeBudget,
+    begin,
     check_card,
-    has_card,
     measure_alone,
     report,
-    shape_of,
-    write_base,
+    try_machine,
 )
 from benchmarks.gpu_steps import CONTENDERS, NEEDS, Stopwatch, layers_again, take_steps
 
@@ -72,17 +71,17 @@ def main() -> int:
         check_card(chosen.rehearse)
         measure(kind, model, folder, chosen)
         return 0
-    if not chosen.rehearse and not has_card():
-        print("This computer has no CUDA card: the benchmark has not been run.")
+    left = begin(__file__, ["--one", "machine", "", ""], chosen.seconds, rehearse=chosen.rehearse)
+    if left is None:
         return 2
     print("| model | tokens | contender | tokens/s | slowest | HFU | card busy | allocated MiB | reserved MiB |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    compare(chosen.models or (MODELS if chosen.rehearse else MODELS[-1:]), chosen)
+    compare(chosen.models or (MODELS if chosen.rehearse else MODELS[-1:]), chosen, left)
     return 0
 
 
-def compare(models: Sequence[str], chosen: argparse.Namespace) -> None:
-    """All measurements of these models, within the command's time."""
+def compare(models: Sequence[str], chosen: argparse.Namespace, seconds: float) -> None:
+    """All measurements of these models, within the seconds that are left."""
     kinds = list(chosen.contenders)
     if chosen.caps:
         behind = CONTENDERS[CONTENDERS.index(LONGEST_BEFORE) :]
@@ -90,7 +89,7 @@ def compare(models: Sequence[str], chosen: argparse.Namespace) -> None:
     runs = [(model, kind) for model in models for kind in kinds]
     there = [run for run in runs if not missing(run[1])]
     weights = [LONGEST_WEIGHT if kind == LONGEST else 1 for _, kind in there]
-    time_left = TimeBudget(chosen.seconds or SECONDS[chosen.rehearse], weights, LEAST_SECONDS[chosen.rehearse])
+    time_left = TimeBudget(seconds, weights, LEAST_SECONDS[chosen.rehearse])
     for model, kind in runs:
         if absent := missing(kind):
             for tokens in chosen.tokens:
@@ -167,6 +166,9 @@ def print_longest(model: str, chosen: argparse.Namespace, seconds: float | None)
 
 def measure(kind: str, model: str, folder: str, chosen: argparse.Namespace) -> None:
     """What one process does; it tells its findings as it goes."""
+    if kind == "machine":
+        report(try_machine())
+        return
     shape = shape_of(model, chosen.rehearse)
     if kind == "write":
         import torch
