@@ -131,6 +131,8 @@ class Moment:
     """Whether a card has one kernel for that norm, which needs no copies."""
     inner_width: float = 0.0
     """Numbers a token of each inner tensor of a gated MLP that is made again at this moment, in blocks; else 0."""
+    tile_width: float = 0.0
+    """Numbers a token of each of the two inner tensors that a tile of a gated MLP holds at this moment; else 0."""
     attention: bool = False
     """Whether fused attention goes backward at this moment."""
 
@@ -177,6 +179,8 @@ class MeasuredShape(_Value):
     """Whether its attention runs without a fused kernel, so that memory grows with the square of a row."""
     costs: dict[str, StepCosts]
     """By number format of the arithmetic: bf16 (which fp16 equals) and fp32."""
+    tiled: dict[str, StepCosts] = {}
+    """The same with gated MLPs in tiles, in bf16; empty where it has none that could be."""
     rank: int
     """The rank at which `costs` was measured."""
 

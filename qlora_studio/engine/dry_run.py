@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MeasuredShape, Moment, StepCosts
@@ -22,7 +22,7 @@ from qlora_studio.engine.architecture import adapted_layers, check_adapter, coun
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers
 from qlora_studio.engine.kernels.documents import Documents
 from qlora_studio.engine.kernels.norm import replace_norms
-from qlora_studio.engine.kernels.replace import replace_gated_mlps
+from qlora_studio.engine.kernels.replace import replace_gated_mlps, tile_mlps
 from qlora_studio.engine.planned_packing import find_padding
 from qlora_studio.engine.stand_in_kernels import Mark, Marks, attention_kernel, mlp_kernel, norm_kernel
 from qlora_studio.engine.stand_ins import (
@@ -92,7 +92,10 @@ def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32"))
                 f"A {config.model_type} model has no layers that this version can adapt.", field="model_type"
             )
         padded = find_padding(config)
-        costs = {compute: _measure_costs(config, DTYPES[compute], packed=padded is None) for compute in formats}
+        layout = Layout(packed=padded is None)
+        costs = {compute: _measure_costs(config, DTYPES[compute], layout) for compute in formats}
+        tiles = _has_gated_mlps(config) and "bf16" in formats
+        tiled = {"bf16": _measure_costs(config, torch.bfloat16, replace(layout, tiled=True))} if tiles else {}
     return MeasuredShape(
         linears=found.linears,
         other_bytes=found.other_bytes,
@@ -100,11 +103,21 @@ def measure(config: PreTrainedConfig, formats: Sequence[str] = ("bf16", "fp32"))
         eager=attends_in_squares(config),
         padded_because=padded,
         costs=costs,
+        tiled=tiled,
         rank=RANK,
     )
 
 
-def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype, *, packed: bool) -> StepCosts:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a step's tokens are laid out and gone through."""
+
+    packed: bool
+    tiled: bool = False
+    """Whether gated MLPs are computed in tiles."""
+
+
+def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype, layout: Layout) -> StepCosts:
     """Costs of a step from copies with two and four layers, none or all of them checkpointed.
 
     With a fused kernel for attention everything grows in straight lines, and two lengths show a line; without one it
@@ -113,7 +126,7 @@ def _measure_costs(config: PreTrainedConfig, dtype: torch.dtype, *, packed: bool
     lengths = SQUARES if attends_in_squares(config) else MANY
     groups = (SQUARES,) if lengths == SQUARES else (FEW, MANY, MOST)
     runs = {
-        (layers, checkpointed, tokens): _run(config, Copy(dtype, layers, checkpointed, tokens, packed))
+        (layers, checkpointed, tokens): _run(config, Copy(dtype, layers, checkpointed, tokens, layout))
         for layers, checkpointed in ((2, False), (4, False), (2, True), (4, True))
         for tokens in {*lengths, *(tokens for group in groups for tokens in group)}
         if (layers == 2 and checkpointed) or tokens in lengths
@@ -178,6 +191,7 @@ def _fit_marks(runs: Mapping[int, tuple[Sequence[Mark], float]]) -> list[Moment]
                 norm_width=one.norm_numbers / tokens,
                 norm_fused=one.norm_fused,
                 inner_width=one.inner_numbers / tokens,
+                tile_width=one.tile_numbers / tokens,
                 attention=one.attention,
             )
         )
@@ -197,7 +211,22 @@ class Copy:
     layers: int
     checkpointed: bool
     tokens: int
-    packed: bool
+    layout: Layout
+
+
+def _build_adapted(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any:
+    """A copy with so many layers whose linear layers have adapters."""
+    model = build(shorten(config, layers), dtype)
+    quantised = quantised_names(model)
+    for name, module in adapted_layers(model).items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, AdaptedLinear(module, name in quantised))
+    return model
+
+
+def _has_gated_mlps(config: PreTrainedConfig) -> bool:
+    """Whether the engine's kernel would take any of its MLPs, and could do so in tiles."""
+    return replace_gated_mlps(_build_adapted(config, 2, torch.bfloat16), mlp_kernel(Marks())) > 0
 
 
 def _run(config: PreTrainedConfig, one: Copy) -> Run:
@@ -241,15 +270,12 @@ def _run(config: PreTrainedConfig, one: Copy) -> Run:
     )
 
 
-def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> PreTrainedModel:
-    """The copy with adapters and with kernels that leave their marks, checkpointed as it shall be."""
-    model = build(shorten(config, one.layers), one.dtype)
-    quantised = quantised_names(model)
-    for name, module in adapted_layers(model).items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, AdaptedLinear(module, name in quantised))
+def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> Any:
+    """The copy with kernels that leave their marks, tiled and checkpointed as it shall be."""
+    model = _build_adapted(config, one.layers, one.dtype)
     replace_norms(model, norm_kernel(marks))
     replace_gated_mlps(model, mlp_kernel(marks))
+    tile_mlps(model, one.layout.tiled)
     model.train()
     checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
     return model
@@ -259,7 +285,7 @@ def _inputs(config: PreTrainedConfig, one: Copy) -> dict[str, Any]:
     """A micro-batch of nothing: (rows, tokens a row), packed into one where the model can be."""
     rows = ROWS if attends_in_squares(config) else 1
     inputs: dict[str, Any] = {"input_ids": torch.zeros(rows, one.tokens // rows, dtype=torch.long)}
-    if one.packed:
+    if one.layout.packed:
         inputs |= {"position_ids": torch.zeros(1, one.tokens, dtype=torch.long)}
         inputs |= {"documents": Documents(((0, one.tokens),))}
     return inputs

@@ -30,6 +30,8 @@ class Mark:
     norm_fused: bool = False
     inner_numbers: int = 0
     """Numbers of an inner tensor of a gated MLP."""
+    tile_numbers: int = 0
+    """Likewise, where a tile of it is there."""
     attention: bool = False
 
 
@@ -43,9 +45,11 @@ class Marks:
     def norm(self, rows: torch.Tensor, kind: NormKind) -> None:
         self.made.append(Mark(self.held(), norm_numbers=rows.numel(), norm_fused=kind.offset == 0))
 
-    def mlp(self, tokens: int, weight: torch.Tensor) -> None:
-        """`weight` is that of the last product, (width, inner)."""
-        self.made.append(Mark(self.held(), inner_numbers=tokens * weight.shape[1]))
+    def mlp(self, numbers: int, *, tiled: bool = False, blocks: bool = True) -> None:
+        """`numbers` are those of an inner tensor, (tokens, inner); with `tiled` of one that is never there as a whole."""
+        self.made.append(
+            Mark(self.held(), inner_numbers=numbers if blocks else 0, tile_numbers=numbers if tiled else 0)
+        )
 
     def attention(self, more: int = 0) -> None:
         self.made.append(Mark(self.held() + more, attention=True))
@@ -63,11 +67,15 @@ def norm_kernel(marks: Marks) -> Kernel:
 
 
 def mlp_kernel(marks: Marks) -> MlpKernel:
-    """A gated MLP that keeps gate and up."""
+    """A gated MLP that keeps gate and up, or in tiles its input alone."""
 
     def kernel(x: torch.Tensor, parts: GatedParts, *, tiled: bool) -> torch.Tensor:
         first: Callable[..., tuple[torch.Tensor, ...]] = SideBySide.apply
         keep: Callable[..., tuple[torch.Tensor, ...]] = Kept.apply
+        if tiled:
+            in_tiles: Callable[..., torch.Tensor] = PlannedTiles.apply
+            (rows,) = keep(x.reshape(-1, x.shape[-1]))
+            return in_tiles(rows, parts, marks, rows.grad_fn, *weights_of(parts.products)).view(x.shape)
         down: Callable[..., torch.Tensor] = PlannedDown.apply
         kept = keep(*first(x.reshape(-1, x.shape[-1]), parts.first, *weights_of(parts.first)))
         return down(parts, marks, kept[0].grad_fn, *weights_of((parts.down,)), *kept).view(x.shape)
@@ -115,9 +123,37 @@ class PlannedDown(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         outs = ctx.kept.saved_tensors  # a checkpoint computes them again here, before the weight is there
         weight = ctx.parts.down.dense(grads[0].dtype)  # (width, inner)
-        ctx.marks.mlp(len(grads[0]), weight)
+        ctx.marks.mlp(len(grads[0]) * weight.shape[1])
         sums = (None if one is None else torch.empty_like(one) for one in ctx.low_rank)
         return (None, None, None, *sums, *outs)
+
+
+class PlannedTiles(torch.autograd.Function):
+    """`TiledMlp` without its tiles and their blocks; `kept` is the node that keeps x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, parts: GatedParts, marks: Marks, kept: Any, *low_rank: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.parts, ctx.marks, ctx.kept, ctx.low_rank = parts, marks, kept, low_rank
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.kept.saved_tensors  # a checkpoint computes it again here
+        dx = torch.empty_like(x)
+        numbers = _inner_numbers(ctx.parts, x)
+        for product in (ctx.parts.down, *ctx.parts.first):
+            weight = product.dense(x.dtype)
+            ctx.marks.mlp(numbers, tiled=True, blocks=product is ctx.parts.down)
+            del weight
+        sums = (None if one is None else torch.empty_like(one) for one in ctx.low_rank)
+        return (dx, None, None, None, *sums)
+
+
+def _inner_numbers(parts: GatedParts, x: torch.Tensor) -> int:
+    """Numbers of one inner tensor, (tokens, inner)."""
+    return len(x) * int(parts.down.dense(x.dtype).shape[1])
 
 
 def attention_kernel(marks: Marks) -> Callable[..., tuple[torch.Tensor, None]]:

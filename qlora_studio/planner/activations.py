@@ -108,6 +108,7 @@ def _block_bytes(shape: ModelShape, moment: Moment, settings: PlanSettings) -> i
     if not (device == "cuda" and moment.norm_fused):
         total += 12 * min(NORM_NUMBERS[device], tokens * moment.norm_width)
     total += 2 * settings.compute_bytes * moment.inner_width * min(MLP_ROWS[device], tokens)
+    total += 2 * settings.compute_bytes * moment.tile_width * min(MLP_TILE, tokens)
     return round(total) + (_attention_bytes(shape, settings) if moment.attention else 0)
 
 
@@ -158,8 +159,10 @@ def boundary_bytes(shape: ModelShape, settings: PlanSettings) -> float:
 
 def _measured_costs(shape: ModelShape, measured: MeasuredShape, settings: PlanSettings) -> StepCosts:
     """The dry run's costs at this rank and adapter format; only what comes from the adapter depends on them."""
-    costs = measured.costs["fp32" if settings.compute == "fp32" else "bf16"]
-    per_layer = sum(linear.count for linear in measured.linears) / shape.layers
+    by_format = measured.tiled if settings.tiled_mlp else measured.costs
+    costs = by_format["fp32" if settings.compute == "fp32" else "bf16"]
+    kept = [linear for linear in measured.linears if not (settings.tiled_mlp and is_in_mlp(linear))]
+    per_layer = sum(linear.count for linear in kept) / shape.layers
     return replace(
         costs,
         saved=costs.saved

@@ -35,7 +35,7 @@ from qlora_studio.planner.limits import describe_limits, find_unmergeable
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
 
-FORMAT = "v4"
+FORMAT = "v5"
 """Part of every file name here; raised whenever results of before mean something else."""
 DEMO_DOWNLOAD_BYTES = 270_000_000
 """Of the embedded model: 135 million numbers in 16 bits and its tokenizer."""

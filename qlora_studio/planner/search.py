@@ -144,7 +144,9 @@ def offload_choices(situation: Situation) -> tuple[Offload, ...]:
 def tile_choices(situation: Situation) -> tuple[bool, ...]:
     """Whether the MLP may be computed in tiles: worth it for rows of more than one, where the engine's kernel is used."""
     lora = situation.config.lora
-    able = situation.shape.measured is None and not lora.dropout and not lora.use_dora
+    measured = situation.shape.measured
+    known = measured is None or ("fp32" if situation.compute == "fp32" else "bf16") in measured.tiled
+    able = known and not lora.dropout and not lora.use_dora
     return (False, True) if able and situation.longest_row > MLP_TILE else (False,)
 
 

@@ -11,7 +11,7 @@ import pytest
 from qlora_studio.core import events as ev
 from qlora_studio.core.example import Example
 from qlora_studio.core.plan import MemoryPlan, ModelShape
-from qlora_studio.engine import loop
+from qlora_studio.engine import dry_run, loop
 from qlora_studio.engine.accelerator.formats import DTYPES
 from qlora_studio.engine.load import Device
 from qlora_studio.engine.setup import Setup
@@ -22,6 +22,7 @@ from qlora_studio.planner.estimate import fixed_bytes
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.shape import shape_from_config
 from qlora_studio.planner.tables import imagine_machine
+from tests.engine.architectures import config_of
 from tests.engine.conftest import make_config
 from tests.engine.fake_card import FakeAccelerator, build_on_card, fake_card
 from tests.engine.test_card import AMPERE, TURING, short
@@ -38,6 +39,8 @@ class Case:
     capability: tuple[int, int] = AMPERE
     row: int = TOKENS
     tiled: bool = False
+    measured: bool = False
+    """Whether a dry run stands in for the formulas, as it does for a family that has none."""
     memory: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,9 +57,11 @@ class Measured:
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    config = short(case.family)
+    config = config_of(case.family) if case.measured else short(case.family)  # a dry run wants four layers
     config.update(SIZES)
     shape = shape_from_config(config.to_dict() | {"architectures": ["XForCausalLM"]}, case.family)
+    if case.measured:
+        shape = shape.model_copy(update={"measured": dry_run.measure(config, ["bf16"]), "exact": False})
     plan, run_config = plan_for(case, shape)
     with fake_card(case.capability) as accelerator:
         device = Device(accelerator, DTYPES[plan.settings.compute])
@@ -108,6 +113,10 @@ MORE = {
     for name, memory in (("none", NONE), ("full", FULL))
     for capability in (AMPERE, TURING)
     for row in (TOKENS, 512)
+} | {
+    f"{family}, measured, tiles, {name}": Case(family, tiled=True, measured=True, memory=memory)
+    for family in ("olmo2", "granite", "smollm3", "glm4")
+    for name, memory in (("none", NONE), ("full", FULL))
 }
 
 

@@ -8,7 +8,9 @@ import pytest
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.machine import Machine, TorchBuild
-from qlora_studio.core.plan import GIB, GpuProcess
+from qlora_studio.core.plan import GIB, GpuProcess, MeasuredShape, PlanSettings
+from qlora_studio.planner.activations import step_costs
+from qlora_studio.planner.families import list_linears
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.tables import imagine_machine, plan_all_cards, plan_all_models
@@ -413,3 +415,28 @@ def test_mlps_go_in_tiles_only_where_nothing_fits_without():
     assert (large.tiled_mlp, large.settings.tiled_mlp, advice in large.reasons) == (True, True, True)
     with_dropout = make_plan(config(lora__rank=32, lora__dropout=0.1), EIGHT, imagine_machine(12))
     assert longest / 2 < with_dropout.longest_context < longest  # it keeps nothing, and its MLPs are not tiled
+
+
+def measured_eight(tiled):
+    """A family that is known by a dry run alone, which found what the formulas say."""
+    formats = {
+        name: {"bf16": step_costs(EIGHT, PlanSettings(tiled_mlp=name == "tiled"))} for name in ("costs", "tiled")
+    }
+    found = MeasuredShape(
+        linears=tuple(list_linears(EIGHT)),
+        other_bytes=2_000_000_000,
+        costs=formats["costs"],
+        tiled=formats["tiled"] if tiled else {},
+        rank=16,
+    )
+    return EIGHT.model_copy(update={"measured": found, "exact": False})
+
+
+def test_a_measured_family_is_planned_in_tiles_where_its_dry_run_had_some():
+    with_tiles, without = measured_eight(tiled=True), measured_eight(tiled=False)
+    card = imagine_machine(12)
+    longest = make_plan(config(), with_tiles, card).longest_context
+    assert longest > 1.1 * make_plan(config(), without, card).longest_context
+    plan = make_plan(config(data__max_length=longest), with_tiles, card)
+    assert (plan.fits, plan.tiled_mlp) == (True, True)
+    assert not make_plan(config(data__max_length=longest), without, card).fits
