@@ -60,8 +60,8 @@ def run(command: Sequence[str]) -> Cost:
     """Runs a command to its end; ends this program where it fails."""
     begun = time.monotonic()
     with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment()) as process,
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment()) as process,
     ):
         peak = 0
         while (found := os.wait4(process.pid, os.WNOHANG))[0] == 0:
@@ -70,8 +70,8 @@ def run(command: Sequence[str]) -> Cost:
         wall, (_, status, used) = time.monotonic() - begun, found
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{said.read().decode()[-2000:]}")
+            log.seek(0)
+            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{log.read().decode()[-2000:]}")
     return Cost(wall, used.ru_utime + used.ru_stime, peak / 2**10)
 
 

@@ -42,7 +42,7 @@ from qlora_studio.engine import merge
 from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.compare import Probe, log_probabilities
 from qlora_studio.engine.copies import write_random_model
-from qlora_studio.engine.exporters.comparison import ChatRecord, Speaker, compare, look_at_layers, record_chat
+from qlora_studio.engine.exporters.comparison import ChatModel, ChatRecord, compare, look_at_layers, record_chat
 from qlora_studio.engine.exporters.gguf import gguf_name, plan_gguf
 from qlora_studio.engine.exporters.merged import layers_of_merged, open_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
@@ -231,7 +231,7 @@ def open_source(run: str, home_folder: str | None) -> tuple[ExportSource, ChatRe
     context = Context(folder, lambda event: None, os.getppid(), home=home)
     live, config = open_run(context, folder), context.config(folder)
     rows = tokenise(context, config, live.tokenizer)
-    chat = Speaker(live.model, live.tokenizer, live.options)
+    chat = ChatModel(live.model, live.tokenizer, live.options)
     record = record_chat(chat, Studio().data.demo().prompts[:3], rows.held_out.examples)
     source = ExportSource(folder.adapter, live.base.folder, live.device, name=folder.name)
     return source, record, rows.train.examples, live.model
@@ -243,16 +243,16 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--home")
-    asked = parser.parse_args()
-    if asked.one:
-        measure_memory(asked.one[0], Path(asked.one[1]))
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure_memory(arguments.one[0], Path(arguments.one[1]))
         return
-    if asked.memory:
+    if arguments.memory:
         memory()
         return
-    if not asked.run:
+    if not arguments.run:
         parser.error("name a run, or ask for --memory")
-    source, record, _, model = open_source(asked.run, asked.home)
+    source, record, _, model = open_source(arguments.run, arguments.home)
     del model
     table = Table(record)
     whole = load_adapter(load_base(source.base_folder(), replace(source.device, dtype=torch.float32)), source.adapter)

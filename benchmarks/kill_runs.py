@@ -61,7 +61,7 @@ class Tally:
     resumes: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def says(self) -> str:
+    def summary(self) -> str:
         faults = f"{self.kills} kills, {self.errors} errors, {self.out_of_memories} out-of-memories"
         return f"{faults} in {self.runs} whole runs with {self.resumes} resumes: {len(self.wrong)} things wrong"
 
@@ -204,12 +204,12 @@ def events(folder: JobFolder) -> list[dict[str, object]]:
 
 
 def read_record(folder: JobFolder) -> Record:
-    said = events(folder)
+    journal = events(folder)
     adapter = json.loads((folder.adapter / "MANIFEST.json").read_text())["files"]["adapter_model.safetensors"]["sha256"]
     return Record(
-        {one["step"]: one["loss"] for one in said if one.get("event") == "step"},  # type: ignore[misc]
-        {one["step"]: one["loss"] for one in said if one.get("event") == "evaluation" and one["adapter"]},  # type: ignore[misc]
-        [one["step"] for one in said if one.get("event") == "adapter"][-1],  # type: ignore[misc]
+        {one["step"]: one["loss"] for one in journal if one.get("event") == "step"},  # type: ignore[misc]
+        {one["step"]: one["loss"] for one in journal if one.get("event") == "evaluation" and one["adapter"]},  # type: ignore[misc]
+        [one["step"] for one in journal if one.get("event") == "adapter"][-1],  # type: ignore[misc]
         adapter,
     )
 
@@ -263,15 +263,15 @@ def disturb(folder: JobFolder, home: Home, rng: random.Random, seconds: float, t
         tally.resumes += 1
         wrong, newest = find_wrong(folder, newest)
         tally.wrong += wrong
-        said = events(folder)
-        exact = exact and not any(one.get("event") == "retried" for one in said)
+        journal = events(folder)
+        exact = exact and not any(one.get("event") == "retried" for one in journal)
         if code == -signal.SIGKILL:
             tally.kills += 1
         elif ":oom" in fault:
             tally.out_of_memories += 1
         elif fault:
             tally.errors += 1
-        if said and said[-1].get("event") == "finished":
+        if journal and journal[-1].get("event") == "finished":
             return exact
         if code not in (0, 1, -signal.SIGKILL):
             tally.wrong.append(f"{folder.name}: exit code {code}")
@@ -288,7 +288,7 @@ def main() -> int:
         tally = run_faults(Path(root), arguments.kills, arguments.seed)
     for line in tally.wrong[:20]:
         sys.stdout.write(f"WRONG {line}\n")
-    sys.stdout.write(f"{tally.says()}\n")
+    sys.stdout.write(f"{tally.summary()}\n")
     return 1 if tally.wrong else 0
 
 
@@ -315,7 +315,7 @@ def run_faults(root: Path, kills: int, seed: int, seconds: float | None = None) 
         if not tally.wrong:
             tally.wrong += compare(folder, whole, exact=exact)
         tally.runs += 1
-        sys.stderr.write(f"\r{tally.says()}")
+        sys.stderr.write(f"\r{tally.summary()}")
         if tally.wrong:
             return tally
     return tally

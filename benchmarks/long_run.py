@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEMO, help="rows in the Alpaca format")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=256, help="of a step")
-    wish = parser.parse_args()
-    run(wish.folder, wish.data, wish.steps, wish.tokens)
+    arguments = parser.parse_args()
+    run(arguments.folder, arguments.data, arguments.steps, arguments.tokens)
 
 
 if __name__ == "__main__":

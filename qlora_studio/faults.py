@@ -28,19 +28,19 @@ def fault(point: str) -> bool:
     """Does here what is asked for; True where the caller shall make its value NaN. Does nothing unless asked.
 
     Raises an OSError for `full`, `io` and `denied`, a MemoryError for `oom`, an InjectedError for `error`; `kill` and
-    `sleep` do not come back. A wish that cannot be read is a ValueError.
+    `sleep` do not come back. An order that cannot be read is a ValueError.
     """
-    wishes = os.environ.get(VARIABLE)
-    if not wishes:
+    orders = os.environ.get(VARIABLE)
+    if not orders:
         return False
     _passed[point] += 1
     _passed["*"] += 1
-    due = [action for name, action, number in map(_parse, wishes.split(",")) if _is_due(name, point, number)]
+    due = [action for name, action, number in map(_parse, orders.split(",")) if _is_due(name, point, number)]
     return "nan" in {_act(action, point) for action in due}
 
 
-def _parse(wish: str) -> tuple[str, str, int]:
-    point, _, rest = wish.strip().partition(":")
+def _parse(order: str) -> tuple[str, str, int]:
+    point, _, rest = order.strip().partition(":")
     action, _, number = rest.partition("@")
     return point, action, int(number or 1)
 

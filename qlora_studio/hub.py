@@ -58,8 +58,8 @@ class HubModel:
 
 def is_offline() -> bool:
     """Whether a person asked to stay offline: `HF_HUB_OFFLINE`, or `TRANSFORMERS_OFFLINE` as the libraries take it."""
-    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return asked.upper() in ("1", "ON", "YES", "TRUE")
+    setting = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return setting.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def endpoint() -> str:
@@ -218,24 +218,24 @@ def _sentences(repo: str, kind: Kind, revision: str | None = None, file: str = "
     try:
         yield
     except errors.GatedRepoError:
-        said, hint = f"This {kind} asks you to accept its licence first.", _log_in(repo, kind)
+        message, hint = f"This {kind} asks you to accept its licence first.", _log_in(repo, kind)
     except errors.RevisionNotFoundError:
-        said, hint = f"This {kind} has no revision '{revision}'.", "Leave the revision empty for the newest."
+        message, hint = f"This {kind} has no revision '{revision}'.", "Leave the revision empty for the newest."
     except errors.RepositoryNotFoundError:
-        said = f"The hub has no such {kind}, or it is private."
+        message = f"The hub has no such {kind}, or it is private."
         hint = "Check the Hub ID. For a private one, log in with `hf auth login` or set HF_TOKEN."
     except errors.EntryNotFoundError:
-        said, hint = f"This {kind} has no {file or 'such file'}.", "Choose a model in transformers format."
+        message, hint = f"This {kind} has no {file or 'such file'}.", "Choose a model in transformers format."
     except errors.HFValidationError:
-        said, hint = f"'{repo}' is not a Hub ID.", "It looks like owner/name."
+        message, hint = f"'{repo}' is not a Hub ID.", "It looks like owner/name."
     except errors.HfHubHTTPError as error:
-        said, hint = _refused(getattr(error.response, "status_code", None))
+        message, hint = _refused(getattr(error.response, "status_code", None))
     except (OSError, httpx.HTTPError) as error:
-        said = f"The hub does not answer ({type(error).__name__})."
+        message = f"The hub does not answer ({type(error).__name__})."
         hint = f"Check the network and try again, or give {_other(kind)}."
     else:
         return
-    raise StudioError(said, hint, where=repo)
+    raise StudioError(message, hint, where=repo)
 
 
 def _refused(code: int | None) -> tuple[str, str]:

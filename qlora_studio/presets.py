@@ -41,7 +41,7 @@ class Preset:
     family: str
     name: str
     title: str
-    says: str
+    description: str
     changes: dict[str, Any]
     """Dotted TrainConfig fields and their values, as the config reads them."""
     path: Path
@@ -55,7 +55,7 @@ def read_preset(path: Path, family: str) -> Preset:
         raise StudioError(
             f"This preset is not valid TOML: {error}.", "Mend the file or delete it.", where=str(path)
         ) from None
-    title, says = values.pop("title", path.stem), values.pop("says", "")
+    title, description = values.pop("title", path.stem), values.pop("says", "")
     changes: dict[str, Any] = {}
     for section, fields in values.items():
         if not isinstance(fields, dict):
@@ -79,7 +79,7 @@ def read_preset(path: Path, family: str) -> Preset:
             error.problems[0].message, error.hint, where=str(path), field=error.problems[0].field
         ) from None
     parsed = {dotted: config[dotted.partition(".")[0]][dotted.partition(".")[2]] for dotted in changes}
-    return Preset(family, path.stem, str(title), str(says), parsed, path)
+    return Preset(family, path.stem, str(title), str(description), parsed, path)
 
 
 def list_presets(family: str, home: Home) -> list[Preset]:

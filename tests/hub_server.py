@@ -36,12 +36,12 @@ class Hub:
     """Of uploads."""
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Large files that were put, by hash, until they are committed."""
-    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path, Authorization header."""
     url: str = ""
 
-    def asked_for(self, part: str) -> int:
-        return sum(part in path for _, path, _ in self.asked)
+    def count_requests(self, part: str) -> int:
+        return sum(part in path for _, path, _ in self.requests)
 
 
 @contextmanager
@@ -58,24 +58,24 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_POST(self) -> None:
             """What an upload asks, with a token that may write: `good`."""
             token = self.headers.get("Authorization", "")
-            hub.asked.append((self.command, self.path, token))
+            hub.requests.append((self.command, self.path, token))
             body = self._body()
             if token != "Bearer good":
                 return self._send(403, b"{}", True)
             if self.path == "/api/repos/create":
-                said = json.loads(body)
-                name = f"{said.get('organization') or 'me'}/{said['name']}"
+                values = json.loads(body)
+                name = f"{values.get('organization') or 'me'}/{values['name']}"
                 there = name in hub.models
                 if not there:
-                    private = bool(said.get("private")) or said.get("visibility") == "private"
+                    private = bool(values.get("private")) or values.get("visibility") == "private"
                     hub.models[name] = HubModel({}, private=private)
                 answer = {"url": f"{hub.url}/{name}", "name": name, "id": name}
                 return self._send(409 if there else 200, json.dumps(answer).encode(), True)
             if self.path == "/api/validate-yaml":
                 return self._send(200, b'{"errors": [], "warnings": []}', True)
             if "/preupload/" in self.path:
-                asked = [one["path"] for one in json.loads(body)["files"]]
-                modes = [{"path": one, "uploadMode": "lfs" if one.endswith(LARGE) else "regular"} for one in asked]
+                paths = [one["path"] for one in json.loads(body)["files"]]
+                modes = [{"path": one, "uploadMode": "lfs" if one.endswith(LARGE) else "regular"} for one in paths]
                 files = [{**one, "shouldIgnore": False, "oid": None} for one in modes]
                 return self._send(200, json.dumps({"files": files}).encode(), True)
             if self.path.endswith("/info/lfs/objects/batch"):
@@ -87,12 +87,12 @@ def serve(hub: Hub) -> Iterator[Hub]:
             if "/commit/" in self.path:
                 name = "/".join(self.path.split("/")[3:5])
                 self._commit(hub.models[name], body)
-                said = {"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA, "success": True}
-                return self._send(200, json.dumps(said).encode(), True)
+                values = {"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA, "success": True}
+                return self._send(200, json.dumps(values).encode(), True)
             return self._send(404, b"{}", True)
 
         def do_PUT(self) -> None:
-            hub.asked.append((self.command, self.path, self.headers.get("Authorization", "")))
+            hub.requests.append((self.command, self.path, self.headers.get("Authorization", "")))
             content = self._body()
             hub.blobs[hashlib.sha256(content).hexdigest()] = content
             self._send(200, b"", True)
@@ -120,7 +120,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
         def _answer(self, *, with_body: bool) -> None:
             token = self.headers.get("Authorization", "")
-            hub.asked.append((self.command, self.path, token))
+            hub.requests.append((self.command, self.path, token))
             parts = self.path.partition("?")[0].strip("/").split("/")
             if parts == [""]:
                 return self._send(200, b"{}", with_body)
@@ -140,9 +140,9 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return self._send(200, json.dumps(tree).encode(), with_body)
             if api:
                 siblings = [{"rfilename": file, "size": len(content)} for file, content in model.files.items()]
-                said = {"id": name, "sha": SHA, "siblings": siblings, "private": model.private}
-                said["cardData"] = {"license": model.licence}
-                return self._send(200, json.dumps(said).encode(), with_body)
+                record = {"id": name, "sha": SHA, "siblings": siblings, "private": model.private}
+                record["cardData"] = {"license": model.licence}
+                return self._send(200, json.dumps(record).encode(), with_body)
             content = model.files.get("/".join(parts[4:]))
             if content is None:
                 return self._send(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})

@@ -33,13 +33,13 @@ EXPORTER = """
 import sys, types
 from pathlib import Path
 from qlora_studio.engine.exporters.registry import find_exporter
-from qlora_studio.core.exports import EXPORT_KINDS, ExportSizes, ExportWish
+from qlora_studio.core.exports import EXPORT_KINDS, ExportSizes, ExportOptions
 stage, source = Path(sys.argv[1]), types.SimpleNamespace(adapter=Path("/runs/pip/adapter"))
 exporter = find_exporter("card")
 exporter.write(source, stage, lambda event: None)
 exporter.check(source, stage, None, lambda event: None)
 from qlora_studio.ui.views.export import cards
-assert ("Model card\\n1 MiB · A page to publish beside the weights.", "card") in cards(ExportWish(EXPORT_KINDS[0]), ExportSizes(1 << 20, None))
+assert ("Model card\\n1 MiB · A page to publish beside the weights.", "card") in cards(ExportOptions(EXPORT_KINDS[0]), ExportSizes(1 << 20, None))
 print([kind.name for kind in EXPORT_KINDS], (stage / "README.md").read_text().strip())
 """
 OBJECTIVE = """
@@ -74,16 +74,18 @@ def changed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "output"),
     [
         (FORMAT, "flashcards ['Capital of France?', 'Paris.']"),
         (FAMILY, "True 2"),
-        (EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip"),
+        pytest.param(
+            EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip", marks=pytest.mark.slow
+        ),
         (OBJECTIVE, "6.0"),
     ],
     ids=["format", "family", "exporter", "objective"],
 )
-def test_an_example_is_found_by_the_program_and_works(changed, tmp_path, code, said):
+def test_an_example_is_found_by_the_program_and_works(changed, tmp_path, code, output):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         capture_output=True,
@@ -92,7 +94,7 @@ def test_an_example_is_found_by_the_program_and_works(changed, tmp_path, code, s
         env={"PYTHONPATH": str(changed), "PATH": "", "GOMP_SPINCOUNT": "0"},
         check=False,
     )
-    assert done.stdout.strip() == said, done.stderr[-1500:]
+    assert done.stdout.strip() == output, done.stderr[-1500:]
 
 
 def test_the_examples_keep_the_house_rules(changed):

@@ -36,8 +36,8 @@ def trained(tmp_path_factory, smollm2):
     (home / "models" / "smollm2-135m-instruct").symlink_to(smollm2, target_is_directory=True)
     before = os.environ.get("QLORA_STUDIO_HOME")
     os.environ["QLORA_STUDIO_HOME"] = str(home)
-    said = run("train", str(ROWS), "--name", "short", "--set", "optim.max_steps=3", *FAST, *SMALL)
-    yield home, said
+    output = run("train", str(ROWS), "--name", "short", "--set", "optim.max_steps=3", *FAST, *SMALL)
+    yield home, output
     if before is None:
         del os.environ["QLORA_STUDIO_HOME"]
     else:
@@ -45,7 +45,7 @@ def trained(tmp_path_factory, smollm2):
 
 
 def test_training_says_what_it_does_and_leaves_its_record(trained):
-    home, said = trained
+    home, output = trained
     for words in (
         "120 rows as alpaca",
         "It fits",
@@ -53,7 +53,7 @@ def test_training_says_what_it_does_and_leaves_its_record(trained):
         "Held-out loss of the base:",
         "Finished after 3 steps",
     ):
-        assert words in said
+        assert words in output
     folder = home / "runs" / "short"
     assert {"adapter", "config.json", "events.jsonl", "fingerprint.json", "job.json", "plan.json"} <= {
         path.name for path in folder.iterdir()
@@ -82,9 +82,9 @@ def test_both_sides_answer_and_the_same_seed_gives_the_same_answer(trained):
 def test_evaluation_measures_both_on_the_same_rows(trained, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("How do I boil water?\n\n")
-    said = run("evaluate", "short", "--prompts", str(prompts), "--max-new-tokens", "8")
-    assert "base · How do I boil water?" in said and "tuned · How do I boil water?" in said
-    match = re.search(r"Held-out loss: base ([\d.]+), tuned ([\d.]+) .* over 6 rows", said)
+    output = run("evaluate", "short", "--prompts", str(prompts), "--max-new-tokens", "8")
+    assert "base · How do I boil water?" in output and "tuned · How do I boil water?" in output
+    match = re.search(r"Held-out loss: base ([\d.]+), tuned ([\d.]+) .* over 6 rows", output)
     assert match and float(match[1]) > 0 and float(match[2]) > 0
 
 
@@ -94,9 +94,9 @@ def test_the_adapter_loads_in_peft_and_the_merged_model_in_transformers(trained,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run("export", "short", "--to", str(tmp_path / "adapter"), "--what", "adapter")
-    said = run("export", "short", "--to", str(tmp_path / "merged"), "--merge", "original")
+    output = run("export", "short", "--to", str(tmp_path / "merged"), "--merge", "original")
     assert re.search(
-        r"Check \(merged model, original\): same next token as in the chat at [\d.]+% of \d+ positions", said
+        r"Check \(merged model, original\): same next token as in the chat at [\d.]+% of \d+ positions", output
     )
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("Hello there", return_tensors="pt")
     with torch.no_grad():
@@ -105,8 +105,8 @@ def test_the_adapter_loads_in_peft_and_the_merged_model_in_transformers(trained,
         plain = base(**ids).logits
         tuned = PeftModel.from_pretrained(base, tmp_path / "adapter")(**ids).logits
     assert float((merged - tuned).norm()) < 0.2 * float((plain - tuned).norm())
-    said = run("export", "short", "--to", str(tmp_path / "merged"), code=2)
-    assert "This folder is not empty" in said
+    output = run("export", "short", "--to", str(tmp_path / "merged"), code=2)
+    assert "This folder is not empty" in output
 
 
 def test_ctrl_c_stops_cleanly_with_the_adapter_saved_and_the_run_goes_on(trained):
@@ -137,13 +137,13 @@ def test_ctrl_c_stops_cleanly_with_the_adapter_saved_and_the_run_goes_on(trained
         assert process.poll() is None and time.monotonic() < until, process.stdout.read() if process.stdout else ""
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and "Stopped after" in said, said
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "Stopped after" in output, output
     assert (home / "runs" / "cut" / "adapter" / "adapter_model.safetensors").exists()
     assert "Finished at step 12 of 12." in run("runs", "resume", "cut")
 
 
 def test_a_file_is_shown_with_its_trained_tokens(trained):
-    said = run("data", "inspect", str(ROWS), "--model", "smollm2-135m-instruct", "--rows", "1")
-    assert "⟦Answer: Lower it into boiling water" in said and "— Pip<|im_end|>⟧" in said
-    assert "120 rows" in said.replace("114 rows to train and 6 held out", "120 rows")
+    output = run("data", "inspect", str(ROWS), "--model", "smollm2-135m-instruct", "--rows", "1")
+    assert "⟦Answer: Lower it into boiling water" in output and "— Pip<|im_end|>⟧" in output
+    assert "120 rows" in output.replace("114 rows to train and 6 held out", "120 rows")

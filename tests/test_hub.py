@@ -74,7 +74,7 @@ def test_a_private_model_opens_with_a_token_however_it_is_given(running, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "gated/one",
@@ -94,10 +94,10 @@ def test_a_private_model_opens_with_a_token_however_it_is_given(running, monkeyp
         ),
     ],
 )
-def test_every_refusal_is_a_sentence(running, name, said):
+def test_every_refusal_is_a_sentence(running, name, message):
     with pytest.raises(StudioError) as caught:
         hub.look_up_model(name)
-    assert str(caught.value) == said.format(url=running.url)
+    assert str(caught.value) == message.format(url=running.url)
 
 
 def test_a_missing_file_is_named(running):
@@ -119,7 +119,7 @@ def test_offline_asks_nobody(running, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(StudioError, match="good/one: The hub is switched off"):
         hub.look_up_model("good/one")
-    assert running.asked == []
+    assert running.requests == []
 
 
 def test_a_hub_that_never_answers_is_given_up_at_once(monkeypatch):
@@ -170,7 +170,7 @@ def test_an_upload_is_private_unless_said_otherwise_and_every_byte_arrives(
     assert model.private == (not public)
     sent = {str(path.relative_to(export)): path.read_bytes() for path in export.rglob("*") if path.is_file()}
     assert {name: content for name, content in model.files.items() if name != ".gitattributes"} == sent
-    assert {token for method, path, token in running.asked if path.startswith("/api/")} == {"Bearer good"}
+    assert {token for method, path, token in running.requests if path.startswith("/api/")} == {"Bearer good"}
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"good" in path.read_bytes()]
     assert kept == [], "the token is written down nowhere"
 
@@ -184,16 +184,16 @@ def test_a_public_repository_that_is_there_takes_no_private_upload(running, expo
 
 
 @pytest.mark.parametrize(
-    ("token", "offline", "said"),
+    ("token", "offline", "message"),
     [
         ("", "", "Nobody is logged in to the hub"),
         ("other", "", r"The hub refuses access \(403\)"),
         ("good", "1", "The hub is switched off"),
     ],
 )
-def test_what_stands_against_an_upload_is_one_sentence(running, export, monkeypatch, token, offline, said):
+def test_what_stands_against_an_upload_is_one_sentence(running, export, monkeypatch, token, offline, message):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         hub.upload_folder(export, "me/new-one")
     assert "me/new-one" not in running.models

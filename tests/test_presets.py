@@ -26,7 +26,7 @@ FILES = [(family, path) for family in FAMILIES for path in sorted((bundled("pres
 @pytest.mark.parametrize(("family", "path"), FILES, ids=lambda value: getattr(value, "stem", value))
 def test_a_bundled_preset_is_valid_and_says_what_it_is_for(family, path):
     preset = read_preset(path, family)
-    assert preset.title and preset.says.endswith(".") and preset.changes
+    assert preset.title and preset.description.endswith(".") and preset.changes
     config = apply_presets(TrainConfig(), [preset])
     for dotted, value in preset.changes.items():
         section, name = dotted.split(".")

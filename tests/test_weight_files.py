@@ -71,7 +71,7 @@ def test_a_snapshot_in_the_hubs_cache_keeps_its_links(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "message"),
     [
         ({"metadata": METADATA, "weight_map": {"a": "/etc/passwd.safetensors"}}, "no plain file name"),
         ({"metadata": METADATA, "weight_map": {"a": "../x.safetensors"}}, "no plain file name"),
@@ -86,9 +86,9 @@ def test_a_snapshot_in_the_hubs_cache_keeps_its_links(tmp_path):
         ({"metadata": {"total_size": float("nan")}, "weight_map": {}}, "NaN"),
     ],
 )
-def test_an_index_is_a_strangers_word(tmp_path, index, said):
+def test_an_index_is_a_strangers_word(tmp_path, index, message):
     folder = make(tmp_path / "m", "x.safetensors", "x.bin", index=index)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         find_weight_files(folder)
 
 
@@ -98,8 +98,8 @@ def test_a_pipe_a_link_out_and_a_foreign_adapter_are_refused_without_being_opene
     (tmp_path / "secret").write_text("s")
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "loop").symlink_to("loop")
-    for name, said in (("pipe", "not a regular file"), ("link", "leads out"), ("loop", "missing"), ("..", "plain")):
-        with pytest.raises(StudioError, match=said):
+    for name, message in (("pipe", "not a regular file"), ("link", "leads out"), ("loop", "missing"), ("..", "plain")):
+        with pytest.raises(StudioError, match=message):
             find_plain_file(folder, name)
     make(folder, "model.safetensors", "adapter_config.json")
     with pytest.raises(StudioError, match="transformers would load another model in its place"):

@@ -75,7 +75,7 @@ def run() -> int:
         code = app(standalone_mode=False)
         return int(code or 0)
     except StudioError as error:
-        return say(error)
+        return print_problems(error)
     except typer.Exit as leaving:
         return leaving.exit_code
     except KeyboardInterrupt:
@@ -84,7 +84,7 @@ def run() -> int:
     except OSError as error:
         if (explained := explain_unwritable(error)) is None:
             raise
-        return say(explained)
+        return print_problems(explained)
     except Exception as error:
         show = getattr(error, "show", None)  # typer's own complaint about flags and arguments
         if show is None:
@@ -93,7 +93,7 @@ def run() -> int:
         return int(getattr(error, "exit_code", 2))
 
 
-def say(error: StudioError) -> int:
+def print_problems(error: StudioError) -> int:
     """Prints every problem on standard error; the exit code of wrong input."""
     for problem in error.problems:
         print(f"Error: {problem}", file=sys.stderr)

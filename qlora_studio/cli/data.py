@@ -69,10 +69,10 @@ def inspect(
 def show_account(account: RowAccount) -> None:
     """The rows' account, and what was no row."""
     print(f"{account}.")
-    for said in account.notes:
-        print(said)
-    for said in account.passed_over:
-        print(f"Passed over: {said}")
+    for note in account.notes:
+        print(note)
+    for note in account.passed_over:
+        print(f"Passed over: {note}")
 
 
 def show_conversation(console: Console, conversation: Conversation) -> None:
@@ -138,8 +138,8 @@ def show_finding(console: Console, finding: Finding) -> None:
     if finding.remedy:
         console.print(f"    Clean it: qlora-studio data clean NAME {finding.remedy}")
     if finding.setting:
-        said = "Leave these rows out" if finding.setting.startswith("data.accepted") else "Set"
-        console.print(f"    {said}: --set {finding.setting}")
+        action = "Leave these rows out" if finding.setting.startswith("data.accepted") else "Set"
+        console.print(f"    {action}: --set {finding.setting}")
 
 
 @app.command("lint")

@@ -14,7 +14,7 @@ from qlora_studio.cli.export import show_export
 from qlora_studio.cli.jobs import follow
 from qlora_studio.core.chat import Sampling
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import ExportWish, find_export_kind
+from qlora_studio.core.exports import ExportOptions, find_export_kind
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.readiness import DataFacts
 from qlora_studio.core.words import clock
@@ -50,7 +50,7 @@ def demo() -> None:
     show_answers(console, measured, demo)
     console.rule("4  Merged weights")
     job = studio.exports.start(
-        run, ExportWish(find_export_kind("merged")), str(studio.home.exports / run), demo.prompts
+        run, ExportOptions(find_export_kind("merged")), str(studio.home.exports / run), demo.prompts
     )
     exported = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_export(console, exported)
@@ -68,8 +68,8 @@ def show_answers(console: Console, state: Progress, demo: Demo) -> None:
         answers = {sample.side: sample.answer for sample in state.samples if sample.prompt == prompt}
         table.add_row(escape(prompt), escape(answers.get("base", "")), escape(answers.get("tuned", "")))
     console.print(table)
-    base, tuned, asked = count_kept(state, demo, "base"), count_kept(state, demo, "tuned"), len(demo.prompts)
-    console.print(f"Answers in the taught form: base {base} of {asked}, tuned {tuned} of {asked}.")
+    base, tuned, count = count_kept(state, demo, "base"), count_kept(state, demo, "tuned"), len(demo.prompts)
+    console.print(f"Answers in the taught form: base {base} of {count}, tuned {tuned} of {count}.")
     show_losses(console, state)
 
 

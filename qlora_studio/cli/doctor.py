@@ -45,6 +45,6 @@ def doctor(
 
 def show(console: Console, checks: list[Check]) -> None:
     for check in checks:
-        console.print(f"{MARKS[check.state]} [bold]{escape(check.name)}[/]: {escape(check.says)}")
+        console.print(f"{MARKS[check.state]} [bold]{escape(check.name)}[/]: {escape(check.finding)}")
         if check.remedy:
             console.print(f"    {escape(check.remedy)}")

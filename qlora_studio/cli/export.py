@@ -17,7 +17,7 @@ from qlora_studio.core.exports import (
     GGUF_CHOICES,
     MERGE_CHOICES,
     PACK_PARTS,
-    ExportWish,
+    ExportOptions,
     LoadCommand,
     find_export_kind,
     find_gguf,
@@ -37,19 +37,19 @@ def export(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     to: Annotated[str, typer.Option("--to", help="A new or empty folder.")],
     what: Annotated[
-        str, typer.Option("--what", help=" ".join(f"{kind.name}: {kind.says}" for kind in EXPORT_KINDS))
+        str, typer.Option("--what", help=" ".join(f"{kind.name}: {kind.description}" for kind in EXPORT_KINDS))
     ] = "merged",
     merge: Annotated[
         str,
         typer.Option(
             "--merge",
-            help=" ".join(f"{choice.name}: {choice.says}" for choice in MERGE_CHOICES)
+            help=" ".join(f"{choice.name}: {choice.description}" for choice in MERGE_CHOICES)
             + " auto: the one that suits this run, with the reason.",
         ),
     ] = AUTO,
     gguf: Annotated[
         str,
-        typer.Option("--gguf", help="; ".join(f"{choice.name}: {choice.says}" for choice in GGUF_CHOICES) + "."),
+        typer.Option("--gguf", help="; ".join(f"{choice.name}: {choice.description}" for choice in GGUF_CHOICES) + "."),
     ] = GGUF_CHOICES[0].name,
     importance: Annotated[
         bool | None,
@@ -76,10 +76,10 @@ def export(
     into, why = studio.exports.suggest_merge(run) if merge == AUTO else (find_merge(merge).into, "")
     chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
     weighs = studio.exports.suggest_importance(run) if importance is None else importance
-    wish = ExportWish(kind, into, find_gguf(gguf), chosen, checkpoint, weighs)
-    wish.check()
-    asked = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and kind.compares_with_chat else []
-    readiness = studio.exports.readiness(run, wish, to, len(asked))
+    options = ExportOptions(kind, into, find_gguf(gguf), chosen, checkpoint, weighs)
+    options.check()
+    compared_prompts = (read_prompts(prompts) or list(CHECK_PROMPTS)) if check and kind.compares_with_chat else []
+    readiness = studio.exports.readiness(run, options, to, len(compared_prompts))
     console.print(f"[bold]{escape(readiness.sentence)}[/]")
     if why and kind.merges:
         console.print(why)
@@ -88,11 +88,11 @@ def export(
     ]  # the job fetches a missing base
     if blocks:
         raise StudioError.of(blocks)
-    job = studio.exports.start(run, wish, to, asked)
+    job = studio.exports.start(run, options, to, compared_prompts)
     state = follow(console, lambda: studio.jobs.watch(job), lambda: studio.jobs.stop(job))
     show_export(console, state)
     if state.exported:
-        show_commands(console, studio.exports.load_commands(run, wish, to))
+        show_commands(console, studio.exports.load_commands(run, options, to))
 
 
 def show_export(console: Console, state: Progress) -> None:
@@ -103,7 +103,7 @@ def show_export(console: Console, state: Progress) -> None:
             f"{describe_losses(done)}"
         )
         verdict = find_verdict(done)
-        console.print(f"[{COLOURS[verdict.kind]}]{verdict.says}[/] {verdict.hint}".rstrip())
+        console.print(f"[{COLOURS[verdict.kind]}]{verdict.sentence}[/] {verdict.hint}".rstrip())
         if could_agree_better(done):
             console.print("The way there: --merge as-chatted.")
     for exported in state.exported:

@@ -44,8 +44,8 @@ def delete(
     studio = Studio()
     for folder in folders:
         export = studio.exports.find_written(folder)
-        for said in studio.references.to_export(export.path):
-            print(said)
+        for sentence in studio.references.to_export(export.path):
+            print(sentence)
         if not yes and not typer.confirm(f"Delete {export.path} ({export.kind} of {export.run}, {gib(export.bytes)})?"):
             print(f"{export.path} stays.")
             continue

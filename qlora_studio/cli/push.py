@@ -16,7 +16,7 @@ from qlora_studio.studio import Studio
 
 def push(
     folder: Annotated[str, typer.Argument(help="The folder of an export.")],
-    to: Annotated[str, typer.Option("--to", help=" ".join(f"{one.name}: {one.says}" for one in DESTINATIONS))],
+    to: Annotated[str, typer.Option("--to", help=" ".join(f"{one.name}: {one.description}" for one in DESTINATIONS))],
     name: Annotated[
         str,
         typer.Option("--name", help="What it is called there: me/model for the hub and LM Studio, model for Ollama."),

@@ -242,8 +242,8 @@ def delete(
     studio = Studio()
     for name in names:
         size = gib(studio.runs.size_bytes(name))
-        for said in studio.references.to_run(name):
-            print(said)
+        for sentence in studio.references.to_run(name):
+            print(sentence)
         if not yes and not typer.confirm(f"Delete {name} and all it holds ({size})?"):
             print(f"{name} stays.")
             continue

@@ -33,7 +33,7 @@ def show_plan(console: Console, plan: MemoryPlan) -> None:
     table = Table("Part", "Memory", "From", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for part in plan.estimate.parts:
-        table.add_row(part.label, gib(part.bytes), f"[dim]{part.says}[/]")
+        table.add_row(part.label, gib(part.bytes), f"[dim]{part.basis}[/]")
     table.add_section()
     table.add_row("[bold]Together", f"[bold]{gib(plan.estimate.total_bytes)}", f"of {gib(plan.budget_bytes)}")
     console.print(table)
@@ -55,7 +55,7 @@ class Watcher:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.state = State()
-        self.said = 0
+        self.shown = 0
         self.diagnosed: set[str] = set()
 
     def follow(self, events: Iterable[ev.Event]) -> State:
@@ -66,9 +66,9 @@ class Watcher:
             task = bar.add_task("starting", total=None, facts="")
             for number, event in enumerate(events, 1):
                 self.state = advance(self.state, event)
-                if number > self.said:
-                    self._say(event)
-                    self.said = number
+                if number > self.shown:
+                    self._show(event)
+                    self.shown = number
                 share = self.state.share
                 bar.update(
                     task,
@@ -79,35 +79,35 @@ class Watcher:
                 )
         return self.state
 
-    def _say(self, event: ev.Event) -> None:
-        say = self.console.print
+    def _show(self, event: ev.Event) -> None:
+        show = self.console.print
         match event:
             case ev.Noted():
-                say(f"[dim]{event.text}[/]")
+                show(f"[dim]{event.text}[/]")
             case ev.PlanMade():
                 fits = "fits" if event.plan.fits else "does not fit"
-                say(f"[dim]Plan: {gib(event.plan.estimate.total_bytes)} of {gib(event.plan.budget_bytes)}, {fits}.[/]")
+                show(f"[dim]Plan: {gib(event.plan.estimate.total_bytes)} of {gib(event.plan.budget_bytes)}, {fits}.[/]")
             case ev.ProbeMeasured():
-                say(
+                show(
                     f"[dim]Largest step: {gib(event.measured_bytes)} measured, {gib(event.predicted_bytes)} planned.[/]"
                 )
             case ev.EvaluationLogged():
                 who = "with the adapter" if event.adapter else "of the base"
-                say(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")
+                show(f"Held-out loss {who}: {event.loss:.4f} (step {event.step}, {event.rows} rows)")
                 self._diagnose()
             case ev.AdapterSaved():
                 loss = f", held-out loss {event.held_out:.4f}" if event.held_out is not None else ""
-                say(f"Adapter saved: step {event.step}{loss}.")
+                show(f"Adapter saved: step {event.step}{loss}.")
             case ev.Finished() | ev.Stopped():
                 self._diagnose()
                 if sentence := compare_peak(self.state):
-                    say(f"[dim]{sentence}[/]")
+                    show(f"[dim]{sentence}[/]")
             case ev.StepRetriedSmaller():
-                say(f"[yellow]Out of memory in step {event.step}: the same step again with {event.change}.[/]")
+                show(f"[yellow]Out of memory in step {event.step}: the same step again with {event.change}.[/]")
             case ev.UpdateSkipped():
-                say(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
+                show(f"[yellow]Step {event.step} was not taken: {event.reason}[/]")
             case ev.StepLogged() if not self.console.is_terminal:
-                say(f"step {event.step}/{event.total_steps}  {facts(self.state)}")
+                show(f"step {event.step}/{event.total_steps}  {facts(self.state)}")
 
     def _diagnose(self) -> None:
         """Says what the curves say, each thing once: what changes in its numbers is not said again."""

@@ -98,12 +98,17 @@ def train(
     if queue or sweep:
         wait_in_line(studio, console, config, parse_sweep(sweep or []))
         return
-    if readiness.over_budget is not None and not anyway:
-        refused = readiness.over_budget
-        raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
+    if not anyway:
+        refuse_over_budget(readiness)
     if find_rate:
         config = search_rate(studio, console, config, readiness.steps)
     start(studio, console, config)
+
+
+def refuse_over_budget(readiness: Readiness) -> None:
+    """Raises a StudioError where the plan does not fit."""
+    if (refused := readiness.over_budget) is not None:
+        raise StudioError(refused.message, f"{refused.hint} Nothing was started; --anyway starts all the same.")
 
 
 def wait_in_line(studio: Studio, console: Console, config: TrainConfig, sweep: dict[str, list[Any]]) -> None:
@@ -153,8 +158,8 @@ def read_record(file: str) -> RunRecord:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise StudioError(f"The record cannot be read: {said}.", "Check the path.", where=file) from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise StudioError(f"The record cannot be read: {reason}.", "Check the path.", where=file) from None
     return RunRecord.parse(text, file)
 
 
@@ -196,8 +201,8 @@ def show_readiness(console: Console, readiness: Readiness) -> None:
     """The plan, what is unusual, and the run in one sentence."""
     if readiness.plan is not None:
         show_plan(console, readiness.plan)
-    for said in readiness.chosen.values():
-        console.print(escape(said))
+    for sentence in readiness.chosen.values():
+        console.print(escape(sentence))
     for limit in readiness.limits:
         console.print(f"[yellow]Note[/]: {escape(limit)}")
     for problem in readiness.unusual:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from qlora_studio.core.exports import ExportWish, load_commands
+from qlora_studio.core.exports import ExportOptions, load_commands
 from qlora_studio.core.record import RunRecord
 
 RELATIONS = {
@@ -34,14 +34,14 @@ class CardFacts:
     """Those that came along."""
 
 
-def write_card(facts: CardFacts, wish: ExportWish) -> str:
+def write_card(facts: CardFacts, options: ExportOptions) -> str:
     """The card as Markdown with the hub's front matter."""
     record = facts.record
     name = record.labels.title or record.name
     sections = [
-        _front_matter(facts, wish),
+        _front_matter(facts, options),
         f"# {name}\n\nA QLoRA fine-tune of {facts.base}, made with QLoRA Studio.",
-        "## Running it\n\n" + _running(facts, wish),
+        "## Running it\n\n" + _running(facts, options),
         "## Training\n\n" + _training(facts),
         "## Evaluation\n\n" + _evaluation(facts),
         "## Licence\n\n" + _licence(facts),
@@ -49,14 +49,14 @@ def write_card(facts: CardFacts, wish: ExportWish) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(facts: CardFacts, wish: ExportWish) -> str:
-    parts = set(_parts(wish))
+def _front_matter(facts: CardFacts, options: ExportOptions) -> str:
+    parts = set(_parts(options))
     tags = ["qlora", *(["gguf"] if parts & {"gguf", "gguf-lora"} else [])]
     tags += ["lora"] if parts & {"adapter", "gguf-lora"} else []
     lines = [
         f"base_model: {json.dumps(facts.base)}",
-        f"base_model_relation: {RELATIONS[wish.kind.name]}",
-        "library_name: " + ("peft" if wish.kind.name == "adapter" else "transformers"),
+        f"base_model_relation: {RELATIONS[options.kind.name]}",
+        "library_name: " + ("peft" if options.kind.name == "adapter" else "transformers"),
         "pipeline_tag: text-generation",
         *([f"license: {json.dumps(facts.licence)}"] if facts.licence else []),
         f"tags: {json.dumps(tags)}",
@@ -64,8 +64,8 @@ def _front_matter(facts: CardFacts, wish: ExportWish) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _running(facts: CardFacts, wish: ExportWish) -> str:
-    commands = load_commands(wish, ".", facts.record.name, facts.base)
+def _running(facts: CardFacts, options: ExportOptions) -> str:
+    commands = load_commands(options, ".", facts.record.name, facts.base)
     return "\n\n".join(f"{command.program}:\n\n```\n{command.text}\n```" for command in commands)
 
 
@@ -108,5 +108,5 @@ def _licence(facts: CardFacts) -> str:
     return f"{named} stays in force for what is made of it.{files}"
 
 
-def _parts(wish: ExportWish) -> tuple[str, ...]:
-    return wish.parts if wish.kind.name == "pack" else (wish.kind.name,)
+def _parts(options: ExportOptions) -> tuple[str, ...]:
+    return options.parts if options.kind.name == "pack" else (options.kind.name,)

@@ -359,5 +359,5 @@ def _problem(item: Mapping[str, Any], where: str) -> Problem:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return Problem("There is no such setting.", "Remove it or mend its name.", where, field)
-    said = re.sub(r"^(Input|Value error,) ?", "", item["msg"])
-    return Problem(f"{item['input']!r} is not allowed: {said[:1].lower()}{said[1:]}.", "", where, field)
+    message = re.sub(r"^(Input|Value error,) ?", "", item["msg"])
+    return Problem(f"{item['input']!r} is not allowed: {message[:1].lower()}{message[1:]}.", "", where, field)

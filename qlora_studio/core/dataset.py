@@ -81,8 +81,8 @@ class RowAccount(_Value):
         )
 
     def __str__(self) -> str:
-        said = f"{self.seen} seen = {self.imported} imported + {self.refused} refused"
-        return said + (f" + {self.dropped} dropped" if self.dropped else "")
+        account = f"{self.seen} seen = {self.imported} imported + {self.refused} refused"
+        return account + (f" + {self.dropped} dropped" if self.dropped else "")
 
 
 class DatasetReport(_Value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 CUDA_BUILDS = "https://download.pytorch.org/whl/cu130"
 """Where torch's own builds for CUDA 13 lie; drivers from 580 on run them."""
@@ -25,7 +25,7 @@ class Check(BaseModel):
     name: str
     """What was checked, in a word or two."""
     state: Literal["ok", "warn", "bad"]
-    says: str
+    finding: str = Field(validation_alias=AliasChoices("finding", "says"))
     """What was found, as a sentence."""
     remedy: str = ""
     """What to do about it, as a sentence; empty where nothing needs doing."""
@@ -35,7 +35,7 @@ def diagnostics(checks: Iterable[Check], *private: str) -> str:
     """All checks as plain text to paste elsewhere, with `~` for the folders given as private, longest first."""
     lines = []
     for check in checks:
-        lines.append(f"[{check.state}] {check.name}: {check.says}")
+        lines.append(f"[{check.state}] {check.name}: {check.finding}")
         if check.remedy:
             lines.append(f"      {check.remedy}")
     text = "\n".join(lines)

@@ -20,7 +20,7 @@ class ExportKind:
     name: str
     """In requests and on the command line; the module that writes it has this name, with `_` for `-`."""
     title: str
-    says: str
+    description: str
     """What it is good for, in a sentence."""
     needs_base: bool
     """Whether the base's folder is needed for it."""
@@ -52,7 +52,7 @@ class MergeChoice:
     """On the command line."""
     into: MergeInto
     title: str
-    says: str
+    description: str
 
 
 MERGE_CHOICES: tuple[MergeChoice, ...] = (
@@ -74,7 +74,7 @@ class GgufChoice:
     """A weight takes on average, scales included; from llama.cpp's own tables."""
     odd_bits: float
     """The same where the model's rows do not fill blocks of 256 and other types step in; of SmolLM2-135M's files."""
-    says: str
+    description: str
 
 
 GGUF_CHOICES: tuple[GgufChoice, ...] = (
@@ -118,7 +118,7 @@ def find_gguf_limit(model_type: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ExportWish:
+class ExportOptions:
     """What a person wants of a run."""
 
     kind: ExportKind
@@ -259,13 +259,13 @@ class LoadCommand:
     """To copy: a command, or a few lines of Python."""
 
 
-def load_commands(wish: ExportWish, folder: str, name: str, base: str) -> list[LoadCommand]:
+def load_commands(options: ExportOptions, folder: str, name: str, base: str) -> list[LoadCommand]:
     """How the export in `folder` of the run `name` is opened, for every program that can."""
-    parts = wish.parts if wish.kind.name == "pack" else (wish.kind.name,)
-    below = {part: f"{folder}/{part}" if wish.kind.name == "pack" else folder for part in PACK_PARTS}
+    parts = options.parts if options.kind.name == "pack" else (options.kind.name,)
+    below = {part: f"{folder}/{part}" if options.kind.name == "pack" else folder for part in PACK_PARTS}
     commands: list[LoadCommand] = []
     if "gguf" in parts:
-        file = f"{folder}/{name}.{wish.gguf}.gguf"
+        file = f"{folder}/{name}.{options.gguf}.gguf"
         commands += [
             LoadCommand("llama.cpp", f'llama-cli -m "{file}" --jinja'),
             LoadCommand("Ollama", f'ollama create {name} -f "{folder}/Modelfile"\nollama run {name}'),

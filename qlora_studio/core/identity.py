@@ -24,13 +24,13 @@ class Identity(BaseModel):
 
     def differences(self, other: Identity) -> tuple[str, ...]:
         """One sentence for each part in which `other`, what is there now, is not this, what was written down."""
-        said = [
+        sentences = [
             _compare("The base's weights", self.base, other.base),
             _compare("The adapter's files", self.adapter, other.adapter),
         ]
         if None not in (self.template, other.template) and self.template != other.template:
-            said.append("The chat template is not the one it was trained with.")
-        return tuple(sentence for sentence in said if sentence)
+            sentences.append("The chat template is not the one it was trained with.")
+        return tuple(sentence for sentence in sentences if sentence)
 
 
 def _compare(what: str, before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str:

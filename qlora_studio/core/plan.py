@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -237,7 +237,7 @@ class MemoryPart(_Value):
     key: str
     label: str
     bytes: int
-    says: str = ""
+    basis: str = Field("", validation_alias=AliasChoices("basis", "says"))
     """Where the number comes from, in a sentence."""
 
 

@@ -102,24 +102,9 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.ProbeMeasured():
             return replace(state, probe=event)
         case ev.Resumed():
-            return replace(
-                state,
-                step=event.step,
-                losses=state.losses.up_to(event.step),
-                evaluations=state.evaluations.up_to(event.step),
-                samples=tuple(sample for sample in state.samples if sample.step <= event.step),
-            )
+            return _back_to(state, event.step)
         case ev.StepLogged():
-            return replace(
-                state,
-                step=event.step,
-                total_steps=event.total_steps,
-                last=event,
-                peak_bytes=max(state.peak_bytes, event.peak_bytes),
-                losses=state.losses.add(event.step, event.loss),
-                tokens=_grown(state.tokens, event.step, event.tokens),
-                seconds=_grown(state.seconds, event.step, event.tokens / max(event.tokens_per_second, 1e-9)),
-            )
+            return _with_step(state, event)
         case ev.EvaluationLogged() if not event.adapter:
             return replace(state, base_loss=event.loss)
         case ev.EvaluationLogged():
@@ -149,6 +134,30 @@ def advance(state: Progress, event: ev.Event) -> Progress:
         case ev.Failed():
             return replace(state, state="failed", message=event.message, hint=event.hint)
     return state
+
+
+def _back_to(state: Progress, step: int) -> Progress:
+    """What is known up to a step: a run that goes on from there computes the rest anew."""
+    return replace(
+        state,
+        step=step,
+        losses=state.losses.up_to(step),
+        evaluations=state.evaluations.up_to(step),
+        samples=tuple(sample for sample in state.samples if sample.step <= step),
+    )
+
+
+def _with_step(state: Progress, event: ev.StepLogged) -> Progress:
+    return replace(
+        state,
+        step=event.step,
+        total_steps=event.total_steps,
+        last=event,
+        peak_bytes=max(state.peak_bytes, event.peak_bytes),
+        losses=state.losses.add(event.step, event.loss),
+        tokens=_grown(state.tokens, event.step, event.tokens),
+        seconds=_grown(state.seconds, event.step, event.tokens / max(event.tokens_per_second, 1e-9)),
+    )
 
 
 def _grown(series: Series, step: int, more: float) -> Series:
@@ -181,11 +190,11 @@ class JobView:
         return self.state in AT_WORK
 
 
-def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool, queued: bool = False) -> State:
+def find_state(progress: Progress, *, alive: bool, seen: bool, stop_requested: bool, queued: bool = False) -> State:
     """The state of a job.
 
     `alive`: a process holds the folder's lock. `seen`: one has held it, or the job is too old for one still to come;
-    so a job whose process has not appeared yet is starting, never interrupted. `stop_asked`: a stop waits in `control`.
+    so a job whose process has not appeared yet is starting, never interrupted. `stop_requested`: a stop waits in `control`.
     `queued`: it waits for its turn, be it for the first time or to go on.
     """
     if queued and not alive and progress.state != "finished":
@@ -193,5 +202,5 @@ def find_state(progress: Progress, *, alive: bool, seen: bool, stop_asked: bool,
     if progress.state != "starting" and progress.state != "running":
         return progress.state
     if alive:
-        return "stopping" if stop_asked else progress.state
+        return "stopping" if stop_requested else progress.state
     return "interrupted" if seen else "starting"

@@ -15,7 +15,7 @@ class Destination:
 
     name: PushTo
     title: str
-    says: str
+    description: str
 
 
 DESTINATIONS: tuple[Destination, ...] = (

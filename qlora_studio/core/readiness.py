@@ -34,7 +34,7 @@ class TimeEstimate:
     """While training, without padding."""
     measured: bool
     """Whether this machine was measured before; else a formula says it, and it is rough."""
-    says: str
+    basis: str
     """Where it comes from, in words that follow the time."""
 
     def __str__(self) -> str:

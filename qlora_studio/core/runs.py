@@ -127,8 +127,8 @@ def losses_at_marks(
 
 def common_answers(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str | None]]]:
     """What runs answered to the prompts that at least two of them were asked; None where one was not."""
-    asked = dict.fromkeys(prompt for answers in runs for prompt in answers)
-    both = [prompt for prompt in asked if sum(prompt in answers for answers in runs) > 1]
+    prompts = dict.fromkeys(prompt for answers in runs for prompt in answers)
+    both = [prompt for prompt in prompts if sum(prompt in answers for answers in runs) > 1]
     return [(prompt, [answers.get(prompt) for answers in runs]) for prompt in both]
 
 

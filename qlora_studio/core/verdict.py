@@ -26,7 +26,7 @@ class Verdict:
 
     kind: Literal["good", "warn", "bad"]
     word: str
-    says: str
+    sentence: str
     hint: str = ""
 
 

@@ -164,14 +164,14 @@ class AdapterFile:
 
     def _with_tokens(self, parameter: str, weight: torch.Tensor, rows: RowRange | None) -> torch.Tensor:
         """The embeddings of single tokens in their places; `trainable_token_indices` says which."""
-        module, asked = parameter.removesuffix(".weight"), self.config["trainable_token_indices"]
-        if isinstance(asked, dict):
-            asked = next((ids for name, ids in asked.items() if re.match(rf"(.*\.)?({name})$", module)), [])
+        module, token_ids = parameter.removesuffix(".weight"), self.config["trainable_token_indices"]
+        if isinstance(token_ids, dict):
+            token_ids = next((ids for name, ids in token_ids.items() if re.match(rf"(.*\.)?({name})$", module)), [])
         values, rows = self._take(self.tokens[parameter]), rows or RowRange(0, len(weight), len(weight))
-        if len(asked) != len(values) or not all(type(one) is int and 0 <= one < rows.of for one in asked):
+        if len(token_ids) != len(values) or not all(type(one) is int and 0 <= one < rows.of for one in token_ids):
             raise StudioError("The adapter's token embeddings do not fit the base.", where=str(self.folder))
         merged = weight.clone()
-        for token, value in zip(asked, values, strict=True):
+        for token, value in zip(token_ids, values, strict=True):
             if rows.first <= token < rows.after:
                 merged[token - rows.first] = value.to(weight.dtype)
         return merged

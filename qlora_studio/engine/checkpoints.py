@@ -147,7 +147,7 @@ class RunCheckpoints:
         self.newest_step = position.step
         return position
 
-    def says(self) -> str:
+    def describe_newest(self) -> str:
         """Where the run can go on from, in a sentence."""
         step = self.newest_step
         return "There is no checkpoint yet." if step is None else f"The last checkpoint is that of step {step}."
@@ -173,7 +173,7 @@ class RunCheckpoints:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise StudioError(
                 f"Saving failed: {reason}.",
-                f"Make room on that disk or in memory, then resume the run. {self.says()}",
+                f"Make room on that disk or in memory, then resume the run. {self.describe_newest()}",
                 where=str(target),
             ) from error
 

@@ -32,30 +32,30 @@ def check_engine(cards: int) -> list[Check]:
 
 def _check_versions() -> Check:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return Check(name="Packages", state="ok", says=f"{versions}.")
+    return Check(name="Packages", state="ok", finding=f"{versions}.")
 
 
 def _check_build(cards: int) -> Check:
     """Whether torch was built for the card that the driver sees."""
     accelerator = choose_accelerator()
     if (problem := accelerator.find_build_problem()) is not None:
-        return Check(name="torch", state="bad", says=problem, remedy="Install a torch that is built for this card.")
+        return Check(name="torch", state="bad", finding=problem, remedy="Install a torch that is built for this card.")
     if accelerator.name == "cuda":
-        says = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {accelerator.label}."
-        return Check(name="torch", state="ok", says=says)
+        finding = f"torch {torch.__version__} uses CUDA {torch.version.cuda} on {accelerator.label}."
+        return Check(name="torch", state="ok", finding=finding)
     if not cards:
-        return Check(name="torch", state="ok", says=f"torch {torch.__version__} runs on the processor.")
+        return Check(name="torch", state="ok", finding=f"torch {torch.__version__} runs on the processor.")
     if torch.version.cuda is None:
         return Check(
             name="torch",
             state="bad",
-            says=f"torch {torch.__version__} is built for processors only, but there is a card.",
+            finding=f"torch {torch.__version__} is built for processors only, but there is a card.",
             remedy=install_torch(torch.__version__),
         )
     return Check(
         name="torch",
         state="bad",
-        says=f"torch {torch.__version__} wants CUDA {torch.version.cuda}, which the driver does not give.",
+        finding=f"torch {torch.__version__} wants CUDA {torch.version.cuda}, which the driver does not give.",
         remedy="Update the NVIDIA driver, or install a torch built for an older CUDA.",
     )
 
@@ -94,10 +94,10 @@ def _check_format() -> Check:
     device = choose_device()
     words = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[device.dtype]
     if device.dtype == torch.float32:
-        says = "Computes in fp32: this processor has no fast bf16."
+        finding = "Computes in fp32: this processor has no fast bf16."
     else:
-        says = f"Computes in {words}."
-    return Check(name="Number format", state="ok", says=says)
+        finding = f"Computes in {words}."
+    return Check(name="Number format", state="ok", finding=finding)
 
 
 def _check_attention() -> Check:
@@ -105,27 +105,27 @@ def _check_attention() -> Check:
     device = choose_device()
     grouped = device.accelerator.attention_kernels(device.dtype, grouped=True)
     if has_fused(grouped):
-        return Check(name="Attention", state="ok", says=f"Attention kernels: {', '.join(grouped)}.")
+        return Check(name="Attention", state="ok", finding=f"Attention kernels: {', '.join(grouped)}.")
     there = device.accelerator.attention_kernels(device.dtype, grouped=False)
-    says = f"Attention kernels: {', '.join(there) or 'none'}."
+    finding = f"Attention kernels: {', '.join(there) or 'none'}."
     if has_fused(there):
-        says += " None is for grouped queries, so keys and values are repeated for every head."
-        return Check(name="Attention", state="ok", says=says)
+        finding += " None is for grouped queries, so keys and values are repeated for every head."
+        return Check(name="Attention", state="ok", finding=finding)
     remedy = "Long rows will be slow and take more memory; a newer card or torch has better kernels."
-    return Check(name="Attention", state="warn", says=says, remedy=remedy)
+    return Check(name="Attention", state="warn", finding=finding, remedy=remedy)
 
 
 def _check_triton() -> Check:
     there = importlib.util.find_spec("triton") is not None
     if there:
-        return Check(name="Triton", state="ok", says=f"Triton {importlib.metadata.version('triton')}.")
-    return Check(name="Triton", state="ok", says="No Triton; nothing here needs it.")
+        return Check(name="Triton", state="ok", finding=f"Triton {importlib.metadata.version('triton')}.")
+    return Check(name="Triton", state="ok", finding="No Triton; nothing here needs it.")
 
 
 def _attempt(name: str, work: Callable[[], str], remedy: str) -> Check:
     """A check that runs a kernel: what it says, or what went wrong."""
     try:
-        return Check(name=name, state="ok", says=work())
+        return Check(name=name, state="ok", finding=work())
     except (RuntimeError, OSError, ImportError, AttributeError, AssertionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Check(name=name, state="bad", says=f"They do not work: {first}.", remedy=remedy)
+        return Check(name=name, state="bad", finding=f"They do not work: {first}.", remedy=remedy)

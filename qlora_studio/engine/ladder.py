@@ -96,13 +96,13 @@ class MemoryLadder:
         model: nn.Module,
         accelerator: Accelerator,
         limits: Limits,
-        say: Callable[[Descent], None] = lambda descent: None,
+        report: Callable[[Descent], None] = lambda descent: None,
         *,
         offload: bool = False,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
-        self.say = say
+        self.report = report
         self.offload = offload
         self.set_limits(limits)
 
@@ -144,4 +144,4 @@ class MemoryLadder:
             )
         limits, change = found
         self.set_limits(limits)
-        self.say(Descent(limits, change, reason))
+        self.report(Descent(limits, change, reason))

@@ -30,6 +30,7 @@ from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.adapters import ADAPTER, file_name, keep_norms, peft_settings, prepare_start, saved_tensors
+from qlora_studio.engine.host_embeddings import look_tokens_up_on_host, place_embeddings_on_host
 from qlora_studio.engine.kernels.attention import (
     ONE_QUERY,
     OWN_ATTENTION,
@@ -90,9 +91,24 @@ def load_base(
     places: dict[str, Any] = {"": device.torch}
     if embeddings_on_host and device.type != "cpu":
         places = place_embeddings_on_host(config, device.torch)
-    quantization = None
+    model = _read_model(folder, config, device, places, four_bit=four_bit)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    leave_file(model)
+    keep_layout(model, canonical=True)
+    if len(places) > 1:
+        remove_hook_from_submodules(model)  # they would copy the embeddings to the card in every forward pass
+        look_tokens_up_on_host(model, device.torch)
+    return model
+
+
+def _read_model(
+    folder: Path, config: Any, device: Device, places: Mapping[str, Any], *, four_bit: bool
+) -> PreTrainedModel:
+    """What transformers makes of a folder, whole or refused; `places` is its device map."""
+    quantisation = None
     if four_bit and getattr(config, "quantization_config", None) is None:
-        quantization = BitsAndBytesConfig(
+        quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -106,7 +122,7 @@ def load_base(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                quantization_config=quantization,
+                quantization_config=quantisation,
                 dtype=device.dtype,
                 attn_implementation=choose_attention(config, device),
                 device_map=places,
@@ -128,13 +144,6 @@ def load_base(
             "Download it again.",
             where=str(folder),
         )
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    leave_file(model)
-    keep_layout(model, canonical=True)
-    if len(places) > 1:
-        remove_hook_from_submodules(model)  # they would copy the embeddings to the card in every forward pass
-        look_tokens_up_on_host(model, device.torch)
     return model
 
 
@@ -235,38 +244,6 @@ def prepare_answers(model: nn.Module, device: Device) -> None:
 
 def _packed_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def place_embeddings_on_host(config: Any, device: torch.device) -> dict[str, Any]:
-    """A device map with the input embeddings on the CPU and all else on `device`; all of it where they are tied.
-
-    Every module beside the way to the embeddings is named: one entry for the whole would take them along.
-    """
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config)
-    embeddings: Any = model.get_input_embeddings()
-    if config.get_text_config().tie_word_embeddings or embeddings.weight is model.get_output_embeddings().weight:
-        return {"": device}
-    way = next(name for name, module in model.named_modules() if module is embeddings)
-    places: dict[str, Any] = {}
-    for name, _ in model.named_modules():
-        parent = name.rpartition(".")[0]
-        if name and name != way and _leads_to(way, parent) and not _leads_to(way, name):
-            places[name] = device
-    return {**places, way: "cpu"}
-
-
-def _leads_to(way: str, name: str) -> bool:
-    """Whether the module `name` contains the one at `way`; the empty name is the whole model."""
-    return not name or way.startswith(f"{name}.")
-
-
-def look_tokens_up_on_host(model: PreTrainedModel, device: torch.device) -> None:
-    """Gives input embeddings that lie in the computer's memory a forward whose result is on `device`."""
-    embeddings: Any = model.get_input_embeddings()
-    look_up = type(embeddings).forward
-    embeddings.forward = lambda ids: look_up(embeddings, ids.cpu()).to(device, non_blocking=True)
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSettings, dtype: torch.dtype, seed: int) -> PeftModel:

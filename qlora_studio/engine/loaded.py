@@ -78,5 +78,5 @@ def load_or_offload(
             raise
     accelerator.release()  # outside the handler, so that what the failed try holds is gone
     smaller: Offload = "both" if plan.offload == "boundaries" else "embeddings"
-    said = "Memory ran out while the model was loaded: it is loaded again with the input embeddings offloaded."
-    return load(True), plan_again(plan.settings.model_copy(update={"offload": smaller})), (said,)
+    message = "Memory ran out while the model was loaded: it is loaded again with the input embeddings offloaded."
+    return load(True), plan_again(plan.settings.model_copy(update={"offload": smaller})), (message,)

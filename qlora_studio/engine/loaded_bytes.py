@@ -59,16 +59,16 @@ def check_loaded(model: nn.Module, plan: MemoryPlan) -> tuple[str, ...]:
     """
     device = next((value.device for name, value in model.named_parameters() if ".lora_" in name), None)
     found = count_loaded(model, device)
-    said = find_differences(found, plan)
+    differences = find_differences(found, plan)
     more = sum(found.parts[part] - plan.estimate.part_bytes(part) for part in LABELS)
     total = plan.estimate.total_bytes + more
-    if said and plan.fits and total > plan.budget_bytes:
+    if differences and plan.fits and total > plan.budget_bytes:
         raise StudioError(
-            f"The model takes more than was planned: {' '.join(said)} With that a step takes {gib(total)}, and the "
+            f"The model takes more than was planned: {' '.join(differences)} With that a step takes {gib(total)}, and the "
             f"budget is {gib(plan.budget_bytes)}.",
             "Choose a smaller model, or raise the budget.",
         )
-    return said
+    return differences
 
 
 def _differences(found: LoadedBytes, plan: MemoryPlan) -> Iterator[str]:

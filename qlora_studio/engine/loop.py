@@ -27,7 +27,7 @@ from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
-from qlora_studio.engine.kernels.replace import say_slow_paths
+from qlora_studio.engine.kernels.replace import report_slow_paths
 from qlora_studio.engine.ladder import Descent, MemoryLadder, planned_limits
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
@@ -40,26 +40,26 @@ from qlora_studio.faults import fault
 Emit = Callable[[ev.Event], None]
 Request = Literal["", "stop", "pause", "save"]
 ENDINGS: dict[Request, Ending] = {"stop": "stopped", "pause": "paused"}
-"""What a run that is asked so ends as."""
+"""What a run ends as after such a request."""
 NON_FINITE_LIMIT = 3
 """Updates in a row that may be refused before the run stops with its weights as they are."""
 
 
-def train(setup: Setup, emit: Emit, asked: Callable[[], Request]) -> Outcome:
+def train(setup: Setup, emit: Emit, find_request: Callable[[], Request]) -> Outcome:
     """Trains the adapter in `setup.model`; writes `adapter/` and `checkpoints/` under `setup.folder`.
 
-    `asked` is read between steps. Raises a StudioError where memory or numbers leave no way on. Whatever is raised, the
+    `find_request` is called between steps. Raises a StudioError where memory or numbers leave no way on. Whatever is raised, the
     last whole step is saved first, or an event says which checkpoint is the last.
     """
-    return TrainingLoop(setup, emit, asked).run()
+    return TrainingLoop(setup, emit, find_request).run()
 
 
 class TrainingLoop:
     """One run, from its first or its resumed step to its last."""
 
-    def __init__(self, setup: Setup, emit: Emit, asked: Callable[[], Request]) -> None:
+    def __init__(self, setup: Setup, emit: Emit, find_request: Callable[[], Request]) -> None:
         config, plan, model = setup.config, setup.plan, setup.model
-        self.setup, self.emit, self.asked = setup, emit, asked
+        self.setup, self.emit, self.find_request = setup, emit, find_request
         self.objective = find_objective(setup.objective)
         lengths = token_lengths(setup.train)
         self.steps = plan_unit_steps(self.objective.units(len(setup.train)), lengths, config.optim)
@@ -69,7 +69,7 @@ class TrainingLoop:
             model,
             setup.accelerator,
             planned_limits(plan, model),
-            self._say_descent,
+            self._emit_descent,
             offload=plan.offload in ("boundaries", "both"),
         )
         self.accumulator = Accumulator(
@@ -101,7 +101,7 @@ class TrainingLoop:
         if self.setup.resume is not None and (limits := read_position(self.setup.resume).limits) is not None:
             self.ladder.set_limits(self.ladder.limits.smaller_of(limits))
         self._probe()
-        if (request := self.asked()) in ENDINGS:
+        if (request := self.find_request()) in ENDINGS:
             return self._outcome(ENDINGS[request])
         if self.setup.resume is not None:
             self._resume(self.setup.resume)  # after the probe, which may draw random numbers
@@ -112,7 +112,7 @@ class TrainingLoop:
         self._evaluate_if_due()  # one that an error cut off is made up for
         self.emit(ev.PhaseEntered(phase="training"))
         while self.step < len(self.steps) and not self._lost_patience:
-            request = self.asked()
+            request = self.find_request()
             if request in ENDINGS:
                 return self._leave(ENDINGS[request])
             if request == "save":
@@ -148,7 +148,7 @@ class TrainingLoop:
         largest = layout.largest(self.steps, lengths, self.ladder.limits.micro_batch_tokens)
         if (reason := self.loss_function.padded_because) is not None:
             self.emit(ev.Noted(text=f"Rows are padded and not packed: {reason}."))
-        if (slow := say_slow_paths(self.setup.model)) is not None:
+        if (slow := report_slow_paths(self.setup.model)) is not None:
             self.emit(ev.Noted(text=slow))
         self.accumulator.add_gradients(StepRows(largest, 0))
         self.setup.model.zero_grad(set_to_none=True)
@@ -256,7 +256,7 @@ class TrainingLoop:
     def _trained_tokens(self, rows: Sequence[int]) -> int:
         return sum(self.setup.train[row].trained_tokens for row in rows)
 
-    def _say_descent(self, descent: Descent) -> None:
+    def _emit_descent(self, descent: Descent) -> None:
         self.emit(
             ev.StepRetriedSmaller(
                 step=self.step + 1,

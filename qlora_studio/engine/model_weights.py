@@ -96,9 +96,9 @@ class ModelWeights:
             self.tensors[weight] = StoredTensor(weight, file, dtype, tuple(state.shape), four_bit=True)
             for name in parts:
                 del self.tensors[name]
-        asked: Any = read_strict_json(self.folder / "config.json").get("quantization_config")
-        if asked and not weights:
-            how = asked.get("quant_method") if isinstance(asked, dict) else asked
+        quantisation: Any = read_strict_json(self.folder / "config.json").get("quantization_config")
+        if quantisation and not weights:
+            how = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
             raise StudioError(
                 f"This base is stored quantised ({str(how)[:50]}), and its weights cannot be taken apart.",
                 "Choose the 16-bit version of the model, or export the adapter alone.",

@@ -40,10 +40,10 @@ NO_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this error, or one that led to it, says that memory ran out."""
-    return any(_says_so(link) for link in _chain(error))
+    return any(_shows_out_of_memory(link) for link in _chain(error))
 
 
-def _says_so(error: BaseException) -> bool:
+def _shows_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -52,7 +52,7 @@ def find_layout(decoder: Any, head: torch.Tensor) -> tuple[Layout, str | None]:
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         if is_out_of_memory(error):
             raise
-        reason = says_untold(error)
+        reason = explain_padding(error)
     if reason is None:
         return packed, None
     attend_by(decoder, before)
@@ -78,7 +78,7 @@ def find_uncut_layers(config: Any) -> str | None:
     return None
 
 
-def says_untold(error: Exception) -> str:
+def explain_padding(error: Exception) -> str:
     """Why rows are padded where a model stumbles over being told where they end."""
     return f"its layers cannot be told where rows end ({type(error).__name__})"
 
@@ -104,9 +104,9 @@ def check_windows(config: Any, windows: Sequence[int | None]) -> None:
     """Raises ValueError where local layers do not say their window: without a mask they would see whole rows."""
     kinds = getattr(config, "layer_types", None)
     local = kinds.count("sliding_attention") if kinds else 0
-    asked = sum(window is not None for window in windows)
-    if len(windows) != config.num_hidden_layers or asked < local:
-        raise ValueError(f"{asked} of {local} local layers said their window")
+    given = sum(window is not None for window in windows)
+    if len(windows) != config.num_hidden_layers or given < local:
+        raise ValueError(f"{given} of {local} local layers said their window")
 
 
 def _find_leak(first: torch.Tensor, other: torch.Tensor, alone: torch.Tensor) -> str | None:

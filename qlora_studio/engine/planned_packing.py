@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from qlora_studio.engine.kernels.checkpointing import draws_numbers
 from qlora_studio.engine.kernels.documents import Documents
-from qlora_studio.engine.packing import RANDOM, UNCUT, check_windows, find_uncut_layers, says_untold
+from qlora_studio.engine.packing import RANDOM, UNCUT, check_windows, explain_padding, find_uncut_layers
 from qlora_studio.engine.stand_ins import ATTENTION, attention_of, build, shorten
 
 LAYERS = 4
@@ -32,12 +32,12 @@ def find_padding(config: PreTrainedConfig) -> str | None:
     if draws_numbers(model):
         return RANDOM
     if attention != ATTENTION:
-        return says_untold(TypeError())
+        return explain_padding(TypeError())
     decoder: Any = model.get_decoder()
     documents, ids = Documents(((0, 4), (4, 8))), torch.zeros(1, 8, dtype=torch.long)
     try:
         decoder(input_ids=ids, position_ids=ids, documents=documents, use_cache=False)
         check_windows(decoder.config, documents.windows)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
-        return says_untold(error)
+        return explain_padding(error)
     return None

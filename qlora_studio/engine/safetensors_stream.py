@@ -65,7 +65,7 @@ class SafetensorsFile:
         self.start = 8 + length
         end = 0
         for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-            if (problem := _find_lie(entry, end)) is not None:
+            if (problem := _find_fault(entry, end)) is not None:
                 raise self._broken(f"lies about {name[:200]}: {problem}")
             end = entry["data_offsets"][1]
         if self.start + end != size:
@@ -123,7 +123,7 @@ def _begin(entry: Any) -> int:
     return offsets[0] if isinstance(offsets, list) and offsets and isinstance(offsets[0], int) else 0
 
 
-def _find_lie(entry: Any, begin: int) -> str | None:
+def _find_fault(entry: Any, begin: int) -> str | None:
     """What is wrong with the header's entry of a tensor whose bytes must start at `begin`; None where nothing is."""
     if not isinstance(entry, dict):
         return "its entry is no object"

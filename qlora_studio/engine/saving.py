@@ -69,7 +69,9 @@ class Saving:
             self.save(step, held_out)
         except StudioError as error:
             self.pacing.failed()
-            self.emit(ev.Noted(text=f"Step {step}: {error.message} {self.checkpoints.says()} The run goes on."))
+            self.emit(
+                ev.Noted(text=f"Step {step}: {error.message} {self.checkpoints.describe_newest()} The run goes on.")
+            )
 
     def save_adapter(self, step: int, held_out: HeldOut, *, going_on: bool = False) -> None:
         """Writes `adapter/`: the weights of now, or those of the best step where config and curve say so.
@@ -99,11 +101,11 @@ class Saving:
         if self.checkpoints.newest_step == step:
             return
         if updating:
-            text = f"The update of step {step + 1} did not finish. {self.checkpoints.says()}"
+            text = f"The update of step {step + 1} did not finish. {self.checkpoints.describe_newest()}"
             self.emit(ev.Noted(text=text))
             return
         try:
             self.save(step, held_out)
         except Exception as error:  # the error that brought us here is the one to raise
-            text = f"Step {step} could not be saved ({type(error).__name__}). {self.checkpoints.says()}"
+            text = f"Step {step} could not be saved ({type(error).__name__}). {self.checkpoints.describe_newest()}"
             self.emit(ev.Noted(text=text))

@@ -20,6 +20,7 @@ from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.render.prompt import RenderOptions, RowRefused, render
 from qlora_studio.data.render.traits import read_traits
+from qlora_studio.engine.without_torch import leave_torch_out
 
 if TYPE_CHECKING:
     from qlora_studio.engine.tokenizer import ChatTokenizer
@@ -65,15 +66,15 @@ def vet_template(folder: Path, template: str | None = None) -> TemplateReport:
         lines = _follow(child.stdout)
         try:
             _wait(lines, START_SECONDS, str(folder), _READY)
-            said = _wait(lines, RENDER_SECONDS, str(folder), _DONE)
+            message = _wait(lines, RENDER_SECONDS, str(folder), _DONE)
         except EOFError:
             raise _ended(child.wait(), str(folder)) from None
         finally:
             child.kill()
-    if "error" in said:
-        raise StudioError(**said["error"])
-    problems = tuple(Problem(**problem) for problem in said.pop("problems"))
-    report = TemplateReport(**said, problems=problems)
+    if "error" in message:
+        raise StudioError(**message["error"])
+    problems = tuple(Problem(**problem) for problem in message.pop("problems"))
+    report = TemplateReport(**message, problems=problems)
     if problems:
         raise StudioError.of(problems)
     return report
@@ -105,17 +106,17 @@ def _wait(lines: queue.Queue[str | None], seconds: float, where: str, awaited: s
         ) from None
     if line is None:
         raise EOFError
-    said: dict[str, Any] = json.loads(line)
-    return said
+    message: dict[str, Any] = json.loads(line)
+    return message
 
 
 def _ended(code: int, where: str) -> StudioError:
     """The error for a trial that ended and reported nothing."""
     if code == _OUT_OF_MEMORY:
-        said = f"The chat template takes more than {RENDER_BYTES >> 20} MB of memory."
+        message = f"The chat template takes more than {RENDER_BYTES >> 20} MB of memory."
     else:
-        said = f"The trial of the chat template broke off (exit code {code})."
-    return StudioError(said, "Choose a built-in template by name.", where=where)
+        message = f"The trial of the chat template broke off (exit code {code})."
+    return StudioError(message, "Choose a built-in template by name.", where=where)
 
 
 def _limit_memory() -> None:
@@ -130,7 +131,7 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
 
 
-def _say(message: dict[str, Any]) -> None:
+def _send(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -142,20 +143,20 @@ def main(folder: str, template: str) -> None:
     try:
         tokenizer = load_tokenizer(Path(folder), template or None)
     except StudioError as error:
-        _say({"awaited": _READY})
-        _say({"error": _as_keywords(error)})
+        _send({"awaited": _READY})
+        _send({"error": _as_keywords(error)})
         return
-    _say({"awaited": _READY})
+    _send({"awaited": _READY})
     tokenizer.guard.row_bytes = RENDER_BYTES  # nothing else is at work in this process
     _limit_memory()
     try:
         report = try_template(tokenizer)
     except StudioError as error:
-        _say({"error": {**_as_keywords(error), "where": folder}})
+        _send({"error": {**_as_keywords(error), "where": folder}})
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)
     else:
-        _say(asdict(report))
+        _send(asdict(report))
 
 
 def _as_keywords(error: StudioError) -> dict[str, str]:
@@ -214,4 +215,5 @@ def try_template(tokenizer: ChatTokenizer) -> TemplateReport:
 
 
 if __name__ == "__main__":
+    leave_torch_out()
     main(sys.argv[1], sys.argv[2])

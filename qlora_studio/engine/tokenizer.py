@@ -113,14 +113,14 @@ class ChatTokenizer:
     ) -> str:
         try:
             if self._compiled and not tools and all(message.keys() <= _PLAIN for message in messages):
-                said = self._compiled.render(
+                rendered = self._compiled.render(
                     messages=list(messages),
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **{**self._special_tokens, **variables},
                 )
-                return str(said)
+                return str(rendered)
             text = self.inner.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,

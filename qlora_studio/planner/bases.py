@@ -42,7 +42,7 @@ DEMO_DOWNLOAD_BYTES = 270_000_000
 
 Measure = Callable[[Path], MeasuredShape]
 """A dry run of the model in a folder with a `config.json`. Raises a StudioError where it cannot be made."""
-Say = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 class _Kept(BaseModel):
@@ -69,21 +69,23 @@ def find_resolved(base: BaseRef, home: Home) -> BaseFacts:
         return _failed(base, error, "files")
 
 
-def resolve(base: BaseRef, home: Home, measure: Measure, say: Say, *, again: bool = False) -> ResolvedBase | FailedBase:
+def resolve(
+    base: BaseRef, home: Home, measure: Measure, announce: Announce, *, again: bool = False
+) -> ResolvedBase | FailedBase:
     """Finds out what `find_resolved` misses, keeps it, and returns what it then finds. Never raises a StudioError.
 
-    `say` hears what is being done. What is kept is final, a failure too, until what it depends on changes; `again`
+    `announce` hears what is being done. What is kept is final, a failure too, until what it depends on changes; `again`
     forgets it first.
     """
     if again:
         _forget(base, home)
     facts = find_resolved(base, home)
     if isinstance(facts, UnresolvedBase) and _is_remote(base, home) and not _hub_config(base, home).is_file():
-        say(f"asking the hub about {base.name}")
+        announce(f"asking the hub about {base.name}")
         _ask_hub(base, home)
         facts = find_resolved(base, home)
     if isinstance(facts, UnresolvedBase):
-        say("measuring an architecture that no formula knows")
+        announce("measuring an architecture that no formula knows")
         _run_dry(base, home, measure)
         facts = find_resolved(base, home)
     if isinstance(facts, UnresolvedBase):
@@ -164,8 +166,8 @@ def _from_hub_record(base: BaseRef, home: Home) -> BaseFacts:
     kept = _read(folder / "failure.json")
     if kept is not None and kept.failed is not None and kept.circumstances == circumstances():
         return kept.failed
-    said = _read_hub_model(folder / "hub.json")
-    if said is None or not (folder / "config.json").is_file():
+    model = _read_hub_model(folder / "hub.json")
+    if model is None or not (folder / "config.json").is_file():
         return UnresolvedBase(name=base.name, needs="The hub has to be asked for its config.json.")
     shape = _shape_of(base, folder, home)
     if isinstance(shape, UnresolvedBase | FailedBase):
@@ -173,12 +175,12 @@ def _from_hub_record(base: BaseRef, home: Home) -> BaseFacts:
     return ResolvedBase(
         name=base.name,
         shape=shape,
-        weights="to_download" if said.has_safetensors else "missing",
-        weights_problem="" if said.has_safetensors else "This model has no safetensors weights on the hub.",
-        weights_bytes=said.download_bytes,
-        revision=said.commit,
-        licence=said.licence,
-        has_template=said.has_template,
+        weights="to_download" if model.has_safetensors else "missing",
+        weights_problem="" if model.has_safetensors else "This model has no safetensors weights on the hub.",
+        weights_bytes=model.download_bytes,
+        revision=model.commit,
+        licence=model.licence,
+        has_template=model.has_template,
         unmergeable=tuple(find_unmergeable(list_linears(shape))),
         limits=describe_limits(shape),
     )
@@ -188,13 +190,13 @@ def _ask_hub(base: BaseRef, home: Home) -> None:
     """Keeps what the hub says of the model, or why it does not."""
     folder = _hub_folder(base, home)
     try:
-        said = look_up_model(base.name, base.revision)
-        config = fetch_model_file(base.name, said.commit, "config.json")
+        model = look_up_model(base.name, base.revision)
+        config = fetch_model_file(base.name, model.commit, "config.json")
     except StudioError as error:
         kept = _Kept(failed=_failed(base, error, "hub"), circumstances=circumstances())
         write_whole(folder / "failure.json", kept.model_dump_json().encode())
         return
-    write_whole(folder / "hub.json", _HubFile(**asdict(said)).model_dump_json().encode())
+    write_whole(folder / "hub.json", _HubFile(**asdict(model)).model_dump_json().encode())
     write_whole(folder / "config.json", config)
     (folder / "failure.json").unlink(missing_ok=True)
 

@@ -42,7 +42,7 @@ def check_cards(machine: Machine, problem: str) -> list[Check]:
             Check(
                 name="Graphics card",
                 state="warn",
-                says=f"No NVIDIA card answers: {problem or 'the driver lists none.'}",
+                finding=f"No NVIDIA card answers: {problem or 'the driver lists none.'}",
                 remedy="Training runs on the processor, slowly. With a card, install its driver and look again.",
             )
         ]
@@ -55,12 +55,12 @@ def check_disk(home: Path, free_bytes: int, shape: ModelShape | None) -> Check:
         needed, whose = RUN_BYTES, "a run"
     else:
         needed, whose = disk_need(shape), f"{shape.name}, its run and a merged export"
-    says = f"{gib(free_bytes)} free at {home}; {whose} can take {gib(needed)}."
+    finding = f"{gib(free_bytes)} free at {home}; {whose} can take {gib(needed)}."
     if free_bytes >= needed:
-        return Check(name="Disk", state="ok", says=says)
+        return Check(name="Disk", state="ok", finding=finding)
     state = "bad" if free_bytes < RUN_BYTES else "warn"
     remedy = "Free some space, or set QLORA_STUDIO_HOME to a folder on a larger disk."
-    return Check(name="Disk", state=state, says=says, remedy=remedy)
+    return Check(name="Disk", state=state, finding=finding, remedy=remedy)
 
 
 def disk_need(shape: ModelShape, rank: int = 64) -> int:
@@ -72,28 +72,30 @@ def disk_need(shape: ModelShape, rank: int = 64) -> int:
 
 def _check_python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check(name="Python", state="ok", says=f"Python {version} on {sys.platform}.")
+    return Check(name="Python", state="ok", finding=f"Python {version} on {sys.platform}.")
 
 
 def _check_card(card: GpuInfo, build: TorchBuild | None) -> Iterator[Check]:
     capability = card.compute_capability
-    said = f"{card.name}, {gib(card.total_bytes)}"
+    description = f"{card.name}, {gib(card.total_bytes)}"
     if capability is None:
-        yield Check(name="Graphics card", state="ok", says=f"{said}; its driver does not tell its compute capability.")
+        yield Check(
+            name="Graphics card", state="ok", finding=f"{description}; its driver does not tell its compute capability."
+        )
     elif (problem := find_capability_problem(card, build)) is not None:
-        yield Check(name="Graphics card", state="bad", says=problem.message, remedy=problem.hint)
+        yield Check(name="Graphics card", state="bad", finding=problem.message, remedy=problem.hint)
     else:
         kind = "bf16" if capability >= BF16_CAPABILITY else "fp16: this card has no bf16"
         yield Check(
             name="Graphics card",
             state="ok",
-            says=f"{said}, compute capability {capability[0]}.{capability[1]}, computes in {kind}.",
+            finding=f"{description}, compute capability {capability[0]}.{capability[1]}, computes in {kind}.",
         )
     driver = find_driver_problem(card, build) if build else None
     if driver is not None:
-        yield Check(name="Driver", state="bad", says=driver.message, remedy=driver.hint)
+        yield Check(name="Driver", state="bad", finding=driver.message, remedy=driver.hint)
     else:
-        yield Check(name="Driver", state="ok", says=f"Driver {card.driver or 'of unknown version'}.")
+        yield Check(name="Driver", state="ok", finding=f"Driver {card.driver or 'of unknown version'}.")
 
 
 def _check_free(gpu: GpuInfo) -> Iterator[Check]:
@@ -102,21 +104,21 @@ def _check_free(gpu: GpuInfo) -> Iterator[Check]:
         f"{process.name} ({gib(process.used_bytes)})" if process.used_bytes else process.name
         for process in gpu.processes
     ]
-    says = f"{gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free."
+    finding = f"{gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free."
     if held:
-        says = f"{says[:-1]}; in use by {', '.join(held)}."
+        finding = f"{finding[:-1]}; in use by {', '.join(held)}."
     if gpu.free_bytes >= LITTLE_FREE * gpu.total_bytes:
-        yield Check(name="Card memory", state="ok", says=says)
+        yield Check(name="Card memory", state="ok", finding=finding)
         return
     remedy = f"Close {held[0]} before a run." if held else "Close other programs that use the card before a run."
-    yield Check(name="Card memory", state="warn", says=says, remedy=remedy)
+    yield Check(name="Card memory", state="warn", finding=finding, remedy=remedy)
 
 
 def _check_memory(machine: Machine) -> Check:
     """The computer's memory, where it stands in for a card's."""
     needed = total_bytes(REFERENCE_SHAPES["SmolLM2-135M"], PlanSettings(device="cpu", micro_batch_tokens=512))
     available, total = gib(machine.memory_available_bytes), gib(machine.memory_bytes)
-    says = f"{available} of {total} available; the small model takes {gib(needed)}."
+    finding = f"{available} of {total} available; the small model takes {gib(needed)}."
     if machine.memory_available_bytes >= needed:
-        return Check(name="Memory", state="ok", says=says)
-    return Check(name="Memory", state="bad", says=says, remedy="Close other programs.")
+        return Check(name="Memory", state="ok", finding=finding)
+    return Check(name="Memory", state="bad", finding=finding, remedy="Close other programs.")

@@ -41,64 +41,64 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> MemoryEstimate:
             key="weights_4bit",
             label="Weights, 4 bit",
             bytes=nf4_bytes(shape),
-            says=f"{quantised} linear layers in NF4 with double quantisation",
+            basis=f"{quantised} linear layers in NF4 with double quantisation",
         ),
         MemoryPart(
             key="weights_16bit",
             label="Weights, 16 bit" if settings.compute_bytes == 2 else "Weights, 32 bit",
             bytes=unquantised_bytes(shape, settings),
-            says=_says_unquantised(shape),
+            basis=_describe_unquantised(shape),
         ),
         MemoryPart(
             key="adapter",
             label="Adapter",
             bytes=adapter * settings.adapter_bytes,
-            says=f"{adapter / 1e6:.1f} million numbers at rank {settings.rank} in {settings.adapter_precision}",
+            basis=f"{adapter / 1e6:.1f} million numbers at rank {settings.rank} in {settings.adapter_precision}",
         ),
         MemoryPart(
             key="gradients",
             label="Gradients",
             bytes=adapter * settings.adapter_bytes,
-            says="As large as the adapter",
+            basis="As large as the adapter",
         ),
         MemoryPart(
             key="optimizer",
             label="Optimizer",
             bytes=optimizer_bytes(shape, settings),
-            says=f"Both moments of {settings.optimizer}",
+            basis=f"Both moments of {settings.optimizer}",
         ),
         MemoryPart(
             key="activations",
             label="Activations",
             bytes=round(peak.activations * correction),
-            says=f"{micro_batch_words(settings)}, {checkpointing.lower()}{measured}",
+            basis=f"{micro_batch_words(settings)}, {checkpointing.lower()}{measured}",
         ),
         MemoryPart(
             key="loss",
             label="Loss",
             bytes=round(peak.loss * correction),
-            says=_says_loss(shape, peak),
+            basis=_describe_loss(shape, peak),
         ),
         MemoryPart(
             key="workspace",
             label="Workspace",
             bytes=round(peak.workspace * correction),
-            says="A weight matrix, dequantised" if peak.workspace else NOT_AT_PEAK,
+            basis="A weight matrix, dequantised" if peak.workspace else NOT_AT_PEAK,
         ),
     ]
     slack = round(SLACK[settings.device] * sum(part.bytes for part in parts))
-    says = "CUDA context, kernels and libraries" if settings.device == "cuda" else "The process and its libraries"
-    parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], says=says))
-    parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, says="What the allocator cannot hand out again"))
+    basis = "CUDA context, kernels and libraries" if settings.device == "cuda" else "The process and its libraries"
+    parts.append(MemoryPart(key="context", label="Context", bytes=CONTEXT_BYTES[settings.device], basis=basis))
+    parts.append(MemoryPart(key="slack", label="Slack", bytes=slack, basis="What the allocator cannot hand out again"))
     return MemoryEstimate(parts=tuple(parts))
 
 
-def _says_unquantised(shape: ModelShape) -> str:
+def _describe_unquantised(shape: ModelShape) -> str:
     parts = ["embedding", "output head"] if not shape.tied_embeddings else ["embedding and output head in one"]
     parts += ["experts"] if shape.measured is not None and shape.measured.stacked else []
     parts += ["linear layers of a kind of their own"] if any(not one.four_bit for one in list_linears(shape)) else []
-    said = ", ".join(parts) + " and norms"
-    return said[:1].upper() + said[1:]
+    listed = ", ".join(parts) + " and norms"
+    return listed[:1].upper() + listed[1:]
 
 
 def micro_batch_words(settings: PlanSettings) -> str:
@@ -113,7 +113,7 @@ def checkpointing_words(settings: PlanSettings, layers: int) -> str:
     return f"Gradient checkpointing on {settings.checkpointed_layers} of {layers} layers"
 
 
-def _says_loss(shape: ModelShape, peak: StepPeak) -> str:
+def _describe_loss(shape: ModelShape, peak: StepPeak) -> str:
     if not peak.loss:
         return NOT_AT_PEAK
     return f"Logits over {shape.vocab} words of vocabulary, {'all' if shape.whole_logits else 'a chunk'} at a time"

@@ -134,14 +134,14 @@ def _reasons(situation: Situation, settings: PlanSettings, *, known_lengths: boo
 
 def _why_micro_batch(situation: Situation, settings: PlanSettings, row: str) -> str:
     tokens, batch = settings.micro_batch_tokens, situation.config.optim.batch_tokens
-    said = micro_batch_words(settings)
+    micro_batch = micro_batch_words(settings)
     if situation.config.memory.micro_batch_tokens is not None:
-        return f"{said}: your setting."
+        return f"{micro_batch}: your setting."
     if tokens == situation.longest_row:
-        return f"{said}: {row}; more does not fit or is not faster."
+        return f"{micro_batch}: {row}; more does not fit or is not faster."
     if tokens == batch:
-        return f"{said}: the whole effective batch."
-    return f"{said}: the fastest that fits; the effective batch stays {batch} tokens."
+        return f"{micro_batch}: the whole effective batch."
+    return f"{micro_batch}: the fastest that fits; the effective batch stays {batch} tokens."
 
 
 def _why_layout(situation: Situation) -> str:
@@ -151,12 +151,12 @@ def _why_layout(situation: Situation) -> str:
 
 
 def _why_checkpointing(situation: Situation, settings: PlanSettings) -> str:
-    checkpointed, said = settings.checkpointed_layers, checkpointing_words(settings, situation.shape.layers)
+    checkpointed, checkpointing = settings.checkpointed_layers, checkpointing_words(settings, situation.shape.layers)
     if situation.config.memory.gradient_checkpointing != "auto":
-        return f"{said}: your setting."
+        return f"{checkpointing}: your setting."
     if not checkpointed:
-        return f"{said}: everything fits, and nothing is recomputed."
+        return f"{checkpointing}: everything fits, and nothing is recomputed."
     tokens, precision, offload = settings.micro_batch_tokens, settings.adapter_precision, settings.offload
     fewer = settings_for(situation, tokens, checkpointed - 1, precision, offload, tiled_mlp=settings.tiled_mlp)
     over = total_bytes(situation.shape, fewer) - situation.budget_bytes
-    return f"{said}: with one less, {gib(over)} would be missing."
+    return f"{checkpointing}: with one less, {gib(over)} would be missing."

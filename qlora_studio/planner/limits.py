@@ -22,28 +22,28 @@ def describe_limits(shape: ModelShape, files: Shapes | None = None) -> tuple[str
     tells is said.
     """
     linears = list_linears(shape)
-    said = []
+    sentences = []
     stacked = shape.measured.stacked if shape.measured is not None else ()
     if stacked:
         numbers = sum(one.numbers * one.count for one in stacked)
         names = _listed(sorted({one.path for one in stacked}))
-        said.append(
+        sentences.append(
             f"The experts stay as they are, in 16 bit and untrained: {names}, {numbers / 1e9:.1f} billion numbers in "
             f"{gib(2 * numbers)}. Only the other layers are quantised and adapted."
         )
     plain = [linear for linear in linears if not linear.four_bit]
     if plain:
         numbers = sum(linear.weights * linear.count for linear in plain)
-        said.append(
+        sentences.append(
             f"Linear layers of a kind of their own stay in 16 bit: {_listed(_names(plain))}, {gib(2 * numbers)}. "
             "They are adapted all the same."
         )
     unmergeable = find_unmergeable(linears, files)
     if unmergeable:
-        said.append(
+        sentences.append(
             f"The adapter trains and cannot be merged into this base: {_listed(unmergeable)}. It can be exported as it is."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def find_target_problem(lora: LoraSettings, shape: ModelShape) -> Problem | None:
@@ -51,13 +51,13 @@ def find_target_problem(lora: LoraSettings, shape: ModelShape) -> Problem | None
     linears = list_linears(shape)
     names = sorted({linear.name for linear in linears})
     if foreign := sorted(set(lora.module_names) - set(names)):
-        said = f"{shape.name} has no linear layer '{foreign[0]}'."
-        return Problem(said, f"It has {', '.join(names)}.", field="lora.target_modules")
+        message = f"{shape.name} has no linear layer '{foreign[0]}'."
+        return Problem(message, f"It has {', '.join(names)}.", field="lora.target_modules")
     if not lora.layers.strip():
         return None
     if any(linear.count != shape.layers for linear in linears):
-        said = f"The layers of {shape.name} are not all alike, so they cannot be chosen by number."
-        return Problem(said, "Leave it empty, or choose target modules.", field="lora.layers")
+        message = f"The layers of {shape.name} are not all alike, so they cannot be chosen by number."
+        return Problem(message, "Leave it empty, or choose target modules.", field="lora.layers")
     try:
         lora.layers_of(shape.layers)
     except StudioError as error:

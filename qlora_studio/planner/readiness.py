@@ -91,7 +91,7 @@ def assess_export(base: BaseFacts, facts: ExportFacts, *, needs_base: bool) -> E
             + _reading_seconds(facts),
             tokens_per_second=0,
             measured=False,
-            says="by a rough formula: weights read and written at 0.2 GB/s",
+            basis="by a rough formula: weights read and written at 0.2 GB/s",
         ),
         disk=disk,
         blocks=tuple(blocks),

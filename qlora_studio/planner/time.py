@@ -96,10 +96,10 @@ def estimate_time(
     speed = _nearest(machine.speeds, count_weights(shape))
     if speed is not None:
         rate, measured = speed.flops_per_second, True
-        says = f"by what {'this card' if machine.card else 'this processor'} reached with {speed.model}"
+        basis = f"by what {'this card' if machine.card else 'this processor'} reached with {speed.model}"
     else:
         rate, measured = _rough_rate(shape, plan, machine, row), False
-        says = "by a rough formula: nothing was measured on this machine yet"
+        basis = "by a rough formula: nothing was measured on this machine yet"
     forward = 2 * count_weights(shape) + 2 * shape.vocab * shape.hidden
     measures = len(evaluation_steps(work.steps, config.evaluation.every_steps)) + config.evaluation.before
     evaluating = work.held_out_tokens * forward * (measures if work.held_out_tokens else 0)
@@ -108,7 +108,7 @@ def estimate_time(
         seconds=loading + work.padding * (work.tokens * per_token + evaluating) / rate,
         tokens_per_second=rate / per_token / work.padding,
         measured=measured,
-        says=says,
+        basis=basis,
     )
 
 

@@ -67,8 +67,8 @@ class ChatPipe:
             yield ChatPiece.model_validate_json(line)
 
     def _ended(self) -> StudioError:
-        said = last_line(self.folder.log)
-        return StudioError("The chat worker has ended.", f"Open the chat again. Its log says: {said}")
+        last = last_line(self.folder.log)
+        return StudioError("The chat worker has ended.", f"Open the chat again. Its log says: {last}")
 
     def stop(self) -> None:
         """Ends the answer that is being written; what is there stays."""

@@ -121,11 +121,11 @@ class JobFolder:
         except OSError:
             return True
 
-    def is_asked(self, request: str) -> bool:
+    def is_requested(self, request: str) -> bool:
         """Whether this request waits for the worker."""
         return (self.control / request).exists()
 
-    def seconds_since_asked(self, request: str) -> float:
+    def seconds_since_request(self, request: str) -> float:
         """How long this request has waited; 0 where it does not wait, or where the clock was set back."""
         try:
             return max(0.0, time.time() - (self.control / request).stat().st_mtime)

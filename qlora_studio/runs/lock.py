@@ -63,7 +63,7 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return _asked(handle)
+        return _is_held(handle)
     finally:
         os.close(handle)
 
@@ -88,7 +88,7 @@ def _take(handle: int) -> bool:
     return True
 
 
-def _asked(handle: int) -> bool:
+def _is_held(handle: int) -> bool:
     if sys.platform == "win32":
         if not _take(handle):
             return True

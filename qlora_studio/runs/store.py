@@ -93,7 +93,7 @@ class RunStore:
             alive=alive,
             queued=folder.queue_file.exists(),
             seen=bool(progress.job) or folder.was_seen(),
-            stop_asked=folder.is_asked("stop") or folder.is_asked("pause"),
+            stop_requested=folder.is_requested("stop") or folder.is_requested("pause"),
         )
         return JobView(state, progress, seconds)
 

@@ -95,7 +95,7 @@ def start(folder: JobFolder, command: list[str] | None = None, *, card: str | No
 
     Raises a StudioError where it does not, and `TrainingBusy` where another training is at work in this home.
     """
-    said = folder.events.stat().st_size if folder.events.exists() else 0
+    written_bytes = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.log.open("ab") as log:
         process = subprocess.Popen(
             command or worker_command(folder),
@@ -106,13 +106,13 @@ def start(folder: JobFolder, command: list[str] | None = None, *, card: str | No
             cwd=folder.path,
             **detached(),  # type: ignore[call-overload]
         )
-    wait_for_word(folder, process, said)
+    wait_for_word(folder, process, written_bytes)
 
 
-def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], said: int) -> None:
+def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], written_bytes: int) -> None:
     """Returns once the journal has grown past the `said` bytes: the worker holds its lock and has begun."""
     until = time.monotonic() + START_SECONDS
-    while not (folder.events.exists() and folder.events.stat().st_size > said):
+    while not (folder.events.exists() and folder.events.stat().st_size > written_bytes):
         if process.poll() == BUSY:
             here = is_held(training_lock(folder))
             holder = f"The run '{read_words(training_lock(folder))}'" if here else last_line(folder.log).rstrip(".")

@@ -12,8 +12,8 @@ from qlora_studio.core.bases import ResolvedBase
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import (
     IMPORTANCE_TOKENS,
+    ExportOptions,
     ExportSizes,
-    ExportWish,
     LoadCommand,
     WrittenExport,
     find_export_kind,
@@ -72,10 +72,10 @@ class Exports:
     def __init__(self, home: Home, jobs: Jobs, bases: Bases, runs: Runs) -> None:
         self.home, self.jobs, self.bases, self.runs = home, jobs, bases, runs
 
-    def start(self, name: str, wish: ExportWish, to: str, prompts: Sequence[str] = ()) -> JobRef:
+    def start(self, name: str, options: ExportOptions, to: str, prompts: Sequence[str] = ()) -> JobRef:
         """Starts writing a run into a new or empty folder; the check asks the prompts, and the rows held out."""
-        wish.check()
-        view = self.runs.with_weights(name, wish.checkpoint)
+        options.check()
+        view = self.runs.with_weights(name, options.checkpoint)
         run = view.folder
         target = find_target(to)
         if target.is_dir() and any(target.iterdir()):
@@ -89,13 +89,13 @@ class Exports:
         request = ExportRequest(
             run=run,
             to=target,
-            kind=wish.kind.name,
-            merge_into=wish.merge_into,
-            gguf=wish.gguf,
-            parts=wish.parts if wish.kind.name == "pack" else (),
+            kind=options.kind.name,
+            merge_into=options.merge_into,
+            gguf=options.gguf,
+            parts=options.parts if options.kind.name == "pack" else (),
             prompts=tuple(prompts),
-            checkpoint=wish.checkpoint,
-            importance=wish.measures_importance,
+            checkpoint=options.checkpoint,
+            importance=options.measures_importance,
         )
         return self.jobs.start(run / "exports", request, card=view.config.memory.card)
 
@@ -172,24 +172,24 @@ class Exports:
                 where=str(away if away.exists() else place),
             ) from error
 
-    def readiness(self, name: str, wish: ExportWish, to: str, checks: int = 0) -> ExportReadiness:
+    def readiness(self, name: str, options: ExportOptions, to: str, checks: int = 0) -> ExportReadiness:
         """Size, time and disk of an export before its start; `checks` is how many prompts chat and artefact are asked."""
         view = self.runs.with_adapter(name)
         sizes = self.sizes(name)
         facts = ExportFacts(
-            kind=wish.kind.title,
-            result_bytes=wish.result_bytes(sizes),
-            read_bytes=sizes.adapter + ((sizes.merged or 0) if wish.kind.merges else 0),
+            kind=options.kind.title,
+            result_bytes=options.result_bytes(sizes),
+            read_bytes=sizes.adapter + ((sizes.merged or 0) if options.kind.merges else 0),
             checks=checks,
             free_bytes=free_bytes_at(find_target(to)),
-            encoded_values=(sizes.merged or 0) // 2 if wish.searches_blocks else 0,
+            encoded_values=(sizes.merged or 0) // 2 if options.searches_blocks else 0,
             cores=os.cpu_count() or 1,
-            gguf=wish.writes_gguf,
-            read_tokens=IMPORTANCE_TOKENS if wish.measures_importance else 0,
+            gguf=options.writes_gguf,
+            read_tokens=IMPORTANCE_TOKENS if options.measures_importance else 0,
             tokens_per_second=view.progress.mean_tokens_per_second,
         )
         base = self.bases.facts(view.config.model.base, view.config.model.revision)
-        return assess_export(base, facts, needs_base=wish.kind.needs_base)
+        return assess_export(base, facts, needs_base=options.kind.needs_base)
 
     def sizes(self, name: str) -> ExportSizes:
         """What the sizes of a run's exports go by."""
@@ -212,16 +212,16 @@ class Exports:
         named = {source.name for source in self.runs.open(name).config.data.sources}
         return bool(named) and named <= {report.name for report in self.runs.data.sets()}
 
-    def load_commands(self, name: str, wish: ExportWish, to: str) -> list[LoadCommand]:
+    def load_commands(self, name: str, options: ExportOptions, to: str) -> list[LoadCommand]:
         """How the export in this folder is opened, for every program that can."""
         base = self.bases.find(self.runs.open(name).config.model.base).name
-        return load_commands(wish, str(find_target(to)), name, base)
+        return load_commands(options, str(find_target(to)), name, base)
 
-    def wish_of(self, job: JobRef) -> ExportWish:
+    def export_options(self, job: JobRef) -> ExportOptions:
         """What an export was asked for."""
         request = self.jobs.request(job)
         assert isinstance(request, ExportRequest)
-        return ExportWish(
+        return ExportOptions(
             find_export_kind(request.kind),
             request.merge_into,
             request.gguf,

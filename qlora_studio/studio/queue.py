@@ -20,7 +20,7 @@ from qlora_studio.studio.plans import Plans
 from qlora_studio.studio.runs import Runs
 
 MOST_OF_A_SWEEP = 100
-"""Runs of one sweep: more is a mistake in typing rather than a wish."""
+"""Runs of one sweep: more is a mistake in typing rather than meant."""
 
 
 class Queue:
@@ -59,7 +59,7 @@ class Queue:
             )
         stem = config.saving.name.strip() or "sweep"
         configs = [
-            config.replace({**changes, "saving.name": f"{stem} {_says(changes)}"[:120]}) for changes in combinations
+            config.replace({**changes, "saving.name": f"{stem} {_describe(changes)}"[:120]}) for changes in combinations
         ]
         tag = self._free_tag(stem)
         names = [self._put(one, [tag]) for one in configs]
@@ -125,7 +125,7 @@ class Queue:
         return tag
 
 
-def _says(changes: Mapping[str, Any]) -> str:
+def _describe(changes: Mapping[str, Any]) -> str:
     """`rank 8 learning_rate 0.0002`: what tells one run of a sweep from another."""
     return " ".join(f"{name.rpartition('.')[2]} {describe_value(value)}" for name, value in changes.items())
 

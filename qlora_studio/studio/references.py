@@ -19,33 +19,33 @@ class References:
 
     def to_run(self, name: str) -> list[str]:
         """A sentence for all that refers to a run: runs that would start from it, and exports of it that still lie there."""
-        said = []
+        sentences = []
         starting = [
             run.name
             for run in self._others(name)
             if (run.config.model.adapter or "").partition("@")[0] == name and _may_go_on(run)
         ]
         if starting:
-            said.append(f"From its weights start {_named(starting)}, which could not begin or go on without them.")
+            sentences.append(f"From its weights start {_named(starting)}, which could not begin or go on without them.")
         ended = (self.jobs.look(job).progress.exported for job in self.runs.jobs_of(name, "exports"))
         places = [one.path for exported in ended for one in exported if Path(one.path).exists()]
         if places:
-            said.append(f"Exports of it stay, without the record of how they were made: {', '.join(places[:3])}.")
-        return said
+            sentences.append(f"Exports of it stay, without the record of how they were made: {', '.join(places[:3])}.")
+        return sentences
 
     def to_set(self, name: str) -> list[str]:
         """A sentence for the runs that refer to a data set: those that need it to go on, and those that were made of it."""
         using = [run for run in self._others("") if any(source.name == name for source in run.config.data.sources)]
         going = [run.name for run in using if _may_go_on(run)]
         done = [run.name for run in using if run.name not in going]
-        said = []
+        sentences = []
         if going:
-            said.append(f"Without {name} these cannot begin or be resumed: {_named(going)}.")
+            sentences.append(f"Without {name} these cannot begin or be resumed: {_named(going)}.")
         if done:
-            said.append(
+            sentences.append(
                 f"Trained on {name}, and not to be repeated or evaluated on its rows without it: {_named(done)}."
             )
-        return said
+        return sentences
 
     def to_export(self, folder: str) -> list[str]:
         """A sentence for the runs whose base is this exported model: they can neither go on nor be chatted with without it."""

@@ -237,7 +237,7 @@ class Runs:
     def stop_waits(self, name: str) -> bool:
         """Whether a stop or a pause has waited longer than a step should take."""
         folder = JobFolder(self.home.runs / name)
-        return max(map(folder.seconds_since_asked, ("stop", "pause"))) > STOP_SECONDS
+        return max(map(folder.seconds_since_request, ("stop", "pause"))) > STOP_SECONDS
 
     def pause(self, name: str) -> None:
         """Asks a run to leave the card after its step, with a checkpoint to go on from. Raises a StudioError if it is not at work."""
@@ -266,8 +266,8 @@ class Runs:
     def answers(self, name: str) -> dict[str, str]:
         """The newest answer of a run's adapter to each prompt it was asked, in training or in an evaluation."""
         evaluations = [self.jobs.look(job).progress for job in reversed(self.jobs_of(name, "evaluations"))]
-        said = [sample for progress in (self.open(name).progress, *evaluations) for sample in progress.samples]
-        return {sample.prompt: sample.answer for sample in said if sample.side != "base"}
+        samples = [sample for progress in (self.open(name).progress, *evaluations) for sample in progress.samples]
+        return {sample.prompt: sample.answer for sample in samples if sample.side != "base"}
 
     def jobs_of(self, name: str, kind: Literal["exports", "evaluations"]) -> list[JobRef]:
         """What was started for a run, the newest first."""

@@ -74,7 +74,7 @@ def assemble(workspace: Workspace) -> tuple[gr.Blocks, Page]:
         chat_tab.wire(page, chat)
         export_tab.wire(page, export)
         doctor_tab.wire(page, doctor, doctor_page)
-        _wire_doors(page, pages, runs, chat)
+        _wire_links(page, pages, runs, chat)
         _wire_clock(page, clock)
         filled = page.on(blocks.load, lambda view_: view_.shown.clear())
         filled.then(None, None, None, js="() => window.studioFilled?.()", api_visibility="private")
@@ -151,7 +151,7 @@ def _wire_clock(page: Page, clock: gr.Timer) -> None:
     page.on(show.click, lambda view: seen(view, hidden=False), queue=False)
 
 
-def _wire_doors(page: Page, pages: gr.Tabs, runs: RunsTab, chat: ChatTab) -> None:
+def _wire_links(page: Page, pages: gr.Tabs, runs: RunsTab, chat: ChatTab) -> None:
     """From a run in the table to its chat and its export."""
     workspace = page.workspace
 

@@ -129,8 +129,8 @@ def field_info(dotted: str) -> FieldInfo:
 
 def help_of(setting: Setting) -> str:
     """One sentence of help. Where it begins with the label, which stands above it already, that is left out."""
-    said = field_info(setting.dotted).description or ""
-    rest = said.removeprefix(f"{setting.label.partition(',')[0]}: ")
+    description = field_info(setting.dotted).description or ""
+    rest = description.removeprefix(f"{setting.label.partition(',')[0]}: ")
     return rest[:1].upper() + rest[1:]
 
 

@@ -53,7 +53,7 @@ def show_below(setting: Setting, problem: Problem | None, unusual: Problem | Non
 
     The help is followed by what is taken for a field that was left open.
     """
-    if (said := problem or unusual) is None:
+    if (shown := problem or unusual) is None:
         return gr.update(info=" ".join(part for part in (help_of(setting), chosen) if part), elem_classes=[])
-    info = MARKDOWN.sub(r"\\\1", sentence(said, with_field=False))
+    info = MARKDOWN.sub(r"\\\1", sentence(shown, with_field=False))
     return gr.update(info=info, elem_classes=["qs-wrong" if problem else "qs-unusual"])

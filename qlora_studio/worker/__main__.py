@@ -97,7 +97,7 @@ def work_alone(folder: JobFolder, guard_process: int) -> int:
 def do(folder: JobFolder, guard_process: int) -> int:
     """Does the folder's job in this process, with its journal open and its signals heard."""
     journal = Journal(folder.events)
-    context = Context(folder, journal.append, guard_process, journal.catch_up)
+    context = Context(folder, journal.append, guard_process, journal.catch_up, own_process=True)
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         context.stopped = True

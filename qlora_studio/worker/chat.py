@@ -24,8 +24,8 @@ from qlora_studio.worker.loaded_run import LoadedRun, open_run
 def run(context: Context) -> ev.Event:
     out = _take_stdout()
     try:
-        asked = context.request(ChatJobRequest)
-        live = open_run(context, JobFolder(asked.run), asked.checkpoint)
+        job = context.request(ChatJobRequest)
+        live = open_run(context, JobFolder(job.run), job.checkpoint)
     except StudioError as error:
         _send(out, ChatPiece(error=error.message, hint=error.hint))
         raise

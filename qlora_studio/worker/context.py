@@ -17,7 +17,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, read_json
 
-Asked = TypeVar("Asked", bound=BaseModel)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,17 @@ class Context:
     stopped: bool = False
     """A signal asked for a stop."""
     home: Home = field(default_factory=Home.find)
+    own_process: bool = False
+    """Whether nothing but this job will ever happen in this process."""
 
     def emit(self, event: ev.Event) -> None:
         self.write(event)
 
-    def request(self, kind: type[Asked]) -> Asked:
+    def request(self, kind: type[RequestT]) -> RequestT:
         """What the job is asked, which must be of this kind."""
-        asked = self.folder.read_job().request
-        assert isinstance(asked, kind), f"{type(asked).__name__} is not {kind.__name__}"
-        return asked
+        request = self.folder.read_job().request
+        assert isinstance(request, kind), f"{type(request).__name__} is not {kind.__name__}"
+        return request
 
     def config(self, folder: JobFolder | None = None) -> TrainConfig:
         file = (folder or self.folder).config_file
@@ -59,9 +61,9 @@ class Context:
 
     def pending_request(self) -> Literal["", "stop", "pause", "save"]:
         """The request that waits, if any. A `save` is answered once, the others stand; the end of the guard is a stop."""
-        if os.getppid() != self.guard or self.stopped or self.folder.is_asked("stop"):
+        if os.getppid() != self.guard or self.stopped or self.folder.is_requested("stop"):
             return "stop"
-        if self.folder.is_asked("pause"):
+        if self.folder.is_requested("pause"):
             return "pause"
         save = self.folder.control / "save"
         if save.exists():

@@ -16,14 +16,14 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.card import CardFacts, write_card
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import ExportWish, find_export_kind
+from qlora_studio.core.exports import ExportOptions, find_export_kind
 from qlora_studio.core.identity import Identity
 from qlora_studio.core.jobs import ExportReport, ExportRequest
 from qlora_studio.core.plan import GIB
 from qlora_studio.core.verdict import find_verdict
 from qlora_studio.data.sets.prepare import Stopped
 from qlora_studio.engine.companions import LICENCE_STEMS
-from qlora_studio.engine.exporters.comparison import Speaker, record_chat
+from qlora_studio.engine.exporters.comparison import ChatModel, record_chat
 from qlora_studio.engine.exporters.protocol import Emit, ExportSource
 from qlora_studio.engine.exporters.registry import find_exporter
 from qlora_studio.engine.importance import measure_importance, save_importance
@@ -119,8 +119,10 @@ def check_identity(context: Context, folder: JobFolder, source: ExportSource) ->
         lambda done, total: context.emit(ev.Advanced(done=done, total=total, unit="bytes")),
     )
     before = Identity.model_validate(kept)
-    if said := Identity(base=before.base).differences(now):
-        raise StudioError(said[0], "Put the base back as it was, or train again on this one.", where=str(source.base))
+    if differences := Identity(base=before.base).differences(now):
+        raise StudioError(
+            differences[0], "Put the base back as it was, or train again on this one.", where=str(source.base)
+        )
 
 
 def check_room(stage: Path, need: int) -> None:
@@ -151,7 +153,7 @@ def ask_the_chat(context: Context, request: ExportRequest, emit: Emit) -> Path |
     measures = request.held_out and bool(config.data.sources)
     rows = held_out(context, config, live.tokenizer).examples if measures else ()
     context.phase("answering with the adapter")
-    record = record_chat(Speaker(live.model, live.tokenizer, live.options), request.prompts, rows)
+    record = record_chat(ChatModel(live.model, live.tokenizer, live.options), request.prompts, rows)
     place = context.folder.path / RECORD
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -180,11 +182,11 @@ def weigh_columns(context: Context, live: LoadedRun, config: TrainConfig, emit: 
 
 def write_model_card(home: Home, folder: JobFolder, source: ExportSource, request: ExportRequest, files: Path) -> None:
     """A card of our own beside the weights: data, settings, evaluation, licence, and how each program opens them."""
-    wish = ExportWish(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
+    options = ExportOptions(find_export_kind(request.kind), request.merge_into, request.gguf, request.parts)
     licences = tuple(path.name for path in sorted(files.iterdir()) if path.name.upper().startswith(LICENCE_STEMS))
     run = RunStore(folder.path.parent, home.cache).open(folder.name)
     facts = CardFacts(read_record(run), source.base_name, source.licence, licences)
-    (files / "README.md").write_text(write_card(facts, wish), encoding="utf-8")
+    (files / "README.md").write_text(write_card(facts, options), encoding="utf-8")
 
 
 def judge(checks: Sequence[ev.Checked]) -> None:
@@ -192,4 +194,4 @@ def judge(checks: Sequence[ev.Checked]) -> None:
     for check in checks:
         verdict = find_verdict(check)
         if verdict.kind == "bad":
-            raise StudioError(verdict.says, verdict.hint)
+            raise StudioError(verdict.sentence, verdict.hint)

@@ -91,14 +91,12 @@ def keep_fingerprint(context: Context, made: dict[str, Any]) -> None:
             where=str(file),
         )
     newest = (kept.get("resumed_with") or [kept.get("versions") or {}])[-1]
-    said = [
+    versions = [
         f"{name} {newest[name]} before, {version} now" for name, version in made["versions"].items()
         if name in newest and newest[name] != version
     ]  # fmt: skip
-    if said:
-        text = (
-            f"Since this run was last at work, versions changed: {', '.join(said)}. Its curve may differ by rounding."
-        )
+    if versions:
+        text = f"Since this run was last at work, versions changed: {', '.join(versions)}. Its curve may differ by rounding."
         context.emit(ev.Noted(text=text))
         kept["resumed_with"] = [*kept.get("resumed_with", []), made["versions"]]
     write_json(file, {**made, **kept})
@@ -114,18 +112,18 @@ def kept_rate(folder: JobFolder) -> float | None:
 
 def find_changes(kept: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     """A sentence for everything that must stay and did not; what an earlier version did not write differs in nothing."""
-    said = [
+    sentences = [
         words.format(before=kept.get(name) or "none", now=made[name] or "none")
         for name, words in MUST_STAY.items()
         if kept.get(name) != made[name]
     ]
-    said += read_identity(kept).differences(read_identity(made))
+    sentences += read_identity(kept).differences(read_identity(made))
     before, now = kept.get("settings") or {}, made["settings"]
     for section in before.keys() & now.keys():
         for field in before[section].keys() & now[section].keys():
             if before[section][field] != now[section][field]:
-                said.append(f"{section}.{field} is {now[section][field]} instead of {before[section][field]}.")
-    return sorted(said)
+                sentences.append(f"{section}.{field} is {now[section][field]} instead of {before[section][field]}.")
+    return sorted(sentences)
 
 
 def read_identity(kept: Mapping[str, Any]) -> Identity:
@@ -139,12 +137,12 @@ def check_same_weights(context: Context, folder: JobFolder, base: FetchedBase, t
     if not file.exists():
         return
     kept = read_json(file)
-    said = list(read_identity(kept).differences(identify_base(context, base.folder)))
+    sentences = list(read_identity(kept).differences(identify_base(context, base.folder)))
     if kept.get("template_sha256") not in (None, template_sha256(tokenizer)):
-        said.append(MUST_STAY["template_sha256"])
-    if said:
+        sentences.append(MUST_STAY["template_sha256"])
+    if sentences:
         raise StudioError(
-            f"This adapter would not answer as it was trained. {' '.join(said)}",
+            f"This adapter would not answer as it was trained. {' '.join(sentences)}",
             "Bring the base back as it was, or train a new run on this one.",
             where=str(base.folder),
         )

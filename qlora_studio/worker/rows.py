@@ -44,12 +44,12 @@ def watch(context: Context) -> Watch:
     """Says how many rows are done and how long the rest takes, and hears a stop."""
     began = time.monotonic()
 
-    def say(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         seconds = time.monotonic() - began
         left = seconds * (total - done) / done if done and total else None
         context.emit(ev.Advanced(done=done, total=total, unit="rows", seconds_left=left))
 
-    return Watch(say, lambda: context.pending_request() in ("stop", "pause"))
+    return Watch(report, lambda: context.pending_request() in ("stop", "pause"))
 
 
 def processes() -> int:

@@ -36,9 +36,9 @@ def find_start(context: Context, config: TrainConfig, base: Identity) -> Path | 
     if damage := find_damage(weights):
         raise StudioError(damage, "Choose another checkpoint to start from.", field="model.adapter")
     kept = other.path / FILE
-    if kept.exists() and (said := read_identity(read_json(kept)).differences(base)):
+    if kept.exists() and (differences := read_identity(read_json(kept)).differences(base)):
         raise StudioError(
-            f"The adapter of '{name}' was trained on another base. {' '.join(said)}",
+            f"The adapter of '{name}' was trained on another base. {' '.join(differences)}",
             "Choose the base it was trained on.",
             field="model.adapter",
         )

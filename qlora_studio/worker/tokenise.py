@@ -13,6 +13,7 @@ from qlora_studio.core.jobs import ExamplePreview, LengthBin, TextPiece, Tokenis
 from qlora_studio.data.render.tokenizer import Tokenizer
 from qlora_studio.data.sets.prepare import Prepared, Stopped, prepare
 from qlora_studio.data.sets.store import load_conversations
+from qlora_studio.engine.without_torch import leave_torch_out
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.kept_report import KeptReport
 
@@ -30,6 +31,8 @@ def run(context: Context) -> ev.Event:
     if report is not None:
         context.emit(ev.Noted(text="These rows were tokenised before; what was found then is used again."))
         return ev.Finished(report=report)
+    if context.own_process:
+        leave_torch_out()
     try:
         report = _tokenise(context, request, config, base.folder)
     except Stopped:

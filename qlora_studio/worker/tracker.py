@@ -11,10 +11,10 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.worker.tracker_writers import WRITERS, Writer
 
-Hears = Callable[[ev.Event], None]
+Track = Callable[[ev.Event], None]
 
 
-def open_tracker(config: TrainConfig, folder: Path) -> Hears:
+def open_tracker(config: TrainConfig, folder: Path) -> Track:
     """What is to be told every event; nothing happens with it where no tracker was asked for.
 
     Raises a StudioError where its library is not installed.
@@ -31,7 +31,7 @@ def open_tracker(config: TrainConfig, folder: Path) -> Hears:
             field="saving.tracker",
         ) from None
     atexit.register(writer.close)
-    return Tracker(writer).hear
+    return Tracker(writer).track
 
 
 class Tracker:
@@ -40,7 +40,7 @@ class Tracker:
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
 
-    def hear(self, event: ev.Event) -> None:
+    def track(self, event: ev.Event) -> None:
         excused: tuple[type[Exception], ...] = (OSError, *self.writer.errors)
         try:
             for name, value, step in scalars(event):

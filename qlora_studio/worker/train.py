@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_studio.core import events as ev
@@ -19,24 +19,34 @@ from qlora_studio.data.sets.token_cache import TokenisedRows
 from qlora_studio.engine.accelerator.choose import choose_accelerator
 from qlora_studio.engine.adapters import start_from
 from qlora_studio.engine.checkpoints import newest_checkpoint
-from qlora_studio.engine.loaded import load_for_training
+from qlora_studio.engine.loaded import Loaded, load_for_training
 from qlora_studio.engine.loop import train
 from qlora_studio.engine.manifest import sweep
 from qlora_studio.engine.objectives.registry import find_objective
-from qlora_studio.engine.setup import Setup
+from qlora_studio.engine.setup import Outcome, Setup
 from qlora_studio.engine.tokenizer import ChatTokenizer, load_tokenizer
 from qlora_studio.planner.rates import choose_rate
 from qlora_studio.planner.speeds import learn_speed
 from qlora_studio.planner.time import measured_speed, padding_of_steps
 from qlora_studio.runs.journal import Follower
-from qlora_studio.worker.context import Context
+from qlora_studio.worker.context import Context, FetchedBase
 from qlora_studio.worker.fingerprint import fingerprint, identify_base, keep_fingerprint, kept_rate
 from qlora_studio.worker.loaded_run import LoadedRun
-from qlora_studio.worker.plans import keep_plan, learn_from_probe, plan_run
+from qlora_studio.worker.plans import Planned, keep_plan, learn_from_probe, plan_run
 from qlora_studio.worker.rows import tokenise
 from qlora_studio.worker.start import find_start
 from qlora_studio.worker.templates import vet_once
 from qlora_studio.worker.tracker import open_tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a run is made of, before its model is loaded."""
+
+    config: TrainConfig
+    base: FetchedBase
+    tokenizer: ChatTokenizer
+    rows: TokenisedRows
 
 
 def run(context: Context) -> ev.Event:
@@ -53,25 +63,49 @@ def run(context: Context) -> ev.Event:
     except Stopped:
         return ev.Stopped(paused=context.pending_request() == "pause")
     planned = plan_run(context, config, base, rows.train)
-    plan, config = planned.plan, settle_rate(context, config, planned.shape)
+    config = settle_rate(context, config, planned.shape)
     identity = identify_base(context, base.folder)
     start = find_start(context, config, identity)
     keep_fingerprint(context, fingerprint(config, base, tokenizer, rows, identity))
     if (request := context.pending_request()) in ("stop", "pause"):
         return ev.Stopped(paused=request == "pause")
+    material = Material(config, base, tokenizer, rows)
+    loaded = load_model(context, material, planned, start)
+    planned = replace(planned, plan=loaded.plan)
+    steps: list[ev.StepLogged] = []
+
+    def emit(event: ev.Event) -> None:
+        context.emit(event)
+        track(event)
+        if isinstance(event, ev.ProbeMeasured):
+            learn_from_probe(context, planned, event)
+        elif isinstance(event, ev.StepLogged):
+            steps.append(event)
+
+    outcome = train(make_setup(context, material, loaded), emit, context.pending_request)
+    keep_speed(context, material, planned, steps)
+    return last_event(context, outcome)
+
+
+def load_model(context: Context, material: Material, planned: Planned, start: Path | None) -> Loaded:
+    """The model with its adapter, which begins as the one in `start` where there is one; what came otherwise is noted."""
     context.phase("loading the model in 4 bits")
-    loaded = load_for_training(base.folder, config, plan, planned.again)
+    loaded = load_for_training(material.base.folder, material.config, planned.plan, planned.again)
     if start is not None:
         start_from(loaded.model, start)
-    planned = replace(planned, plan=loaded.plan)
-    if loaded.plan is not plan:
+    if loaded.plan is not planned.plan:
         keep_plan(context, loaded.plan)
-    plan = loaded.plan
-    for said in loaded.notes:
-        context.emit(ev.Noted(text=said))
-    setup = Setup(
+    for note in loaded.notes:
+        context.emit(ev.Noted(text=note))
+    return loaded
+
+
+def make_setup(context: Context, material: Material, loaded: Loaded) -> Setup:
+    """What the training loop is given."""
+    config, base, tokenizer, rows = material.config, material.base, material.tokenizer, material.rows
+    return Setup(
         config=config,
-        plan=plan,
+        plan=loaded.plan,
         accelerator=loaded.device.accelerator,
         model=loaded.model,
         train=rows.train.examples,
@@ -89,21 +123,19 @@ def run(context: Context) -> ev.Event:
         pinned=lambda: context.folder.read_labels().pinned_steps,
     )
 
-    steps: list[ev.StepLogged] = []
 
-    def emit(event: ev.Event) -> None:
-        context.emit(event)
-        track(event)
-        if isinstance(event, ev.ProbeMeasured):
-            learn_from_probe(context, planned, event)
-        elif isinstance(event, ev.StepLogged):
-            steps.append(event)
-
-    outcome = train(setup, emit, context.pending_request)
-    lengths = token_lengths(rows.train.examples)
-    padding = padding_of_steps(lengths, plan_steps(lengths, config.optim), plan.settings) if plan.settings else 1.0
+def keep_speed(context: Context, material: Material, planned: Planned, steps: Sequence[ev.StepLogged]) -> None:
+    """Keeps how fast these steps went, for the time that the next run on this machine is told beforehand."""
+    lengths, plan = token_lengths(material.rows.train.examples), planned.plan
+    padding = 1.0
+    if plan.settings:
+        padding = padding_of_steps(lengths, plan_steps(lengths, material.config.optim), plan.settings)
     if (speed := measured_speed(planned.shape, plan, steps, padding)) is not None:
         learn_speed(context.home.cache, planned.gpu, speed)
+
+
+def last_event(context: Context, outcome: Outcome) -> ev.Event:
+    """How the training ended, with its report where it came to its end."""
     if outcome.stopped:
         paused = outcome.ending == "paused"
         return ev.Stopped(step=outcome.step, saved="checkpoint" if paused else "adapter", paused=paused)

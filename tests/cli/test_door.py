@@ -47,7 +47,7 @@ GOOD = '{"instruction": "Hi?", "output": "Hello."}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (GOOD + '{"instruction": "a" "b"}\n', "rows.jsonl:2: The JSON is broken at column 21"),
         (GOOD + '{"instruction": "a"}\n', "rows.jsonl:2"),
@@ -57,12 +57,12 @@ GOOD = '{"instruction": "Hi?", "output": "Hello."}\n'
     ids=["broken line", "row without an answer", "unknown format", "empty file"],
 )
 @pytest.mark.parametrize("verb", ["train", "inspect"])
-def test_a_bad_file_is_refused_with_its_line(cli, home, tmp_path, text, said, verb):
+def test_a_bad_file_is_refused_with_its_line(cli, home, tmp_path, text, message, verb):
     file = rows(tmp_path, text)
     code, _, errors = cli(
         *(["train", file, "--model", str(model(tmp_path))] if verb == "train" else ["data", "inspect", file])
     )
-    assert code == 2 and said in errors and "Traceback" not in errors
+    assert code == 2 and message in errors and "Traceback" not in errors
     assert not (home / "runs").exists() and not list((home / "datasets").glob("*"))
 
 
@@ -72,8 +72,8 @@ def test_an_empty_answer_is_refused_before_anything_starts_unless_it_is_accepted
     code, _, errors = cli(*command)
     assert code == 2 and "rows.jsonl:2" in errors and "accept it by name" in errors and not (home / "runs").exists()
     assert cli("data", "lint", "rows")[0] == 1
-    code, said, _ = cli("data", "clean", "rows", "drop-empty-answers")
-    assert (code, said) == (0, "rows: 1 rows after drop-empty-answers.\n")
+    code, output, _ = cli("data", "clean", "rows", "drop-empty-answers")
+    assert (code, output) == (0, "rows: 1 rows after drop-empty-answers.\n")
     assert cli("data", "lint", "rows")[0] == 0
 
 
@@ -161,7 +161,7 @@ def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, argument
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("plan", "--rank", "huge"), "There is no rank preset 'huge'. There are: balanced, light, strong."),
         (("plan", "--memory", "99gb"), "There is no memory preset '99gb'."),
@@ -174,14 +174,14 @@ def test_a_run_name_that_is_none_is_refused(cli, tmp_path, monkeypatch, argument
         (("train", "--from", "nowhere.json"), "nowhere.json: The record cannot be read: No such file or directory."),
     ],
 )
-def test_wrong_arguments_are_named(cli, arguments, said):
+def test_wrong_arguments_are_named(cli, arguments, message):
     code, _, errors = cli(*arguments)
-    assert code == 2 and said in errors and "Traceback" not in errors
+    assert code == 2 and message in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("verb", ["plan", "train"])
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fields"),
     [
         (("--learning-rate", "2"), "field 'optim.learning_rate': '2' is not allowed"),
         (("--alpha", "0"), "field 'lora.alpha': 0 is not allowed"),
@@ -196,9 +196,9 @@ def test_wrong_arguments_are_named(cli, arguments, said):
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_methods_have_flags_that_set_their_fields(cli, verb, flags, said):
+def test_methods_have_flags_that_set_their_fields(cli, verb, flags, fields):
     code, _, errors = cli(verb, *flags)
-    assert code == 2 and said in errors
+    assert code == 2 and fields in errors
 
 
 def test_what_no_flag_names_stays_as_the_preset_has_it(cli, monkeypatch):
@@ -232,20 +232,20 @@ def test_an_empty_history_says_what_to_do(cli):
 
 def test_help_is_quick():
     """Processor time, not wall time: the one promise about speed that a busy machine cannot break."""
-    asked = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "qlora_studio", "--help"], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
-    assert asked.stdout is not None
-    said = asked.stdout.read()
-    _, status, used = os.wait4(asked.pid, 0)  # this process alone: another test's may end meanwhile
-    asked.returncode = os.waitstatus_to_exitcode(status)
-    asked.stdout.close()
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # this process alone: another test's may end meanwhile
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
     spent = used.ru_utime + used.ru_stime
-    assert asked.returncode == 0 and "demo" in said and spent < 2, f"{spent:.2f} s of processor time"
+    assert process.returncode == 0 and "demo" in output and spent < 2, f"{spent:.2f} s of processor time"
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.EACCES, "it may not be written. Set QLORA_STUDIO_HOME to a folder that can be written"),
         (errno.EROFS, "it lies on a disk that can only be read. Set QLORA_STUDIO_HOME"),
@@ -253,7 +253,7 @@ def test_help_is_quick():
     ],
     ids=["no rights", "read-only disk", "full disk"],
 )
-def test_a_home_that_cannot_be_written_is_a_sentence(cli, home, monkeypatch, number, said):
+def test_a_home_that_cannot_be_written_is_a_sentence(cli, home, monkeypatch, number, message):
     def refuse(path, *_, **__):
         if path != home:
             raise OSError(number, os.strerror(number), str(path))
@@ -261,7 +261,7 @@ def test_a_home_that_cannot_be_written_is_a_sentence(cli, home, monkeypatch, num
     home.mkdir()
     monkeypatch.setattr(Path, "mkdir", refuse)
     code, _, errors = cli("doctor")
-    assert code == 2 and f"This cannot be written: {said}" in errors and str(home) in errors
+    assert code == 2 and f"This cannot be written: {message}" in errors and str(home) in errors
     assert "Traceback" not in errors and len(errors.splitlines()) == 1
 
 
@@ -286,7 +286,7 @@ def test_a_mixture_takes_its_weights_by_name():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("general=much", "'general=much' is not a weight. Write it as NAME=NUMBER"),
         ("0.3", "'0.3' is not a weight."),
@@ -295,10 +295,10 @@ def test_a_mixture_takes_its_weights_by_name():
         ("other=1", "'other' is not among the sets. There are: mine."),
     ],
 )
-def test_a_weight_that_is_none_is_refused(text, said):
+def test_a_weight_that_is_none_is_refused(text, message):
     with pytest.raises(StudioError) as refused:
         weigh(["mine"], [text])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_demo_says_at_once_that_torch_cannot_use_the_card(cli, home, monkeypatch):
@@ -316,12 +316,12 @@ def test_the_readme_names_the_command_that_brings_the_cuda_build():
 
 
 @pytest.mark.parametrize(
-    ("to", "said"),
+    ("to", "message"),
     [("", "The folder is empty."), ('""', "The folder is empty."), ("{file}/below", "a-file is a file, and no folder")],
 )
-def test_an_export_to_no_folder_is_refused(home, tmp_path, to, said):
+def test_an_export_to_no_folder_is_refused(home, tmp_path, to, message):
     (tmp_path / "a-file").touch()
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         find_target(to.format(file=tmp_path / "a-file"))
 
 
@@ -343,23 +343,23 @@ def test_the_queue_and_a_sweep_are_seen_from_the_command_line(cli, home):
         make_run(studio, name, best, lora__rank=rank)
         studio.runs.label(name, tags=("ranks",))
 
-    def said(*arguments: str) -> str:
+    def output_of(*arguments: str) -> str:
         code, out, errors = cli(*arguments)
         assert code == 0, errors
         return out
 
-    assert said("queue", "move", "latest", "1") == "latest is number 1 in the queue.\n"
-    listed = said("queue", "list")
+    assert output_of("queue", "move", "latest", "1") == "latest is number 1 in the queue.\n"
+    listed = output_of("queue", "list")
     assert listed.index("latest") < listed.index("later ") and "`qlora-studio queue start` starts the first." in listed
-    assert said("queue", "remove", "later") == "later waits no longer.\n" and studio.queue.names() == ["latest"]
-    results = said("runs", "results", "ranks")
+    assert output_of("queue", "remove", "later") == "later waits no longer.\n" and studio.queue.names() == ["latest"]
+    results = output_of("runs", "results", "ranks")
     assert results.index("large") < results.index("small") and "lora.rank" in results and "1.6000" in results
-    compared = said("runs", "compare", "small", "large", "--by", "tokens", "--held-out")
+    compared = output_of("runs", "compare", "small", "large", "--by", "tokens", "--held-out")
     assert "lora.rank" in compared and "Held-out loss" not in compared
-    by_step = " ".join(said("runs", "compare", "small", "large", "--held-out").split())
+    by_step = " ".join(output_of("runs", "compare", "small", "large", "--held-out").split())
     assert "Held-out loss, the last since the mark before: step small large 0 2.0000 2.0000" in by_step
     assert "5 1.7000 1.6000" in by_step and by_step.endswith("10 2.0000 1.9000")
-    kept = said("runs", "checkpoints", "small", "--pin", "5")
+    kept = output_of("runs", "checkpoints", "small", "--pin", "5")
     assert "step-5" in kept and "best, pinned" in kept and "last" in kept
-    assert "pinned" not in said("runs", "checkpoints", "small", "--unpin", "5")
-    assert "The run overfits" in " ".join(said("runs", "show", "small").split())
+    assert "pinned" not in output_of("runs", "checkpoints", "small", "--unpin", "5")
+    assert "The run overfits" in " ".join(output_of("runs", "show", "small").split())

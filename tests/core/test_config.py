@@ -22,15 +22,15 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(("section", "kind"), sections(), ids=lambda value: str(value))
 def test_every_field_has_a_help_line(section, kind):
     for name, field in kind.model_fields.items():
-        said = field.description or ""
-        assert len(said.split()) >= 3 and said.endswith("."), f"{section}.{name}: {said!r}"
+        description = field.description or ""
+        assert len(description.split()) >= 3 and description.endswith("."), f"{section}.{name}: {description!r}"
 
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(StudioError) as caught:
         TrainConfig.parse({"lora": {"rank": 0, "ranks": 3}, "optim": {"learning_rate": "fast"}}, "run.json")
-    said = [(problem.where, problem.field) for problem in caught.value.problems]
-    assert said == [("run.json", "lora.rank"), ("run.json", "lora.ranks"), ("run.json", "optim.learning_rate")]
+    found = [(problem.where, problem.field) for problem in caught.value.problems]
+    assert found == [("run.json", "lora.rank"), ("run.json", "lora.ranks"), ("run.json", "optim.learning_rate")]
     assert "0 is not allowed: should be greater than or equal to 1." in str(caught.value)
     assert "There is no such setting." in str(caught.value)
 

@@ -66,8 +66,8 @@ def test_a_run_that_goes_on_answers_its_sample_prompts_anew_from_there():
     from qlora_studio.core import events as ev
     from qlora_studio.core.progress import fold
 
-    def said(step: int, answer: str) -> ev.SampleWritten:
+    def sample(step: int, answer: str) -> ev.SampleWritten:
         return ev.SampleWritten(step=step, prompt="p", answer=answer, side="tuned")
 
-    events = [said(2, "a"), said(4, "b"), said(6, "c"), ev.Resumed(step=4), said(4, "again"), said(6, "new")]
+    events = [sample(2, "a"), sample(4, "b"), sample(6, "c"), ev.Resumed(step=4), sample(4, "again"), sample(6, "new")]
     assert [(one.step, one.answer) for one in fold(events).samples] == [(2, "a"), (4, "again"), (6, "new")]

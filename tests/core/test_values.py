@@ -57,7 +57,7 @@ def test_a_request_survives_its_file_and_an_unknown_one_is_refused():
 
 
 def test_a_finished_job_stays_finished_under_a_report_of_another_version():
-    report = DoctorReport(checks=(Check(name="torch", state="ok", says="Fine."),))
+    report = DoctorReport(checks=(Check(name="torch", state="ok", finding="Fine."),))
     whole = ev.Finished(report=report)
     assert parse_event(whole.to_json()) == whole
     assert parse_event({"event": "finished", "report": {"job": "dance"}}) == ev.Finished()
@@ -77,6 +77,14 @@ def test_what_an_earlier_version_called_a_lever_is_the_change():
     assert parse_event(old) == ev.StepRetriedSmaller(
         step=3, change="half", micro_batch_tokens=8, checkpointed_layers=0, reason="x"
     )
+
+
+def test_what_an_earlier_version_wrote_of_a_plan_and_of_a_check_is_still_read():
+    part = {"key": "weights", "label": "Weights", "bytes": 8}
+    assert MemoryPart.model_validate({**part, "says": "in NF4"}) == MemoryPart.model_validate(
+        {**part, "basis": "in NF4"}
+    )
+    assert Check.model_validate({"name": "torch", "state": "ok", "says": "Fine."}).finding == "Fine."
 
 
 def test_every_event_leaves_its_mark():
@@ -137,5 +145,5 @@ def test_a_bill_adds_up():
 
 
 def test_diagnostics_hide_folders_longest_first():
-    checks = [Check(name="Disk", state="bad", says="/home/me/data is full.", remedy="Free /home/me.")]
+    checks = [Check(name="Disk", state="bad", finding="/home/me/data is full.", remedy="Free /home/me.")]
     assert diagnostics(checks, "/home/me", "/home/me/data", "") == "[bad] Disk: ~ is full.\n      Free ~."

@@ -37,15 +37,15 @@ def test_numbers_decide(changes, kind, word):
 
 
 def test_rounding_is_named_where_it_is_more_than_that_of_16_bits():
-    assert find_verdict(changed(kl=0.1, as_chatted=True, precision="Q4_K_M")).says == (
+    assert find_verdict(changed(kl=0.1, as_chatted=True, precision="Q4_K_M")).sentence == (
         "The exported model answers as the chat did, but for the rounding of Q4_K_M."
     )
-    assert find_verdict(changed(kl=0.01, as_chatted=True, precision="Q8_0")).says.endswith("as the chat did.")
+    assert find_verdict(changed(kl=0.01, as_chatted=True, precision="Q8_0")).sentence.endswith("as the chat did.")
 
 
 def test_a_failed_export_says_by_how_much_and_what_to_do():
     verdict = find_verdict(changed(loss=2.9))
-    assert verdict.says == (
+    assert verdict.sentence == (
         "The exported model has lost what was trained: of the 1.00 nats that training took off the held-out loss, 10% "
         "are left (base 3.000, chat 2.000, exported 2.900)."
     )
@@ -55,7 +55,7 @@ def test_a_failed_export_says_by_how_much_and_what_to_do():
 
 def test_a_warning_names_the_numbers_and_the_way_out():
     verdict = find_verdict(changed(kl=0.195, same_top1=0.8, loss=1.9))
-    assert verdict.says == (
+    assert verdict.sentence == (
         "The exported model answers otherwise than the chat: KL 0.195 nats, 80% of the likeliest next tokens the same. "
         "On held-out rows it is better than the chat: loss 1.900 beside 2.000."
     )

@@ -9,14 +9,14 @@ from qlora_studio.core.words import about, clock, gib, gib_of
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "text"),
     [
         (0, "0 MiB"), (MIB, "1 MiB"), (GIB - 1, "1024 MiB"), (GIB, "1.00 GiB"), (7.43 * GIB, "7.43 GiB"),
         (-2 * GIB, "-2.00 GiB"), (-3 * MIB, "-3 MiB"),
     ],
 )  # fmt: skip
-def test_a_size(size, said):
-    assert gib(size) == said
+def test_a_size(size, text):
+    assert gib(size) == text
 
 
 def test_a_size_to_so_many_digits():
@@ -24,7 +24,7 @@ def test_a_size_to_so_many_digits():
 
 
 @pytest.mark.parametrize(
-    ("part", "whole", "said"),
+    ("part", "whole", "text"),
     [
         (1.2 * GIB, 4 * GIB, "1.2 of 4.0 GiB"),
         (96 * MIB, 512 * MIB, "96 of 512 MiB"),
@@ -32,28 +32,28 @@ def test_a_size_to_so_many_digits():
         (2 * GIB, 205 * MIB, "2.0 of 0.2 GiB"),
     ],
 )
-def test_both_sides_stand_in_one_unit(part, whole, said):
-    assert gib_of(part, whole) == said
+def test_both_sides_stand_in_one_unit(part, whole, text):
+    assert gib_of(part, whole) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (None, "–"), (0, "0 s"), (59.4, "59 s"), (59.6, "1 m 00 s"), (60, "1 m 00 s"), (185, "3 m 05 s"),
         (3599, "59 m 59 s"), (3600, "1 h 00 m"), (3725, "1 h 02 m"), (7320, "2 h 02 m"),
     ],
 )  # fmt: skip
-def test_a_time(seconds, said):
-    assert clock(seconds) == said
+def test_a_time(seconds, text):
+    assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "under a minute"), (59, "under a minute"), (60, "1 min"), (299, "5 min"), (59 * 60, "59 min"),
         (3600, "1 h"), (130 * 60, "2 h 10 min"), (134 * 60, "2 h 10 min"), (180 * 60, "3 h"),
         (47 * 3600, "47 h"), (48 * 3600, "2 days"), (72 * 3600, "3 days"),
     ],
 )  # fmt: skip
-def test_a_time_that_is_foretold_is_no_finer_than_it_is_known(seconds, said):
-    assert about(seconds) == said
+def test_a_time_that_is_foretold_is_no_finer_than_it_is_known(seconds, text):
+    assert about(seconds) == text

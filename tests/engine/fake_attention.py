@@ -25,9 +25,9 @@ def choose_kernel(
     """The kernel's name and what it gives for q (batch, heads, length, head_dim) and k, v of as many or fewer heads."""
     width, grouped = q.shape[-1], q.shape[1] != k.shape[1]
     backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
-    half = q.dtype in (torch.float16, torch.bfloat16)
+    sixteen_bit = q.dtype in (torch.float16, torch.bfloat16)
     narrow = not (backward and capability in LITTLE_SHARED_MEMORY) or width <= 192 or width > 224
-    flash = capability >= AMPERE and half and attn_mask is None and width <= 256 and narrow
+    flash = capability >= AMPERE and sixteen_bit and attn_mask is None and width <= 256 and narrow
     if flash and (not grouped or enable_gqa):
         out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)
         return "flash", out[0]

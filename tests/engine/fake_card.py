@@ -34,8 +34,9 @@ from transformers.utils import import_utils
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator
 from qlora_studio.engine.accelerator.protocol import Peak
+from qlora_studio.engine.host_embeddings import look_tokens_up_on_host
 from qlora_studio.engine.kernels.dropout import RowSeeds
-from qlora_studio.engine.load import Device, attach_adapter, choose_attention, look_tokens_up_on_host
+from qlora_studio.engine.load import Device, attach_adapter, choose_attention
 from tests.engine.fake_attention import choose_kernel
 
 CARD, META = torch.device("cuda", 0), torch.device("meta")
@@ -220,7 +221,7 @@ def fake_card(capability: tuple[int, int]) -> Iterator[FakeAccelerator]:
         mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True),
         mock.patch("qlora_studio.engine.kernels.documents.varlen_attn", attend_by_row),
         mock.patch.object(FakeTensor, "tolist", to_list),
-        mock.patch.object(FakeTensor, "__torch_dispatch__", classmethod(_tell_meta)),
+        mock.patch.object(FakeTensor, "__torch_dispatch__", classmethod(_intercept_meta)),
         mock.patch.object(FakeTensorMode, "dispatch", _make_on_card),
         mock.patch.dict(fake_tensor._DISPATCH_META_HANDLERS, {DEVICE_OF: lambda _: META}),
         mock.patch.object(nn.Module, "_apply", _apply_without_swapping),
@@ -260,7 +261,7 @@ _inner_dispatch: Any = FakeTensor.__dict__["__torch_dispatch__"].__func__
 _inner_mode_dispatch: Any = FakeTensorMode.dispatch
 
 
-def _tell_meta(cls: Any, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+def _intercept_meta(cls: Any, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     return META if function is DEVICE_OF else _inner_dispatch(cls, function, types, args, kwargs or {})
 
 
@@ -323,8 +324,8 @@ def _four_bit(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
     layer: Any = bnb.nn.Linear4bit.__new__(bnb.nn.Linear4bit)
     nn.Module.__init__(layer)
     layer.weight = nn.Parameter(packed, requires_grad=False)
-    asked = {"quant_state": state, "compress_statistics": True, "quant_type": "nf4", "bnb_quantized": True}
-    for name, value in {**asked, "blocksize": 64, "quant_storage": torch.uint8}.items():
+    attributes = {"quant_state": state, "compress_statistics": True, "quant_type": "nf4", "bnb_quantized": True}
+    for name, value in {**attributes, "blocksize": 64, "quant_storage": torch.uint8}.items():
         setattr(layer.weight, name, value)
     layer.in_features, layer.out_features, layer.bias = linear.in_features, linear.out_features, linear.bias
     layer.compute_dtype, layer.compute_type_is_set, layer.quant_state = dtype, True, state

@@ -153,9 +153,11 @@ class Grown(nn.Module):
 
 def test_more_than_two_percent_is_said_by_module_and_format(loaded):
     model, plan = loaded
-    (said,) = check_loaded(Grown(model, 4 << 20), plan)
+    (sentence,) = check_loaded(Grown(model, 4 << 20), plan)
     planned = gib(plan.estimate.part_bytes("weights_16bit"))
-    assert said.startswith(f"Other weights: 8 MiB loaded, {planned} planned; most of it experts (torch.bfloat16) 8 MiB")
+    assert sentence.startswith(
+        f"Other weights: 8 MiB loaded, {planned} planned; most of it experts (torch.bfloat16) 8 MiB"
+    )
 
 
 def test_over_the_budget_it_is_a_refusal(loaded):
@@ -176,8 +178,8 @@ def test_layers_that_were_not_quantised_are_noticed(loaded):
             )
         }
     )
-    (said,) = find_differences(count_loaded(model), plan.model_copy(update={"estimate": wider}))
-    assert said.startswith("Weights in 4 bit: 0 MiB loaded, 8 MiB planned; most of it model.layers.*.")
+    (sentence,) = find_differences(count_loaded(model), plan.model_copy(update={"estimate": wider}))
+    assert sentence.startswith("Weights in 4 bit: 0 MiB loaded, 8 MiB planned; most of it model.layers.*.")
 
 
 def test_what_is_offloaded_does_not_count_on_the_card(loaded):

@@ -23,10 +23,10 @@ HELD_OUT = [9.0, 3.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0]
 
 
 @pytest.fixture
-def told(monkeypatch):
+def scripted(monkeypatch):
     """Makes every evaluation give the number that this curve has for its step; the base's own is 4.5."""
 
-    def tell(curve):
+    def set_curve(curve):
         def evaluate(self, *, adapter):
             loss = curve[self.step - 1] if adapter else 4.5
             self.emit(ev.EvaluationLogged(step=self.step, loss=loss, tokens=1, rows=1, adapter=adapter))
@@ -34,8 +34,8 @@ def told(monkeypatch):
 
         monkeypatch.setattr(loop.TrainingLoop, "_evaluate", evaluate)
 
-    tell(HELD_OUT)
-    return tell
+    set_curve(HELD_OUT)
+    return set_curve
 
 
 def run(tiny_folder, folder, recorder=None, resume=None, **changes):
@@ -43,7 +43,7 @@ def run(tiny_folder, folder, recorder=None, resume=None, **changes):
     recorder = recorder or Recorder()
     values = {"evaluation__every_steps": 1, "saving__keep": 1, "lora__dropout": 0.2, **changes}
     made = setup(model, folder, held_out=make_examples(2, seed=9), **values)
-    outcome = loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+    outcome = loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.find_request)
     return recorder, outcome
 
 
@@ -61,7 +61,7 @@ def weights(folder) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_best_step_stays_beside_the_newest_and_is_the_adapter(tiny_folder, tmp_path, told):
+def test_the_best_step_stays_beside_the_newest_and_is_the_adapter(tiny_folder, tmp_path, scripted):
     recorder, outcome = run(tiny_folder, tmp_path / "run")
     assert outcome.held_out.best == (3, 2.0) and outcome.held_out.beats_base
     assert checkpoints(tmp_path / "run") == ["step-000003", "step-000008"]
@@ -71,7 +71,7 @@ def test_the_best_step_stays_beside_the_newest_and_is_the_adapter(tiny_folder, t
     assert weights(tmp_path / "run" / "adapter") != weights(tmp_path / "run" / "checkpoints" / "step-000008")
 
 
-def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, told):
+def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, scripted):
     recorder, _ = run(tiny_folder, tmp_path / "run", saving__adapter="last")
     assert recorder.of(ev.AdapterSaved) == [ev.AdapterSaved(step=8, held_out=8.0)]
     assert weights(tmp_path / "run" / "adapter") == weights(tmp_path / "run" / "checkpoints" / "step-000008")
@@ -80,7 +80,7 @@ def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, told):
 
 @pytest.mark.parametrize("cut", mostly_slow([2, 3, 4, 6], 4))
 def test_a_run_cut_anywhere_ends_with_the_same_curve_the_same_best_and_the_same_adapter(
-    tiny_folder, tmp_path, told, cut
+    tiny_folder, tmp_path, scripted, cut
 ):
     whole, _ = run(tiny_folder, tmp_path / "whole")
     first, _ = run(tiny_folder, tmp_path / "cut", Recorder(stop_after=cut))
@@ -94,21 +94,21 @@ def test_a_run_cut_anywhere_ends_with_the_same_curve_the_same_best_and_the_same_
 
 @pytest.mark.parametrize(("stop_after", "step"), [(3, 3), (5, 3)], ids=["still falling", "rising again"])
 def test_a_stopped_run_leaves_its_newest_weights_while_the_loss_falls_and_the_best_after(
-    tiny_folder, tmp_path, told, stop_after, step
+    tiny_folder, tmp_path, scripted, stop_after, step
 ):
     recorder, outcome = run(tiny_folder, tmp_path / "run", Recorder(stop_after=stop_after))
     assert outcome.ending == "stopped" and recorder.of(ev.AdapterSaved)[0].step == step
 
 
-def test_a_paused_run_writes_a_checkpoint_and_no_adapter(tiny_folder, tmp_path, told):
+def test_a_paused_run_writes_a_checkpoint_and_no_adapter(tiny_folder, tmp_path, scripted):
     recorder = Recorder()
-    recorder.asked = lambda: "pause" if len(recorder.losses) == 2 else ""
+    recorder.find_request = lambda: "pause" if len(recorder.losses) == 2 else ""
     _, outcome = run(tiny_folder, tmp_path / "run", recorder)
     assert outcome.ending == "paused" and outcome.stopped
     assert checkpoints(tmp_path / "run") == ["step-000002"] and not (tmp_path / "run" / "adapter").exists()
 
 
-def test_patience_ends_a_run_and_a_kill_changes_nothing_of_where(tiny_folder, tmp_path, told):
+def test_patience_ends_a_run_and_a_kill_changes_nothing_of_where(tiny_folder, tmp_path, scripted):
     recorder, outcome = run(tiny_folder, tmp_path / "run", evaluation__patience=2)
     assert (outcome.ending, outcome.step, outcome.total_steps) == ("early", 5, 8) and not outcome.stopped
     assert recorder.of(ev.AdapterSaved) == [ev.AdapterSaved(step=3, held_out=2.0)]
@@ -124,7 +124,7 @@ def test_patience_ends_a_run_and_a_kill_changes_nothing_of_where(tiny_folder, tm
     assert over.losses == [] and once_more.ending == "early", "a run resumed after its end takes no further step"
 
 
-def test_an_evaluation_that_an_error_cut_off_is_made_up_for(tiny_folder, tmp_path, told, monkeypatch):
+def test_an_evaluation_that_an_error_cut_off_is_made_up_for(tiny_folder, tmp_path, scripted, monkeypatch):
     evaluate = loop.TrainingLoop._evaluate
 
     def fail_once(self, *, adapter):
@@ -143,7 +143,7 @@ def test_an_evaluation_that_an_error_cut_off_is_made_up_for(tiny_folder, tmp_pat
     assert [loss for _, loss in outcome.held_out.evaluations] == HELD_OUT
 
 
-def test_a_damaged_best_checkpoint_is_named_and_the_last_step_is_the_adapter(tiny_folder, tmp_path, told):
+def test_a_damaged_best_checkpoint_is_named_and_the_last_step_is_the_adapter(tiny_folder, tmp_path, scripted):
     recorder = Recorder(stop_after=5)
     run(tiny_folder, tmp_path / "run", recorder, saving__keep=3)
     file = tmp_path / "run" / "checkpoints" / "step-000003" / "adapter_model.safetensors"
@@ -158,24 +158,24 @@ def test_a_damaged_best_checkpoint_is_named_and_the_last_step_is_the_adapter(tin
     )
 
 
-def test_pinned_checkpoints_stay_and_damaged_later_ones_push_none_out(tiny_folder, tmp_path, told):
+def test_pinned_checkpoints_stay_and_damaged_later_ones_push_none_out(tiny_folder, tmp_path, scripted):
     model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4), torch_fp32(), seed=1)
     recorder = Recorder()
-    asked = iter(["", *["save"] * 20])
+    requests = iter(["", *["save"] * 20])
     made = setup(model, tmp_path / "run", saving__keep=1)
     for step in (90, 91):
         (tmp_path / "run" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
-    loop.train(dataclasses.replace(made, pinned=lambda: [2]), recorder.emit, lambda: next(asked))
+    loop.train(dataclasses.replace(made, pinned=lambda: [2]), recorder.emit, lambda: next(requests))
     assert checkpoints(tmp_path / "run") == ["step-000002", "step-000008", "step-000090", "step-000091"]
     assert newest_checkpoint(tmp_path / "run" / "checkpoints")[0] == tmp_path / "run" / "checkpoints" / "step-000008"
 
 
-def test_the_files_beside_the_adapter_are_part_of_it(tiny_folder, tmp_path, told):
+def test_the_files_beside_the_adapter_are_part_of_it(tiny_folder, tmp_path, scripted):
     model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4), torch_fp32(), seed=1)
     recorder = Recorder()
     made = setup(model, tmp_path / "run", held_out=make_examples(2, seed=9), evaluation__every_steps=1)
     also = lambda stage: (stage / "tokenizer_config.json").write_text("{}")  # noqa: E731
-    loop.train(dataclasses.replace(made, also=also), recorder.emit, recorder.asked)
+    loop.train(dataclasses.replace(made, also=also), recorder.emit, recorder.find_request)
     (tmp_path / "run" / "adapter" / "tokenizer_config.json").write_text("{ }")
     assert "tokenizer_config.json is missing or of another size" in find_damage(tmp_path / "run" / "adapter")
     assert load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
@@ -207,7 +207,7 @@ def test_after_a_failed_save_the_next_is_tried_within_a_minute():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", mostly_slow([5, 50], 5))
 def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
     tiny_folder, tmp_path, monkeypatch, dtype, count
 ):
@@ -229,8 +229,8 @@ def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
     model = attach_adapter(load_base(tiny_folder, device), LoraSettings(rank=4), torch_fp32(), seed=1)
     recorder = Recorder()
     made = setup(model, tmp_path / "run", optim__epochs=count, optim__max_steps=3 * count, saving__keep=1000)
-    asked = iter(["", *["save"] * 9999])
-    loop.train(made, recorder.emit, lambda: next(asked))
+    requests = iter(["", *["save"] * 9999])
+    loop.train(made, recorder.emit, lambda: next(requests))
     assert [event.step for event in recorder.of(ev.UpdateSkipped)] == steps
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         assert all(bool(value.isfinite().all()) for value in load_file(folder / "adapter_model.safetensors").values())
@@ -257,7 +257,7 @@ def test_every_kind_of_run_goes_on_to_the_last_bit(tiny_folder, tmp_path, optimi
         )
         recorder = Recorder(stop_after)
         made = setup(model, folder, make_plan(micro, optimizer), held_out=make_examples(3, seed=9), **changes)
-        outcome = loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+        outcome = loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.find_request)
         return recorder, outcome
 
     whole, expected = train(tmp_path / "whole")

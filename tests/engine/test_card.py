@@ -124,7 +124,12 @@ def _train(case: Case, folder: Any, accelerator: FakeAccelerator) -> Watched:
             marks=pytest.mark.slow,
         ),
         pytest.param(Case(tiled=True), WAITS, id="llama-tiled", marks=pytest.mark.slow),
-        pytest.param(Case("gemma3_text", checkpointed=LAYERS, tiled=True), WAITS, id="gemma-checkpointed-tiled"),
+        pytest.param(
+            Case("gemma3_text", checkpointed=LAYERS, tiled=True),
+            WAITS,
+            id="gemma-checkpointed-tiled",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Case(checkpointed=1, dropout=0.1), WAITS, id="llama-dropout", marks=pytest.mark.slow),
     ],
 )

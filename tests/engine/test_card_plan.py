@@ -62,14 +62,14 @@ def measure(case: Case, folder: Path) -> Measured:
     shape = shape_from_config(config.to_dict() | {"architectures": ["XForCausalLM"]}, case.family)
     if case.measured:
         shape = shape.model_copy(update={"measured": dry_run.measure(config, ["bf16"]), "exact": False})
-    plan, wish = plan_for(case, shape)
+    plan, run_config = plan_for(case, shape)
     with fake_card(case.capability) as accelerator:
         device = Device(accelerator, DTYPES[plan.settings.compute])
         on_host = plan.offload in ("embeddings", "both")
         model = build_on_card(config, device, DTYPES[plan.adapter_precision], embeddings_on_host=on_host)
         weights = accelerator.seen.held
         row = Example(tuple(number % 500 for number in range(case.row)), ((0, case.row),))
-        setup = Setup(wish, plan, accelerator, model, [row] * (TOKENS // case.row), [], folder, "tiny/base")
+        setup = Setup(run_config, plan, accelerator, model, [row] * (TOKENS // case.row), [], folder, "tiny/base")
         probe = try_largest_step(setup, accelerator)
     settings = step_settings(plan, probe)
     return Measured(
@@ -83,13 +83,13 @@ def measure(case: Case, folder: Path) -> Measured:
 def plan_for(case: Case, shape: ModelShape) -> tuple[MemoryPlan, Any]:
     machine = imagine_machine(24)
     card = machine.cards[0].model_copy(update={"compute_capability": case.capability})
-    wish = make_config(
+    run_config = make_config(
         lora__rank=8, optim__batch_tokens=TOKENS, optim__max_steps=1, optim__learning_rate=1e-4,
         data__max_length=case.row, memory__micro_batch_tokens=TOKENS, **case.memory,
     )  # fmt: skip
-    plan = make_plan(wish, shape, machine.model_copy(update={"cards": (card,)}), [case.row])
+    plan = make_plan(run_config, shape, machine.model_copy(update={"cards": (card,)}), [case.row])
     settings = plan.settings.model_copy(update={"tiled_mlp": case.tiled})
-    return plan.model_copy(update={"tiled_mlp": case.tiled, "settings": settings}), wish
+    return plan.model_copy(update={"tiled_mlp": case.tiled, "settings": settings}), run_config
 
 
 def try_largest_step(setup: Setup, accelerator: FakeAccelerator) -> ev.ProbeMeasured:

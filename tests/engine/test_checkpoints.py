@@ -59,12 +59,12 @@ def test_weights_optimizer_random_numbers_and_position_come_back(tiny_adapter_mo
 @pytest.mark.parametrize("keep", [1, 3])
 def test_only_the_newest_are_kept_by_step_and_not_by_time(tiny_adapter_model, optimizer, tmp_path, keep):
     checkpoints = make_checkpoints(tiny_adapter_model, tmp_path / "run", keep)
-    assert (checkpoints.newest_step, checkpoints.says()) == (None, "There is no checkpoint yet.")
+    assert (checkpoints.newest_step, checkpoints.describe_newest()) == (None, "There is no checkpoint yet.")
     for step in (9, 10, 99, 100):
         checkpoints.save(optimizer, position(step))
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == [f"step-{step:06d}" for step in (9, 10, 99, 100)][-keep:]
-    assert (checkpoints.newest_step, checkpoints.says()) == (100, "The last checkpoint is that of step 100.")
+    assert (checkpoints.newest_step, checkpoints.describe_newest()) == (100, "The last checkpoint is that of step 100.")
 
 
 def test_a_step_that_is_saved_twice_is_one_whole_checkpoint(tiny_adapter_model, optimizer, tmp_path):
@@ -80,7 +80,7 @@ def test_saving_that_fails_is_a_sentence_with_the_place_to_go_on_from(
 ):
     checkpoints = make_checkpoints(tiny_adapter_model, tmp_path / "run")
     checkpoints.save(optimizer, position(4))
-    for error, says in (
+    for error, message in (
         (OSError(28, "No space left on device"), r"Saving failed: \[Errno 28\] No space left on device\."),
         (MemoryError(), r"Saving failed: MemoryError\."),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), r"Saving failed: CUDA out of memory\. Tried\."),
@@ -90,7 +90,7 @@ def test_saving_that_fails_is_a_sentence_with_the_place_to_go_on_from(
             raise error
 
         monkeypatch.setattr("qlora_studio.engine.checkpoints.save_file", fail)
-        with pytest.raises(StudioError, match=says) as caught:
+        with pytest.raises(StudioError, match=message) as caught:
             checkpoints.save(optimizer, position(5))
         assert caught.value.hint.endswith("then resume the run. The last checkpoint is that of step 4.")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]

@@ -13,9 +13,9 @@ def test_every_check_speaks_and_the_kernels_multiply():
     checks = {check.name: check for check in check_engine(cards=int(torch.cuda.is_available()))}
     assert list(checks) == ["Packages", "torch", "4-bit kernels", "Number format", "Attention", "Triton"]
     assert {name: check.state for name, check in checks.items() if check.state == "bad"} == {}
-    assert checks["4-bit kernels"].says.startswith("bitsandbytes ")
+    assert checks["4-bit kernels"].finding.startswith("bitsandbytes ")
     if not torch.cuda.is_available():
-        assert "plain" in checks["Attention"].says
+        assert "plain" in checks["Attention"].finding
 
 
 def test_a_card_without_a_build_for_it_is_bad_news():
@@ -35,13 +35,13 @@ def test_a_kernel_that_fails_says_what_it_said():
     assert _attempt("4-bit kernels", broken, "Install it again.") == Check(
         name="4-bit kernels",
         state="bad",
-        says="They do not work: the results differ by 93.0%.",
+        finding="They do not work: the results differ by 93.0%.",
         remedy="Install it again.",
     )
 
 
 @pytest.mark.parametrize(
-    ("grouped", "equal", "state", "says"),
+    ("grouped", "equal", "state", "finding"),
     [
         (("flash", "plain"), (), "ok", "Attention kernels: flash, plain."),
         (
@@ -55,7 +55,7 @@ def test_a_kernel_that_fails_says_what_it_said():
     ],
     ids=["flash", "no flash", "plain alone"],
 )
-def test_attention_is_tried_with_unequal_heads(monkeypatch, grouped, equal, state, says):
+def test_attention_is_tried_with_unequal_heads(monkeypatch, grouped, equal, state, finding):
     answers = {True: grouped, False: equal}
 
     class Pretended(CpuAccelerator):
@@ -64,7 +64,7 @@ def test_attention_is_tried_with_unequal_heads(monkeypatch, grouped, equal, stat
 
     monkeypatch.setattr("qlora_studio.engine.doctor.choose_device", lambda: Device(Pretended(), torch.float32))
     found = _check_attention()
-    assert (found.state, found.says) == (state, says)
+    assert (found.state, found.finding) == (state, finding)
 
 
 def test_a_build_without_kernels_for_the_card_is_bad_news(monkeypatch):
@@ -76,5 +76,5 @@ def test_a_build_without_kernels_for_the_card_is_bad_news(monkeypatch):
 
     monkeypatch.setattr("qlora_studio.engine.doctor.choose_accelerator", Newer)
     (found,) = [check for check in check_engine(cards=1) if check.name == "torch"]
-    assert (found.state, found.says) == ("bad", "torch is built for older cards.")
+    assert (found.state, found.finding) == ("bad", "torch is built for older cards.")
     assert found.remedy == "Install a torch that is built for this card."

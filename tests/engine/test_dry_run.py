@@ -67,7 +67,7 @@ def test_an_unknown_family_is_measured_as_the_engine_will_take_it(tmp_path):
         folder
     )
     unmeasured = read_shape(folder, "olmo2")
-    shape = resolve(BaseRef(str(folder)), Home(tmp_path / "home"), measure_folder, lambda said: None).shape
+    shape = resolve(BaseRef(str(folder)), Home(tmp_path / "home"), measure_folder, lambda message: None).shape
     assert (shape.exact, unmeasured.measured, shape.measured is not None) == (False, None, True)
 
     model = load.load_base(folder, load.Device(CpuAccelerator(), torch.bfloat16))
@@ -96,18 +96,18 @@ def planned_and_real(shape, model, rows, twice):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (SMALL | {"model_type": "not_a_family"}, "This architecture cannot be measured: ValueError: "),
         (SMALL | {"model_type": "olmo2", "num_key_value_heads": 3}, "This architecture cannot be measured: "),
     ],
     ids=["an unknown family", "sizes that do not match"],
 )
-def test_a_dry_run_that_fails_says_why(tmp_path, values, said):
+def test_a_dry_run_that_fails_says_why(tmp_path, values, message):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(StudioError) as caught:
         measure_folder(tmp_path)
-    assert caught.value.problems[0].message.startswith(said)
+    assert caught.value.problems[0].message.startswith(message)
     assert caught.value.problems[0].where == str(tmp_path / "config.json")
 
 

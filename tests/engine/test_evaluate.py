@@ -13,8 +13,8 @@ from qlora_studio.engine.objectives.supervised import Supervised
 from tests.engine.conftest import FP32, make_examples
 
 
-def ladder(model, tokens, say=lambda descent: None):
-    return MemoryLadder(model, FP32.accelerator, Limits(tokens, 0, 2), say)
+def ladder(model, tokens, report=lambda descent: None):
+    return MemoryLadder(model, FP32.accelerator, Limits(tokens, 0, 2), report)
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 400, 4000])
@@ -54,12 +54,12 @@ class Small:
 
 def test_out_of_memory_cuts_the_rest_smaller_and_computes_nothing_twice(tiny_adapter_model):
     examples = make_examples(9, seed=6)
-    loss_function, said = LossFunction(tiny_adapter_model), []
+    loss_function, descents = LossFunction(tiny_adapter_model), []
     reference = evaluate(Supervised(), loss_function, examples, ladder(tiny_adapter_model, 4000))
-    small, way = Small(loss_function, most=150), ladder(tiny_adapter_model, 540, said.append)
+    small, way = Small(loss_function, most=150), ladder(tiny_adapter_model, 540, descents.append)
     assert evaluate(Supervised(), small, examples, way) == pytest.approx(reference, abs=1e-5)
     assert sorted(small.done) == list(range(9))
-    assert [descent.limits.micro_batch_tokens for descent in said] == [270, 135] and len(small.failed) == 2
+    assert [descent.limits.micro_batch_tokens for descent in descents] == [270, 135] and len(small.failed) == 2
     assert way.limits == Limits(135, 0, 2)
 
 

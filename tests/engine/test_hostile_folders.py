@@ -248,7 +248,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_outside_the_target_changes_and_a_sentence_says_why(good, tmp_path, name):
-    spoil, said = HOSTILE[name]
+    spoil, message = HOSTILE[name]
     world = tmp_path / "world"
     shutil.copytree(good, world)
     base, adapter, target = world / "base", world / "adapter", tmp_path / "target"
@@ -260,7 +260,7 @@ def test_nothing_outside_the_target_changes_and_a_sentence_says_why(good, tmp_pa
     before, begun = snapshot(world), time.process_time()
     with pytest.raises(StudioError) as refused:
         MergedExporter().write(ExportSource(adapter, base, FP32), target, lambda event: None)
-    assert said in str(refused.value) and "\n" not in refused.value.message and len(refused.value.message) < 600
+    assert message in str(refused.value) and "\n" not in refused.value.message and len(refused.value.message) < 600
     assert time.process_time() - begun < SECONDS
     assert snapshot(world) == before
     assert not any("a secret" in path.read_text(errors="replace") for path in target.rglob("*") if path.is_file())

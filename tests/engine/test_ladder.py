@@ -18,11 +18,11 @@ from tests.engine.conftest import FP32, make_plan
 
 
 def test_micro_batches_are_halved_down_to_the_longest_row_then_more_layers_are_checkpointed():
-    limits, said = Limits(2048, 0, 30), []
+    limits, descents = Limits(2048, 0, 30), []
     while (found := smaller_limits(limits, longest=700)) is not None:
         limits, words = found
-        said.append((limits.micro_batch_tokens, limits.checkpointed_layers, words))
-    assert said == [
+        descents.append((limits.micro_batch_tokens, limits.checkpointed_layers, words))
+    assert descents == [
         (1024, 0, "a micro-batch of 1024 instead of 2048 tokens"),
         (700, 0, "a micro-batch of 700 instead of 1024 tokens"),
         (700, 8, "gradient checkpointing on 8 instead of 0 of 30 layers"),
@@ -76,10 +76,10 @@ def test_the_rung_of_tiles_computes_the_same_step_in_tiles(tiny_adapter_model, m
     gone, limits = False, Limits(50, 2, 2, can_tile=True)
     wanted = MemoryLadder(model, FP32.accelerator, limits).until_it_fits(work, longest=50)
     model.zero_grad()
-    gone, said = True, []
-    ladder = MemoryLadder(model, FP32.accelerator, limits, said.append)
+    gone, descents = True, []
+    ladder = MemoryLadder(model, FP32.accelerator, limits, descents.append)
     found = ladder.until_it_fits(work, longest=50)
-    assert [descent.change for descent in said] == ["MLPs in tiles of 16 tokens"] and ladder.limits.tiled_mlp
+    assert [descent.change for descent in descents] == ["MLPs in tiles of 16 tokens"] and ladder.limits.tiled_mlp
     assert {module.tiled for module in model.modules() if hasattr(module, "tiled")} == {True}
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
@@ -113,15 +113,17 @@ class Work:
 
 
 def test_work_is_tried_again_with_the_same_random_numbers_no_gradients_and_the_next_limits(tiny_adapter_model):
-    said: list[Descent] = []
-    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(400, 0, 2), said.append)
+    descents: list[Descent] = []
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(400, 0, 2), descents.append)
     work = Work(tiny_adapter_model, 3, torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"))
     assert ladder.until_it_fits(work, longest=100) == "done"
     limits, gradients, numbers = zip(*work.seen, strict=True)
     assert limits == (Limits(400, 0, 2), Limits(200, 0, 2), Limits(100, 0, 2), Limits(100, 1, 2))
     assert gradients == (0, 0, 0, 0) and len(set(numbers)) == 1
-    assert ladder.limits == limits[-1] and [descent.limits for descent in said] == list(limits[1:])
-    assert said[0] == Descent(Limits(200, 0, 2), "a micro-batch of 200 instead of 400 tokens", "CUDA out of memory.")
+    assert ladder.limits == limits[-1] and [descent.limits for descent in descents] == list(limits[1:])
+    assert descents[0] == Descent(
+        Limits(200, 0, 2), "a micro-batch of 200 instead of 400 tokens", "CUDA out of memory."
+    )
     assert [layer.gradient_checkpointing for layer in decoder_layers(tiny_adapter_model)] == [True, False]
 
 

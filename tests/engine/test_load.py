@@ -15,7 +15,8 @@ from qlora_studio.core.plan import GIB
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.accelerator.protocol import Peak
-from qlora_studio.engine.load import Device, load_base, look_tokens_up_on_host, place_embeddings_on_host
+from qlora_studio.engine.host_embeddings import look_tokens_up_on_host, place_embeddings_on_host
+from qlora_studio.engine.load import Device, load_base
 from qlora_studio.engine.oom import is_out_of_memory
 from tests.engine.architectures import config_of, write_model
 from tests.engine.conftest import FP32
@@ -130,7 +131,7 @@ def cut_short(folder):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def says(**changes):
+def make_config(**changes):
     def edit(folder):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
@@ -139,20 +140,20 @@ def says(**changes):
 
 
 @pytest.mark.parametrize(
-    ("harm", "file", "said"),
+    ("harm", "file", "message"),
     [
         (cut_short, "model.safetensors", "The weights are damaged: Error while deserializing header"),
         (lambda folder: (folder / "model.safetensors").write_bytes(bytes(1000)), "model.safetensors", "The weights are damaged"),
-        (says(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "config.json", "does not know: 'spiral'."),
-        (says(hidden_act="swoosh"), "config.json", "does not know: 'swoosh'."),
-        (says(dtype="float7"), "config.json", "does not know: module 'torch' has no attribute 'float7'."),
+        (make_config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "config.json", "does not know: 'spiral'."),
+        (make_config(hidden_act="swoosh"), "config.json", "does not know: 'swoosh'."),
+        (make_config(dtype="float7"), "config.json", "does not know: module 'torch' has no attribute 'float7'."),
     ],
     ids=["cut short", "zeros", "rope type", "activation", "dtype"],
 )  # fmt: skip
-def test_a_base_that_does_not_load_is_a_sentence_with_the_file(tiny_folder, tmp_path, harm, file, said):
+def test_a_base_that_does_not_load_is_a_sentence_with_the_file(tiny_folder, tmp_path, harm, file, message):
     folder = tmp_path / "base"
     shutil.copytree(tiny_folder, folder)
     harm(folder)
     with pytest.raises(StudioError) as caught:
         load_base(folder, FP32)
-    assert said in caught.value.message and str(caught.value).startswith(f"{folder / file}: ")
+    assert message in caught.value.message and str(caught.value).startswith(f"{folder / file}: ")

@@ -27,7 +27,7 @@ from tests.engine.conftest import FP32, make_config, make_examples, make_plan
 
 
 class Recorder:
-    """Collects events and answers `asked` from a schedule of steps."""
+    """Collects events and answers requests from a schedule of steps."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.events: list[ev.Event] = []
@@ -36,7 +36,7 @@ class Recorder:
     def emit(self, event: ev.Event) -> None:
         self.events.append(event)
 
-    def asked(self):
+    def find_request(self):
         return "stop" if self.stop_after is not None and len(self.losses) >= self.stop_after else ""
 
     @property
@@ -69,7 +69,7 @@ def test_a_run_learns_evaluates_and_leaves_an_adapter_that_peft_loads(tiny_folde
     outcome = loop.train(
         setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(4, seed=8), saving__adapter="last"),
         recorder.emit,
-        recorder.asked,
+        recorder.find_request,
     )
     assert not outcome.stopped and outcome.step == outcome.total_steps == len(recorder.losses)
     assert recorder.losses[-1] < recorder.losses[0]
@@ -91,7 +91,7 @@ def test_a_run_learns_evaluates_and_leaves_an_adapter_that_peft_loads(tiny_folde
 
 def test_stop_saves_the_adapter_before_leaving(tiny_adapter_model, tmp_path):
     recorder = Recorder(stop_after=2)
-    outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     assert outcome.stopped and outcome.step == 2 == len(recorder.losses)
     assert find_damage(tmp_path / "run" / "adapter") == ""
 
@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_with_the_identical_curve(tiny_folder, tmp_path, o
         model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=32, dropout=0.2), torch.float32, seed=1)
         recorder = Recorder(stop_after)
         made = setup(model, folder, make_plan(200, optimizer), held_out=make_examples(2, seed=9), **changes)
-        loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+        loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.find_request)
         return recorder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
     whole, adapter = run(tmp_path / "whole")
@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_with_the_identical_curve(tiny_folder, tmp_path, o
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tiny_adapter_model, tmp_path):
     recorder = Recorder(stop_after=2)
-    loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step-000002", checkpoints / "step-000009")
     file = checkpoints / "step-000009" / "optimizer.safetensors"
@@ -169,7 +169,7 @@ def test_out_of_memories_lose_no_step_and_change_no_loss(tiny_folder, tmp_path, 
         )
         model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4), torch.float32, seed=1)
         recorder = Recorder()
-        loop.train(setup(model, folder, make_plan(4096), rows=24), recorder.emit, recorder.asked)
+        loop.train(setup(model, folder, make_plan(4096), rows=24), recorder.emit, recorder.find_request)
         return recorder
 
     whole = run(tmp_path / "whole", Faults(0, 0))
@@ -197,20 +197,22 @@ def test_when_nothing_can_be_made_smaller_the_run_stops_with_a_checkpoint_and_th
     monkeypatch.setattr(LossFunction, "row_losses", fail_from_step_two)
     recorder = Recorder()
     with pytest.raises(StudioError, match=r"One row of \d+ tokens does not fit: \d+\.\d\d GiB were in use"):
-        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-000002"
 
 
 def test_an_8_bit_optimizer_learns_too(tiny_adapter_model, tmp_path):
     recorder = Recorder()
-    loop.train(setup(tiny_adapter_model, tmp_path / "run", make_plan(200, "adamw_8bit")), recorder.emit, recorder.asked)
+    loop.train(
+        setup(tiny_adapter_model, tmp_path / "run", make_plan(200, "adamw_8bit")), recorder.emit, recorder.find_request
+    )
     assert recorder.losses[-1] < recorder.losses[0]
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(tiny_adapter_model, tiny_folder, tmp_path):
     recorder = Recorder()
-    loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     state = load_file(file)
     state.pop(next(iter(state)))
@@ -242,7 +244,7 @@ def test_three_updates_in_a_row_that_are_not_finite_end_the_run_and_the_adapter_
     refuse_some(monkeypatch, {3, 4, 5}, recorder)
     run = setup(tiny_adapter_model, tmp_path / "run")
     with pytest.raises(StudioError, match=r"^3 updates in a row were not finite; the last rows were "):
-        loop.train(run, recorder.emit, recorder.asked)
+        loop.train(run, recorder.emit, recorder.find_request)
     assert [event.step for event in recorder.of(ev.UpdateSkipped)] == [3, 4, 5]
     assert len(recorder.losses) == 4
     assert find_damage(tmp_path / "run" / "adapter") == ""
@@ -260,7 +262,7 @@ def test_a_refused_update_changes_no_weight_and_a_finite_one_starts_the_count_an
     refuse_some(monkeypatch, {1, 2, 4, 5}, recorder)
     apply = Updates.apply
     monkeypatch.setattr(Updates, "apply", lambda self: (applied.append(len(recorder.losses) + 1), apply(self)))
-    outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    outcome = loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     assert [event.step for event in recorder.of(ev.UpdateSkipped)] == [1, 2, 4, 5]
     assert applied == [3, *range(6, outcome.total_steps + 1)]
     rates = [event.learning_rate for event in recorder.of(ev.StepLogged)]
@@ -280,7 +282,7 @@ def test_fp16_searches_its_loss_scale_says_so_and_loses_no_step(fp16_model, tmp_
     original = LossFunction.row_losses
     monkeypatch.setattr(LossFunction, "row_losses", lambda self, batch: original(self, batch) * 50)
     recorder = Recorder()
-    outcome = loop.train(setup(fp16_model, tmp_path / "run"), recorder.emit, recorder.asked)
+    outcome = loop.train(setup(fp16_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     notes = [event.text for event in recorder.of(ev.Noted)]
     assert notes[0] == "Step 1: the gradient overflowed fp16; it is computed again at loss scale 32768."
     assert 1 <= len(notes) < 16 and recorder.of(ev.UpdateSkipped) == []
@@ -300,7 +302,7 @@ def test_fp16_gradients_that_are_never_finite_end_the_run_with_its_weights(fp16_
     monkeypatch.setattr(LossFunction, "row_losses", poison)
     before, recorder = adapter_of(fp16_model), Recorder()
     with pytest.raises(StudioError, match="3 updates in a row were not finite"):
-        loop.train(setup(fp16_model, tmp_path / "run"), recorder.emit, recorder.asked)
+        loop.train(setup(fp16_model, tmp_path / "run"), recorder.emit, recorder.find_request)
     assert [event.step for event in recorder.of(ev.UpdateSkipped)] == [1, 2, 3]
     assert len(recorder.of(ev.Noted)) == 16, "from 65536 down to 1"
     assert all(torch.equal(value, before[name]) for name, value in adapter_of(fp16_model).items())
@@ -329,10 +331,10 @@ def test_an_error_inside_a_step_leaves_a_checkpoint_from_which_the_curve_is_the_
             patch.setattr(LossFunction, "row_losses", row_losses)
             made = setup(model, folder, held_out=make_examples(2, seed=9))
             if fail_at is None:
-                loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+                loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.find_request)
             else:
                 with pytest.raises(ValueError, match="a broken kernel"):
-                    loop.train(made, recorder.emit, recorder.asked)
+                    loop.train(made, recorder.emit, recorder.find_request)
         return recorder
 
     whole = run(tmp_path / "whole")
@@ -355,9 +357,9 @@ def test_an_update_that_runs_out_of_memory_leaves_the_last_checkpoint_and_names_
         apply(self)
 
     monkeypatch.setattr(Updates, "apply", fail_in_step_three)
-    asked = iter(["", "", "save"] + [""] * 99)
+    requests = iter(["", "", "save"] + [""] * 99)
     with pytest.raises(StudioError, match=r"^Memory ran out in the update of step 3\."):
-        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, lambda: next(asked))
+        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, lambda: next(requests))
     assert last_checkpoint(tmp_path / "run").name == "step-000001"
     assert recorder.events[-1] == ev.Noted(
         text="The update of step 3 did not finish. The last checkpoint is that of step 1."
@@ -368,10 +370,10 @@ def test_a_disk_that_is_full_costs_a_word_in_mid_run_and_at_its_end_leaves_the_l
     tiny_adapter_model, tmp_path, monkeypatch
 ):
     recorder = Recorder()
-    asked = iter(["", "save", "", "save"] + [""] * 99)
+    requests = iter(["", "save", "", "save"] + [""] * 99)
 
-    def asked_then_full():
-        request = next(asked)
+    def find_request_then_full():
+        request = next(requests)
         if len(recorder.losses) == 2:
             monkeypatch.setattr("qlora_studio.engine.checkpoints.save_file", no_space)
         return request
@@ -380,7 +382,7 @@ def test_a_disk_that_is_full_costs_a_word_in_mid_run_and_at_its_end_leaves_the_l
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StudioError, match=r"Saving failed: \[Errno 28\] No space left on device\.") as caught:
-        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, asked_then_full)
+        loop.train(setup(tiny_adapter_model, tmp_path / "run"), recorder.emit, find_request_then_full)
     assert "The last checkpoint is that of step 0." in caught.value.hint
     assert last_checkpoint(tmp_path / "run").name == "step-000000"
     assert not (tmp_path / "run" / "checkpoints" / ".stage").exists()
@@ -406,7 +408,7 @@ def test_evaluation_that_runs_out_of_memory_goes_on_smaller_and_so_does_training
 
     monkeypatch.setattr(LossFunction, "row_losses", fail_on_large_evaluations)
     run = setup(tiny_adapter_model, tmp_path / "run", held_out=make_examples(6, seed=8))
-    outcome = loop.train(run, recorder.emit, recorder.asked)
+    outcome = loop.train(run, recorder.emit, recorder.find_request)
     assert [event.micro_batch_tokens for event in recorder.of(ev.StepRetriedSmaller)] == [100]
     assert not outcome.stopped and outcome.held_out_after is not None
 
@@ -427,7 +429,7 @@ def test_a_resumed_run_keeps_the_limits_it_had_come_down_to(tiny_folder, tmp_pat
         with monkeypatch.context() as patch:
             patch.setattr(LossFunction, "row_losses", row_losses)
             made = setup(model, tmp_path / "run", make_plan(400))
-            loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.asked)
+            loop.train(dataclasses.replace(made, resume=resume), recorder.emit, recorder.find_request)
         return recorder
 
     assert run(stop_after=2, most=100).of(ev.StepRetriedSmaller)
@@ -441,21 +443,21 @@ def test_a_resumed_run_keeps_the_limits_it_had_come_down_to(tiny_folder, tmp_pat
 def test_a_checkpoint_of_an_earlier_version_has_no_limits_and_is_resumed(tiny_adapter_model, tmp_path):
     recorder = Recorder(stop_after=1)
     run = setup(tiny_adapter_model, tmp_path / "run")
-    loop.train(run, recorder.emit, recorder.asked)
+    loop.train(run, recorder.emit, recorder.find_request)
     checkpoint = last_checkpoint(tmp_path / "run")
     state = json.loads((checkpoint / "state.json").read_text())
     del state["position"]["limits"]
     (checkpoint / "state.json").write_text(json.dumps(state))
     rest = Recorder()
-    outcome = loop.train(dataclasses.replace(run, resume=checkpoint), rest.emit, rest.asked)
+    outcome = loop.train(dataclasses.replace(run, resume=checkpoint), rest.emit, rest.find_request)
     assert rest.of(ev.Resumed) == [ev.Resumed(step=1)] and outcome.step == outcome.total_steps
 
 
 def test_a_save_request_is_answered_and_only_the_newest_are_kept(tiny_adapter_model, tmp_path):
     recorder = Recorder()
-    asked = iter(["", "", "save", "save", "save"] + [""] * 99)
+    requests = iter(["", "", "save", "save", "save"] + [""] * 99)
     run = setup(tiny_adapter_model, tmp_path / "run", saving__keep=2)
-    loop.train(run, recorder.emit, lambda: next(asked))
+    loop.train(run, recorder.emit, lambda: next(requests))
     assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [1, 2, 3, 8]
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000003", "step-000008"]
@@ -464,7 +466,7 @@ def test_a_save_request_is_answered_and_only_the_newest_are_kept(tiny_adapter_mo
 def test_the_probe_tries_the_largest_micro_batch_and_changes_nothing(tiny_adapter_model, tmp_path):
     before, recorder = adapter_of(tiny_adapter_model), Recorder(stop_after=0)
     run = setup(tiny_adapter_model, tmp_path / "run", make_plan(100))
-    outcome = loop.train(run, recorder.emit, recorder.asked)
+    outcome = loop.train(run, recorder.emit, recorder.find_request)
     (probe,) = recorder.of(ev.ProbeMeasured)
     assert outcome.stopped and outcome.step == 0
     assert probe.row_tokens <= probe.tokens <= 100 and 0 < probe.trained_tokens < probe.tokens
@@ -483,9 +485,9 @@ def test_speed_and_time_left_are_of_this_process_also_after_a_resume(tiny_adapte
     monkeypatch.setattr(Updates, "apply", two_seconds)
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
     made, first, rest = setup(tiny_adapter_model, tmp_path / "run"), Recorder(stop_after=3), Recorder()
-    loop.train(made, first.emit, first.asked)
+    loop.train(made, first.emit, first.find_request)
     clock[0] += 50
-    loop.train(dataclasses.replace(made, resume=last_checkpoint(made.folder)), rest.emit, rest.asked)
+    loop.train(dataclasses.replace(made, resume=last_checkpoint(made.folder)), rest.emit, rest.find_request)
     logged = first.of(ev.StepLogged) + rest.of(ev.StepLogged)
     assert [event.step for event in logged] == list(range(1, logged[0].total_steps + 1))
     for event in logged:
@@ -506,6 +508,6 @@ def test_a_checkpoint_is_written_when_so_many_minutes_are_over(tiny_adapter_mode
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
     recorder = Recorder()
     run = setup(tiny_adapter_model, tmp_path / "run", saving__every_minutes=2.5)
-    outcome = loop.train(run, recorder.emit, recorder.asked)
+    outcome = loop.train(run, recorder.emit, recorder.find_request)
     assert outcome.total_steps == 8
     assert [event.step for event in recorder.of(ev.CheckpointSaved)] == [3, 6, 8], "and the last step"

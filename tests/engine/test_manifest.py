@@ -138,7 +138,7 @@ def test_a_file_that_the_disk_cannot_give_back_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("harm", "message"),
     [
         (lambda folder: (folder / "a.txt").write_text("onf"), "a.txt is not what was written."),
         (lambda folder: (folder / "a.txt").write_text("longer"), "a.txt is missing or of another size."),
@@ -187,10 +187,10 @@ def test_a_file_that_the_disk_cannot_give_back_is_named(tmp_path, monkeypatch):
         "deep",
     ],
 )
-def test_damage_is_named_by_file(tmp_path, harm, says):
+def test_damage_is_named_by_file(tmp_path, harm, message):
     write_folder(tmp_path / "whole", fill_with("one"))
     harm(tmp_path / "whole")
-    assert find_damage(tmp_path / "whole") == f"{tmp_path / 'whole'}/{says}"
+    assert find_damage(tmp_path / "whole") == f"{tmp_path / 'whole'}/{message}"
 
 
 def test_what_is_removed_is_out_of_sight_before_it_is_deleted(tmp_path, monkeypatch):

@@ -39,9 +39,9 @@ def test_a_merge_equals_pefts_own(name, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_merged_is_refused_by_name_and_nothing_is_written(name, tmp_path):
-    variant, said = REFUSED[name]
+    variant, message = REFUSED[name]
     base, adapter = variant.write(tmp_path)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         MergedWeights(MergeRecipe(base, adapter, "original", torch.float32))
 
 

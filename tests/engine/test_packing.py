@@ -78,7 +78,16 @@ def test_where_rows_cannot_be_packed_they_are_padded_and_the_reason_is_said(fami
     assert loss_function.decoder.config._attn_implementation in ("sdpa", "eager")
 
 
-@pytest.mark.parametrize("family", sorted([*PACKED, *PADDED, "gpt_oss", "phi", "stablelm", "opt", "cohere2"]))
+@pytest.mark.parametrize(
+    "family",
+    mostly_slow(
+        sorted([*PACKED, *PADDED, "gpt_oss", "phi", "stablelm", "opt", "cohere2"]),
+        "llama",
+        "gemma3_text",
+        "opt",
+        "lfm2",
+    ),
+)
 def test_the_plan_says_packed_or_padded_before_anything_is_loaded(family, tmp_path):
     loss_function = LossFunction(load_tiny(family, tmp_path))
     with without_numbers():

@@ -121,9 +121,15 @@ def test_the_cache_does_not_grow_without_end(inner, monkeypatch):
         assert len(cache) <= 50
 
 
-def test_many_texts_are_shared_and_stay_in_order(inner):
+@pytest.mark.parametrize(
+    "threads", ["0", "false"]
+)  # "0" is none for the tokenizer, which could not be forked after them
+def test_many_texts_are_shared_and_stay_in_order(inner, monkeypatch, threads):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", threads)
     texts = [text + ("\u00e9" if number % 7 == 0 else "") for number, text in enumerate(make_texts(300))]
-    found = SharedEncoding(inner).encode(texts)
+    shared = SharedEncoding(inner)
+    found = shared.encode(texts)
+    assert ("_helper" in vars(shared)) == (threads == "0"), "a fork must not wait for a thread it does not have"
     assert [one.ids for one in found] == [one.ids for one in inner.encode_batch(texts, add_special_tokens=False)]
 
 

@@ -81,8 +81,8 @@ def test_the_lowest_of_the_best_is_taken(losses, base, rate):
     assert choose(points, base) == rate
 
 
-@pytest.mark.parametrize(("rate", "said"), [(1.0, "a lower one may be better"), (3.0, "a higher one may be better")])
-def test_a_choice_at_the_edge_says_so(rate, said):
+@pytest.mark.parametrize(("rate", "message"), [(1.0, "a lower one may be better"), (3.0, "a higher one may be better")])
+def test_a_choice_at_the_edge_says_so(rate, message):
     points = tuple(RatePoint(rate=number, loss=1.0) for number in (1.0, 2.0, 3.0))
-    assert said in RateReport(steps=9, points=points, held_out=True, rate=rate).sentence
+    assert message in RateReport(steps=9, points=points, held_out=True, rate=rate).sentence
     assert "better still" not in RateReport(steps=9, points=points, held_out=True, rate=2.0).sentence

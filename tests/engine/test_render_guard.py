@@ -43,21 +43,21 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("trap", "said"),
+    ("trap", "message"),
     [
         (LOOPS, "does not come to an end: it was stopped after 1 seconds"),
         pytest.param(SWELLS, "takes more than 1024 MB of memory", marks=[pytest.mark.slow, NO_BOUND]),
         pytest.param(GROWS, "takes more than 1024 MB of memory", marks=[pytest.mark.slow, NO_BOUND]),
     ],
 )  # fmt: skip
-def test_a_template_that_passed_on_short_rows_is_stopped_on_a_long_one(trap, said, tmp_path, monkeypatch):
+def test_a_template_that_passed_on_short_rows_is_stopped_on_a_long_one(trap, message, tmp_path, monkeypatch):
     if trap == LOOPS:
         monkeypatch.setattr(render_guard, "ROW_SECONDS", 1.0)
     tokenizer = tokenizer_with(trap + PLAIN, tmp_path)
     traits = read_traits(tokenizer)
     assert render(conversation("short"), tokenizer, RenderOptions(), traits)
     begun = time.monotonic()
-    with pytest.raises(TemplateStopped, match=said):
+    with pytest.raises(TemplateStopped, match=message):
         render(conversation("long " * 300), tokenizer, RenderOptions(), traits)
     assert time.monotonic() - begun < 60
     assert render(conversation("short again"), tokenizer, RenderOptions(), traits), "nothing of it is left behind"
@@ -66,20 +66,20 @@ def test_a_template_that_passed_on_short_rows_is_stopped_on_a_long_one(trap, sai
 
 def test_several_threads_are_watched_each_for_itself(tmp_path, quick):
     tokenizer = tokenizer_with(LOOPS + PLAIN, tmp_path)
-    said: list[str] = []
+    rendered: list[str] = []
 
     def hang() -> None:
         try:
             tokenizer.render([{"role": "user", "content": "long " * 300}])
         except TemplateStopped as error:
-            said.append(error.message)
+            rendered.append(error.message)
 
     threads = [threading.Thread(target=hang) for _ in range(2)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         assert "short" in tokenizer.render([{"role": "user", "content": "short"}])
-    assert len(said) == 2
+    assert len(rendered) == 2
 
 
 def test_a_rendering_that_fails_by_itself_fails_as_before(tmp_path):

@@ -21,7 +21,7 @@ def run(tiny_folder, folder, answers):
     model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4, dropout=0.2), torch.float32, seed=1)
     recorder = Recorder()
     made = setup(model, folder, lora__dropout=0.2, evaluation__every_steps=4)
-    loop.train(dataclasses.replace(made, answers=lambda: answers(model)), recorder.emit, recorder.asked)
+    loop.train(dataclasses.replace(made, answers=lambda: answers(model)), recorder.emit, recorder.find_request)
     return recorder
 
 
@@ -35,16 +35,16 @@ def ask(model):
 
 
 def test_a_run_that_is_asked_has_the_curve_of_one_that_is_not(tiny_folder, tmp_path):
-    asked = run(tiny_folder, tmp_path / "asked", ask)
+    sampled = run(tiny_folder, tmp_path / "sampled", ask)
     silent = run(tiny_folder, tmp_path / "silent", lambda model: ())
-    assert asked.losses == silent.losses and silent.of(ev.SampleWritten) == []
-    shown = [(one.step, one.side, one.prompt) for one in asked.of(ev.SampleWritten)]
+    assert sampled.losses == silent.losses and silent.of(ev.SampleWritten) == []
+    shown = [(one.step, one.side, one.prompt) for one in sampled.of(ev.SampleWritten)]
     assert shown == [
         (step, side, prompt)
         for step, side in ((0, "base"), (4, "tuned"), (8, "tuned"))
         for prompt in ("first", "second")
     ]
-    answers = [one.answer for one in asked.of(ev.SampleWritten) if one.prompt == "first"]
+    answers = [one.answer for one in sampled.of(ev.SampleWritten) if one.prompt == "first"]
     assert all(len(answer.split()) == 4 for answer in answers) and answers[0] != answers[-1], "it has learned"
 
 

@@ -139,8 +139,8 @@ def test_the_peak_of_a_step_is_within_five_percent(loaded, tokens, layers, packe
 
 
 @LAYOUTS
-@pytest.mark.parametrize("layers", [0, 3], ids=lambda count: f"{count} twice")
-@pytest.mark.parametrize("tokens", mostly_slow([512, 2048], 2048))
+@pytest.mark.parametrize("layers", mostly_slow([0, 3], 3), ids=lambda count: f"{count} twice")
+@pytest.mark.parametrize("tokens", mostly_slow([512, 2048], 512))
 def test_the_peak_of_a_step_in_tiles_is_within_five_percent(loaded, tokens, layers, packed):
     _, shape, model = loaded
     checkpoint_layers(model, layers)
@@ -166,7 +166,7 @@ def test_several_rows_and_few_trained_tokens(loaded, packed):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("layers", [0, 3], ids=lambda count: f"{count} twice")
+@pytest.mark.parametrize("layers", mostly_slow([0, 3], 3), ids=lambda count: f"{count} twice")
 def test_two_rows_longer_than_a_window(loaded, layers, packed):
     """Packed on a processor the gradients of one row are there beside those of both."""
     _, shape, model = loaded
@@ -179,7 +179,7 @@ def test_two_rows_longer_than_a_window(loaded, layers, packed):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", mostly_slow(["fp32", "bf16"], "bf16"))
 def test_other_number_formats(family, precision, tmp_path):
     shape = SMALL[family]
     dtype = DTYPES[precision]

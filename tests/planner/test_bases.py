@@ -50,7 +50,7 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "*")
 
 
-def nothing(said: str) -> None:
+def nothing(message: str) -> None:
     pass
 
 
@@ -105,12 +105,12 @@ def test_a_name_that_means_nothing_has_failed(home, name):
 def test_another_family_is_measured_once_by_the_hash_of_its_config(tmp_path, home):
     one, same = (write_config(tmp_path / name, ODD) for name in ("one", "same"))
     other = write_config(tmp_path / "other", ODD | {"num_hidden_layers": 31})
-    run, said = DryRun(), []
+    run, announced = DryRun(), []
     assert find_resolved(BaseRef(str(one)), home) == UnresolvedBase(
         name=str(one), needs="The family 'granite' has to be measured by a dry run."
     )
-    assert resolve(BaseRef(str(one)), home, run, said.append).shape.measured == MEASURED
-    assert said == ["measuring an architecture that no formula knows"]
+    assert resolve(BaseRef(str(one)), home, run, announced.append).shape.measured == MEASURED
+    assert announced == ["measuring an architecture that no formula knows"]
     for folder in (one, same):
         assert find_resolved(BaseRef(str(folder)), home).shape.measured == MEASURED
         resolve(BaseRef(str(folder)), home, run, nothing)
@@ -171,21 +171,21 @@ def test_the_hub_is_asked_once_and_never_by_a_look(home, running):
     assert find_resolved(base, home) == UnresolvedBase(
         name="org/smol", needs="The hub has to be asked for its config.json."
     )
-    assert running.asked == []
-    said = []
-    facts = resolve(base, home, DryRun(), said.append)
-    assert said == ["asking the hub about org/smol"]
+    assert running.requests == []
+    announced = []
+    facts = resolve(base, home, DryRun(), announced.append)
+    assert announced == ["asking the hub about org/smol"]
     assert (facts.weights, facts.revision, facts.licence) == ("to_download", SHA, "apache-2.0")
     assert facts.weights_bytes == 700 + len(json.dumps(SMOL))
-    count = len(running.asked)
+    count = len(running.requests)
     assert resolve(base, home, DryRun(), nothing) == find_resolved(base, home) == facts
-    assert len(running.asked) == count
+    assert len(running.requests) == count
 
 
 def test_a_model_of_the_hub_may_need_both(home, running):
-    run, said = DryRun(), []
-    assert resolve(BaseRef("org/odd"), home, run, said.append).shape.measured == MEASURED
-    assert said == ["asking the hub about org/odd", "measuring an architecture that no formula knows"]
+    run, announced = DryRun(), []
+    assert resolve(BaseRef("org/odd"), home, run, announced.append).shape.measured == MEASURED
+    assert announced == ["asking the hub about org/odd", "measuring an architecture that no formula knows"]
 
 
 def test_a_model_without_safetensors_is_known_before_the_download(home, running):
@@ -203,11 +203,11 @@ def test_a_refusal_is_kept_until_a_token_comes_or_someone_asks_again(home, runni
     base = BaseRef("org/mine")
     failed = resolve(base, home, DryRun(), nothing)
     assert (failed.stage, failed.message) == ("hub", "The hub has no such model, or it is private.")
-    count = len(running.asked)
+    count = len(running.requests)
     assert find_resolved(base, home) == resolve(base, home, DryRun(), nothing) == failed
-    assert len(running.asked) == count
+    assert len(running.requests) == count
     resolve(base, home, DryRun(), nothing, again=True)
-    assert len(running.asked) > count
+    assert len(running.requests) > count
     monkeypatch.setenv("HF_TOKEN", "good")
     assert isinstance(find_resolved(base, home), UnresolvedBase)
     assert isinstance(resolve(base, home, DryRun(), nothing), ResolvedBase)

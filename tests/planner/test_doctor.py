@@ -27,9 +27,11 @@ def on(card):
 
 def test_a_good_card_needs_nothing():
     assert check_cards(on(CARD), "") == [
-        Check(name="Graphics card", state="ok", says="RTX 4060, 8.00 GiB, compute capability 8.9, computes in bf16."),
-        Check(name="Driver", state="ok", says="Driver 580.10."),
-        Check(name="Card memory", state="ok", says="7.50 GiB of 8.00 GiB free."),
+        Check(
+            name="Graphics card", state="ok", finding="RTX 4060, 8.00 GiB, compute capability 8.9, computes in bf16."
+        ),
+        Check(name="Driver", state="ok", finding="Driver 580.10."),
+        Check(name="Card memory", state="ok", finding="7.50 GiB of 8.00 GiB free."),
     ]
 
 
@@ -38,7 +40,7 @@ def test_no_card_says_why_and_what_then():
         Check(
             name="Graphics card",
             state="warn",
-            says="No NVIDIA card answers: Driver Not Loaded.",
+            finding="No NVIDIA card answers: Driver Not Loaded.",
             remedy="Training runs on the processor, slowly. With a card, install its driver and look again.",
         )
     ]
@@ -50,7 +52,7 @@ def test_a_full_card_names_who_holds_it():
     assert check_cards(on(full), "")[-1] == Check(
         name="Card memory",
         state="warn",
-        says="4.00 GiB of 8.00 GiB free; in use by game (3.00 GiB), desktop.",
+        finding="4.00 GiB of 8.00 GiB free; in use by game (3.00 GiB), desktop.",
         remedy="Close game (3.00 GiB) before a run.",
     )
 
@@ -58,7 +60,7 @@ def test_a_full_card_names_who_holds_it():
 def test_old_cards_and_drivers_are_refused_or_told():
     turing = CARD.model_copy(update={"compute_capability": (7, 5), "driver": "470.1"})
     maxwell = CARD.model_copy(update={"compute_capability": (5, 2)})
-    assert check_cards(on(turing), "")[0].says.endswith("computes in fp16: this card has no bf16.")
+    assert check_cards(on(turing), "")[0].finding.endswith("computes in fp16: this card has no bf16.")
     assert [check.state for check in check_cards(on(turing), "")] == ["ok", "bad", "ok"]
     assert [check.state for check in check_cards(on(maxwell), "")] == ["bad", "ok", "ok"]
 
@@ -70,7 +72,7 @@ def test_the_disk_is_measured_against_the_model():
     home = Path("/home/someone/studio")
     states = [check_disk(home, free, shape).state for free in (needed, needed - 1, GIB)]
     assert states == ["ok", "warn", "bad"]
-    assert check_disk(home, 100 * GIB, None).says == (
+    assert check_disk(home, 100 * GIB, None).finding == (
         "100.00 GiB free at /home/someone/studio; a run can take 2.00 GiB."
     )
 
@@ -83,14 +85,14 @@ def test_the_real_machine_is_told_whole(tmp_path):
         "Graphics card",
         "Disk",
     ]
-    assert all(check.says.endswith(".") for check in checks)
+    assert all(check.finding.endswith(".") for check in checks)
     assert all(check.remedy for check in checks if check.state != "ok")
 
 
 def test_diagnostics_leave_the_person_s_folder_out():
     checks = [
-        Check(name="Disk", state="bad", says="1 GiB free at /home/me/studio.", remedy="Free some space."),
-        Check(name="Python", state="ok", says="Python 3.12.1 on linux."),
+        Check(name="Disk", state="bad", finding="1 GiB free at /home/me/studio.", remedy="Free some space."),
+        Check(name="Python", state="ok", finding="Python 3.12.1 on linux."),
     ]
     assert diagnostics(checks, "/home/me", "") == (
         "[bad] Disk: 1 GiB free at ~/studio.\n      Free some space.\n[ok] Python: Python 3.12.1 on linux."

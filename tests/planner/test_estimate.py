@@ -45,7 +45,7 @@ def test_the_bill_has_every_item_and_adds_up():
         "weights_4bit", "weights_16bit", "adapter", "gradients", "optimizer",
         "activations", "loss", "workspace", "context", "slack",
     ]  # fmt: skip
-    assert all(part.label and part.says for part in bill.parts)
+    assert all(part.label and part.basis for part in bill.parts)
     assert (
         bill.total_bytes
         == sum(part.bytes for part in bill.parts)

@@ -53,8 +53,8 @@ def test_one_layer_less_would_not_fit():
     tighter = config(memory__micro_batch_tokens=plan.micro_batch_tokens)
     again = make_plan(tighter, EIGHT, imagine_machine(12))
     assert again.checkpointed_layers == plan.checkpointed_layers
-    said = f"Gradient checkpointing on {plan.checkpointed_layers} of 32 layers: with one less, "
-    assert said in " ".join(plan.reasons)
+    advice = f"Gradient checkpointing on {plan.checkpointed_layers} of 32 layers: with one less, "
+    assert advice in " ".join(plan.reasons)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_family_that_nothing_has_measured_gets_no_plan():
 
 
 @pytest.mark.parametrize(
-    ("build", "card", "said"),
+    ("build", "card", "message"),
     [
         (
             {"version": "2.13.0+cpu"},
@@ -131,12 +131,12 @@ def test_a_family_that_nothing_has_measured_gets_no_plan():
     ],
     ids=["a build for processors", "an old driver", "an old card"],
 )
-def test_a_torch_that_cannot_use_the_card_is_refused_with_the_remedy(build, card, said):
+def test_a_torch_that_cannot_use_the_card_is_refused_with_the_remedy(build, card, message):
     machine = imagine_machine(24)
     changed = machine.cards[0].model_copy(update=card)
     with pytest.raises(StudioError) as caught:
         make_plan(TrainConfig(), FOUR, machine.model_copy(update={"torch": TorchBuild(**build), "cards": (changed,)}))
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("build", [None, {"version": "2.13.0", "cuda": "13.0"}, {"version": "2.9.1", "cuda": "12.6"}])
@@ -191,10 +191,12 @@ FIELDS = {
 }
 
 
-def follow_advice(wish, sentence):
+def follow_advice(run_config, sentence):
     """The config with everything changed that a sentence of advice names."""
     values = {FIELDS[name.lower()]: value for name, value in NAMED.findall(sentence)}
-    return wish.replace({field: json.loads(value) if value[0].isdigit() else value for field, value in values.items()})
+    return run_config.replace(
+        {field: json.loads(value) if value[0].isdigit() else value for field, value in values.items()}
+    )
 
 
 WISHES = {
@@ -205,19 +207,19 @@ WISHES = {
 }
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+@pytest.mark.parametrize("changes", WISHES.values(), ids=WISHES)
 @pytest.mark.parametrize("card", mostly_slow([6, 8, 10], 8))
 @pytest.mark.parametrize("shape", [EIGHT, FOUR], ids=lambda shape: shape.name)
-def test_every_advice_closes_the_gap(wish, card, shape):
-    plan = make_plan(config(**wish), shape, imagine_machine(card))
+def test_every_advice_closes_the_gap(changes, card, shape):
+    plan = make_plan(config(**changes), shape, imagine_machine(card))
     for sentence in plan.changes[1:]:
         if " fits: " in sentence or sentence.startswith("Together these fit: "):
-            assert make_plan(follow_advice(config(**wish), sentence), shape, imagine_machine(card)).fits, sentence
+            assert make_plan(follow_advice(config(**changes), sentence), shape, imagine_machine(card)).fits, sentence
 
 
 def test_a_single_change_that_fits_is_named_and_smaller_ones_are_not():
-    wish = config(lora__rank=128, data__max_length=1024, memory__offload="none")
-    plan = make_plan(wish, EIGHT, imagine_machine(8))
+    changes = config(lora__rank=128, data__max_length=1024, memory__offload="none")
+    plan = make_plan(changes, EIGHT, imagine_machine(8))
     assert plan.changes == (
         "917 MiB are missing: the smallest settings need 8.50 GiB, the budget is 7.60 GiB.",
         "Offload auto instead of none fits: 7.2 of 7.6 GiB.",
@@ -227,14 +229,14 @@ def test_a_single_change_that_fits_is_named_and_smaller_ones_are_not():
 
 
 def test_where_no_single_change_does_the_smallest_combination_is_named_as_mild_as_it_can_be():
-    wish = config(lora__rank=512, data__max_length=32768, optim__optimizer="adamw")
-    plan = make_plan(wish, EIGHT, imagine_machine(8))
+    changes = config(lora__rank=512, data__max_length=32768, optim__optimizer="adamw")
+    plan = make_plan(changes, EIGHT, imagine_machine(8))
     assert plan.changes == (
         "10.95 GiB are missing: the smallest settings need 18.55 GiB, the budget is 7.60 GiB.",
         "Together these fit: rank 64 instead of 512 and max sequence length 8192 instead of 32768: 7.1 of 7.6 GiB.",
         "A smaller model fits with these settings: Llama-3.2-1B, 6.0 of 7.6 GiB.",
     )
-    followed = follow_advice(wish, plan.changes[1])
+    followed = follow_advice(changes, plan.changes[1])
     for milder in ({"lora.rank": 128}, {"data.max_length": 16384}):
         assert not make_plan(followed.replace(milder), EIGHT, imagine_machine(8)).fits
 
@@ -256,12 +258,12 @@ def test_a_budget_and_a_program_that_would_be_enough_are_named():
     )
     full = machine.cards[0].model_copy(update={"free_bytes": 3 * GIB, "processes": (game, tray)})
     crowded = machine.model_copy(update={"cards": (full,)})
-    said = make_plan(config(), EIGHT, crowded).changes
-    assert "Closing game (process 7) frees 5.00 GiB, which is enough." in said
-    assert not any("tray" in sentence for sentence in said)
-    said = make_plan(config(memory__budget_gib=5.0, memory__keep_free_gib=0.5), EIGHT, machine).changes
-    assert "What is free instead of a budget of 5 GiB fits: 5.5 of 7.1 GiB." in said
-    assert not any("keeping nothing" in sentence.lower() for sentence in said)
+    advice = make_plan(config(), EIGHT, crowded).changes
+    assert "Closing game (process 7) frees 5.00 GiB, which is enough." in advice
+    assert not any("tray" in sentence for sentence in advice)
+    advice = make_plan(config(memory__budget_gib=5.0, memory__keep_free_gib=0.5), EIGHT, machine).changes
+    assert "What is free instead of a budget of 5 GiB fits: 5.5 of 7.1 GiB." in advice
+    assert not any("keeping nothing" in sentence.lower() for sentence in advice)
 
 
 def test_longest_context_and_largest_rank_are_the_last_that_fit():
@@ -334,7 +336,7 @@ def test_adapters_are_in_fp32_wherever_the_arithmetic_is_in_fp16(name, size):
 
 
 @pytest.mark.parametrize(
-    ("changes", "shape", "machine", "said"),
+    ("changes", "shape", "machine", "message"),
     [
         (
             {"memory__adapter_precision": "bf16"},
@@ -359,10 +361,10 @@ def test_adapters_are_in_fp32_wherever_the_arithmetic_is_in_fp16(name, size):
     ],
     ids=["bf16 adapter", "gemma 3", "processor"],
 )
-def test_formats_that_cannot_train_are_refused(changes, shape, machine, said):
+def test_formats_that_cannot_train_are_refused(changes, shape, machine, message):
     with pytest.raises(StudioError) as caught:
         make_plan(config(**changes), shape, machine)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_repeated_keys_and_values_are_counted_where_there_are_no_grouped_queries():
@@ -380,21 +382,21 @@ def test_repeated_keys_and_values_are_counted_where_there_are_no_grouped_queries
 
 
 def test_what_is_offloaded_is_pinned_and_has_to_fit_the_computer():
-    wish = config(data__max_length=14000)
-    plan = make_plan(wish, FOUR, imagine_machine(6))
+    changes = config(data__max_length=14000)
+    plan = make_plan(changes, FOUR, imagine_machine(6))
     assert plan.offload == "boundaries"
     assert plan.host_bytes == plan.checkpointed_layers * plan.micro_batch_tokens * 2560 * 2
     for share in (1.0, 0.5, 0.1):
         memory = round(2 * share * plan.host_bytes)
-        other = make_plan(wish, FOUR, imagine_machine(6).model_copy(update={"memory_available_bytes": memory}))
+        other = make_plan(changes, FOUR, imagine_machine(6).model_copy(update={"memory_available_bytes": memory}))
         assert other.host_budget_bytes == memory // 2
         assert other.host_bytes <= other.host_budget_bytes
 
 
 def test_an_offload_that_the_computer_cannot_hold_is_no_plan_that_fits():
-    wish = config(memory__offload="boundaries", memory__gradient_checkpointing="full", data__max_length=8192)
+    changes = config(memory__offload="boundaries", memory__gradient_checkpointing="full", data__max_length=8192)
     small = imagine_machine(12).model_copy(update={"memory_available_bytes": 1 * GIB})
-    plan = make_plan(wish, FOUR, small)
+    plan = make_plan(changes, FOUR, small)
     assert not plan.fits and plan.spare_bytes > 0
     assert plan.missing_bytes == plan.host_bytes - GIB // 2
     assert plan.changes[:2] == (
@@ -408,9 +410,9 @@ def test_mlps_go_in_tiles_only_where_nothing_fits_without():
     small, large = (
         make_plan(config(lora__rank=32, data__max_length=n), EIGHT, imagine_machine(12)) for n in (4096, longest)
     )
-    said = "MLPs are computed in tiles of 1024 tokens: with all tokens at once nothing fits."
-    assert (small.tiled_mlp, said in small.reasons) == (False, False)
-    assert (large.tiled_mlp, large.settings.tiled_mlp, said in large.reasons) == (True, True, True)
+    advice = "MLPs are computed in tiles of 1024 tokens: with all tokens at once nothing fits."
+    assert (small.tiled_mlp, advice in small.reasons) == (False, False)
+    assert (large.tiled_mlp, large.settings.tiled_mlp, advice in large.reasons) == (True, True, True)
     with_dropout = make_plan(config(lora__rank=32, lora__dropout=0.1), EIGHT, imagine_machine(12))
     assert longest / 2 < with_dropout.longest_context < longest  # it keeps nothing, and its MLPs are not tiled
 

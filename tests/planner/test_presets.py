@@ -46,12 +46,12 @@ def test_a_card_preset_fits_its_card_for_every_model_it_promises(preset, name, t
 
 
 def test_the_sentences_promise_what_is_tested(tmp_path):
-    said = {
-        preset.name: int(re.search(r"up to (\d+) billion", preset.says)[1])
+    promised = {
+        preset.name: int(re.search(r"up to (\d+) billion", preset.description)[1])
         for preset in list_presets("memory", Home(tmp_path))
         if preset.name != "cpu"
     }
-    assert said == PROMISES
+    assert promised == PROMISES
 
 
 def test_the_cpu_preset_fits_its_budget(tmp_path):

@@ -147,7 +147,7 @@ def test_an_over_full_plan_is_not_a_block_that_cannot_be_passed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "said"),
+    ("changes", "field", "message"),
     [
         ({"optim.learning_rate": 1.0}, "optim.learning_rate", "A learning rate of 1 is 769 times what suits a model"),
         ({"optim.learning_rate": 1e-7}, "optim.learning_rate", "A learning rate of 1e-07 is so low that hardly"),
@@ -161,14 +161,14 @@ def test_an_over_full_plan_is_not_a_block_that_cannot_be_passed():
     ],
     ids=lambda value: "",
 )
-def test_what_is_unusual_is_said_and_blocks_nothing(changes, field, said):
+def test_what_is_unusual_is_said_and_blocks_nothing(changes, field, message):
     seen = ready(CONFIG.replace(changes), tokens=counted([150] * 300))
-    assert [(one.field, one.message.startswith(said)) for one in seen.unusual] == [(field, True)]
+    assert [(one.field, one.message.startswith(message)) for one in seen.unusual] == [(field, True)]
     assert all(one.hint.endswith(".") for one in seen.unusual) and seen.ready
 
 
 @pytest.mark.parametrize(
-    ("report", "config", "said"),
+    ("report", "config", "message"),
     [
         (counted([150] * 300, 900), CONFIG, "Most rows are left out: 600 of 900."),
         (
@@ -183,8 +183,8 @@ def test_what_is_unusual_is_said_and_blocks_nothing(changes, field, said):
         ),
     ],
 )
-def test_unusual_rows(report, config, said):
-    assert [one.message for one in ready(config, tokens=report).unusual] == [said]
+def test_unusual_rows(report, config, message):
+    assert [one.message for one in ready(config, tokens=report).unusual] == [message]
 
 
 def test_shipped_settings_are_not_unusual():
@@ -218,11 +218,13 @@ def test_an_export_that_reads_the_base_waits_for_it():
 
 def test_what_llama_cpp_does_not_know_here_is_said_before_training_and_stops_such_an_export():
     odd = BASE.model_copy(update={"shape": SMOL.model_copy(update={"family": "gpt_neox"}), "limits": ("One.",)})
-    said = assess(CONFIG, odd, DataFacts(), PROCESSOR).limits
-    assert said[0] == "One." and said[1].startswith("No GGUF file can be made of a gpt_neox model here")
+    limits = assess(CONFIG, odd, DataFacts(), PROCESSOR).limits
+    assert limits[0] == "One." and limits[1].startswith("No GGUF file can be made of a gpt_neox model here")
     assert assess(CONFIG, BASE, DataFacts(), PROCESSOR).limits == ()
     facts = ExportFacts("GGUF file", GIB, GIB, free_bytes=9 * GIB, gguf=True)
-    assert assess_export(odd, facts, needs_base=True).blocks == (Problem(said[1], "Export the merged model instead."),)
+    assert assess_export(odd, facts, needs_base=True).blocks == (
+        Problem(limits[1], "Export the merged model instead."),
+    )
     assert assess_export(odd, replace(facts, gguf=False), needs_base=True).ready
     assert assess_export(BASE, facts, needs_base=True).ready
 
@@ -258,7 +260,7 @@ def test_a_base_that_an_adapter_cannot_be_merged_into_blocks_only_merges():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "measured", "said"),
+    ("seconds", "measured", "text"),
     [
         (20, True, "under a minute"),
         (300, True, "about 5 min"),
@@ -268,8 +270,8 @@ def test_a_base_that_an_adapter_cannot_be_merged_into_blocks_only_merges():
         (400_000, False, "roughly 5 days"),
     ],
 )
-def test_times_are_no_finer_than_they_are_known(seconds, measured, said):
-    assert str(TimeEstimate(seconds, 1.0, measured, "")) == said
+def test_times_are_no_finer_than_they_are_known(seconds, measured, text):
+    assert str(TimeEstimate(seconds, 1.0, measured, "")) == text
 
 
 def test_a_rate_that_is_left_open_is_said_before_the_start():

@@ -109,7 +109,7 @@ def test_other_files_are_refused_in_a_sentence(values, message):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000, and no model has more than 1,000."),
         ({"hidden_size": 10**12}, "hidden_size 1,000,000,000,000, and no model has more than 131,072."),
@@ -119,10 +119,10 @@ def test_other_files_are_refused_in_a_sentence(values, message):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_absurd_file_is_refused_at_once(values, said):
+def test_an_absurd_file_is_refused_at_once(values, message):
     with pytest.raises(StudioError) as caught:
         shape_from_config(SMOL | values, "x", where="c.json")
-    assert caught.value.message == f"c.json: field '{next(iter(values))}': This config.json says {said}"
+    assert caught.value.message == f"c.json: field '{next(iter(values))}': This config.json says {message}"
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, " " * (5 << 20)], ids=["broken", "nested deep", "far too large"])

@@ -51,7 +51,7 @@ def test_the_rough_formula_meets_the_kernel_count_within_a_fifth(card, shape, to
     plan = with_settings(shape, there, tokens, twice)
     estimate = estimate_time(TrainConfig(), shape, plan, Work(10, 10_000, tokens), there)
     assert estimate.tokens_per_second == pytest.approx(calculated, rel=0.2)
-    assert (estimate.measured, estimate.says) == (
+    assert (estimate.measured, estimate.basis) == (
         False,
         "by a rough formula: nothing was measured on this machine yet",
     )
@@ -72,7 +72,7 @@ def test_what_was_measured_with_the_model_comes_back_as_it_was():
     assert (speed.model, speed.weights) == ("Llama-3.1-8B", count_weights(EIGHT))
     estimate = estimate_time(TrainConfig(), EIGHT, plan, Work(1, 1, 1024), machine("3060", speed))
     assert estimate.tokens_per_second == pytest.approx(100, rel=0.001)
-    assert (estimate.measured, estimate.says) == (True, "by what this card reached with Llama-3.1-8B")
+    assert (estimate.measured, estimate.basis) == (True, "by what this card reached with Llama-3.1-8B")
 
 
 def test_more_checkpointing_than_was_measured_takes_longer():
@@ -91,8 +91,8 @@ def test_the_measurement_of_the_nearest_size_is_taken():
     ]
     there = machine("3060", *speeds)
     three = REFERENCE_SHAPES["Llama-3.2-3B"]
-    says = estimate_time(TrainConfig(), three, with_settings(three, there, 2048, 0), Work(1, 1, 512), there).says
-    assert says == "by what this card reached with Llama-3.1-8B"
+    basis = estimate_time(TrainConfig(), three, with_settings(three, there, 2048, 0), Work(1, 1, 512), there).basis
+    assert basis == "by what this card reached with Llama-3.1-8B"
 
 
 @pytest.mark.parametrize("steps", [0, 3, 5])

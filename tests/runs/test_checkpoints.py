@@ -57,17 +57,17 @@ def test_a_name_finds_its_weights(folder, choice, place):
 
 
 @pytest.mark.parametrize(
-    ("choice", "says"),
+    ("choice", "message"),
     [
         ("step-10", "The run 'run' has kept no checkpoint 'step-10'. There are: step-20, step-30, step-40."),
         ("newest", "'newest' is no checkpoint. Give best, last or step-N."),
         ("../../adapter", "'../../adapter' is no checkpoint. Give best, last or step-N."),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_is(folder, choice, says):
+def test_what_is_not_there_is_refused_with_what_is(folder, choice, message):
     with pytest.raises(StudioError) as caught:
         find_weights(folder, choice)
-    assert f"{caught.value.message} {caught.value.hint}".endswith(says)
+    assert f"{caught.value.message} {caught.value.hint}".endswith(message)
 
 
 def test_a_run_without_any_says_so(tmp_path):

@@ -120,7 +120,7 @@ def test_a_record_names_no_path_of_this_machine(studio, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "here: This is not JSON"),
         ("[1]", "here: This is not the record of a run"),
@@ -129,10 +129,10 @@ def test_a_record_names_no_path_of_this_machine(studio, tmp_path):
         ('{"name": "x", "config": {}, "schema_version": 9}', "written by another version (schema 9)"),
     ],
 )
-def test_a_record_that_is_none_is_refused_with_its_file(text, said):
+def test_a_record_that_is_none_is_refused_with_its_file(text, message):
     with pytest.raises(StudioError) as refused:
         RunRecord.parse(text, "here")
-    assert said in str(refused.value) and "here" in str(refused.value)
+    assert message in str(refused.value) and "here" in str(refused.value)
 
 
 def test_what_refers_to_a_run_or_a_set_is_said_before_it_is_deleted(studio, tmp_path):
@@ -205,20 +205,20 @@ def test_answers_to_the_same_prompts_stand_side_by_side_the_newest_of_each_run(s
     def sample(prompt, answer, side="tuned", step=0):
         return ev.SampleWritten(step=step, prompt=prompt, answer=answer, side=side)
 
-    said = {
+    samples = {
         "one": (
             [sample("Hi", "base", "base"), sample("Hi", "early", step=5), sample("Only here", "x")],
             [sample("Hi", "late")],
         ),
         "two": ([sample("Hi", "other", step=5)], []),
     }
-    for name, (training, evaluation) in said.items():
+    for name, (training, evaluation) in samples.items():
         job = make_run(studio, name)
-        asked = create_job(job.path / "evaluations", "evaluate", EvaluateRequest(run=job.path, prompts=("Hi",)))
-        for folder, events in ((job, training), (asked, evaluation)):
+        evaluated = create_job(job.path / "evaluations", "evaluate", EvaluateRequest(run=job.path, prompts=("Hi",)))
+        for folder, events in ((job, training), (evaluated, evaluation)):
             journal = Journal(folder.events)
             for event in events:
                 journal.append(event)
             journal.close()
-    assert common_answers([studio.runs.answers(name) for name in said]) == [("Hi", ["late", "other"])]
+    assert common_answers([studio.runs.answers(name) for name in samples]) == [("Hi", ["late", "other"])]
     assert common_answers([studio.runs.answers("one")]) == []

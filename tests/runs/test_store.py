@@ -32,7 +32,7 @@ STARTED, ENDED = Progress(state="running", job="train"), Progress(state="stopped
 
 
 @pytest.mark.parametrize(
-    ("progress", "alive", "seen", "asked", "state"),
+    ("progress", "alive", "seen", "stop_requested", "state"),
     [
         (Progress(), False, False, False, "starting"),
         (Progress(), True, True, False, "starting"),
@@ -46,8 +46,8 @@ STARTED, ENDED = Progress(state="running", job="train"), Progress(state="stopped
         (ENDED, False, True, False, "stopped"),
     ],
 )
-def test_the_state_is_what_a_person_means(progress, alive, seen, asked, state):
-    assert find_state(progress, alive=alive, seen=seen, stop_asked=asked) == state
+def test_the_state_is_what_a_person_means(progress, alive, seen, stop_requested, state):
+    assert find_state(progress, alive=alive, seen=seen, stop_requested=stop_requested) == state
 
 
 def test_the_state_follows_lock_request_and_last_event(tmp_path):

@@ -34,7 +34,7 @@ ProcessLock(folder.lock_file).acquire()
 journal = Journal(folder.events)
 journal.append(ev.JobStarted(job="doctor"))
 until = time.monotonic() + 20
-while not folder.is_asked("stop") and time.monotonic() < until:
+while not folder.is_requested("stop") and time.monotonic() < until:
     time.sleep(0.01)
 journal.append(ev.Stopped(step=4))
 """
@@ -57,7 +57,7 @@ def test_a_start_returns_once_the_worker_has_begun_and_a_stop_reaches_it(job):
     assert seen == [ev.JobStarted(job="doctor"), ev.Stopped(step=4)]
     assert (job.control / "stop").exists()
     supervisor.clear_requests(job)
-    assert not job.is_asked("stop")
+    assert not job.is_requested("stop")
 
 
 def test_a_worker_that_ends_before_its_first_word_is_said_to_have_not_started(job):

@@ -89,8 +89,8 @@ def test_the_command_line_lists_warns_asks_and_deletes(studio, tmp_path, monkeyp
 
     assert "one gguf" in call("list")
     monkeypatch.setattr("typer.confirm", lambda question: False)
-    said = call("delete", str(folder))
-    assert "Its weights are the base of two, which cannot be used without them." in said and "stays." in said
+    output = call("delete", str(folder))
+    assert "Its weights are the base of two, which cannot be used without them." in output and "stays." in output
     assert folder.exists()
     assert "is deleted" in call("delete", "--yes", str(folder)) and not folder.exists()
     assert call("list").startswith("There are no exports.")

@@ -114,8 +114,8 @@ def server(tmp_path_factory, request) -> Iterator[Server]:
     process, made = start_server(home)
     yield made
     process.terminate()
-    said, _ = process.communicate(timeout=20)
-    assert "Traceback" not in said, said
+    output, _ = process.communicate(timeout=20)
+    assert "Traceback" not in output, output
 
 
 @pytest.fixture(scope="session")
@@ -134,9 +134,11 @@ class Watched:
         self.wrong: list[str] = []
         self.leaving = False
         near = (url, "data:", "blob:")
-        page.on("console", lambda said: self.note(f"console: {said.text}") if said.type == "error" else None)
+        page.on("console", lambda message: self.note(f"console: {message.text}") if message.type == "error" else None)
         page.on("pageerror", lambda error: self.note(f"page: {error}"))
-        page.on("request", lambda asked: None if asked.url.startswith(near) else self.note(f"outside: {asked.url}"))
+        page.on(
+            "request", lambda request: None if request.url.startswith(near) else self.note(f"outside: {request.url}")
+        )
 
     def note(self, wrong: str) -> None:
         if not (self.leaving and any(word in wrong for word in self.ABORTED)):

@@ -30,7 +30,7 @@ class FakePipe:
 
     def __init__(self) -> None:
         self.lives = True
-        self.asked: list[ChatRequest] = []
+        self.requests: list[ChatRequest] = []
         self.may_go = threading.Event()
         self.may_go.set()
         self.stopped = False
@@ -39,7 +39,7 @@ class FakePipe:
         """The side that waits for `may_go`; empty for both."""
 
     def ask(self, request: ChatRequest) -> Iterator[ChatPiece]:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.breaks:
             raise StudioError("The chat worker has ended.", "Open the chat again.")
         words = f"{request.side}: {request.turns[-1].content}".split()
@@ -107,7 +107,7 @@ class Tab:
         self.workspace = CURRENT.workspace = workspace
         self.blocks, self.page = assembled_page()
         self.view = View()
-        self.told: list[str] = []
+        self.updated: list[str] = []
         """Ids of what the last look changed."""
         self.props: dict[str, dict[str, Any]] = {}
         self.look()
@@ -118,7 +118,7 @@ class Tab:
         return self.take(self.page.follow(self.view))
 
     def take(self, updates: Mapping[Any, Any]) -> Tab:
-        self.told = [component.elem_id for component in updates]
+        self.updated = [component.elem_id for component in updates]
         for component, update in updates.items():
             is_update = isinstance(update, dict) and update.get("__type__") == "update"
             self.props.setdefault(component.elem_id, {}).update(update if is_update else {"value": update})

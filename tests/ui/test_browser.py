@@ -17,9 +17,9 @@ ODD = "What is a<b and c>d in <div>?\n- one\n  - two\n<tool_call>x</tool_call>"
 """A question that a page would lose parts of if it took it for Markdown or HTML."""
 
 
-def said_by(page: Page, pane: str, role: str) -> str:
+def last_message(page: Page, pane: str, role: str) -> str:
     """The text of the newest message as a reader gets it, folded blocks opened and without their names."""
-    message = page.locator(f"{pane} .{role} .qs-said").last
+    message = page.locator(f"{pane} .{role} .qs-text").last
     expect(message).to_be_visible()
     without_names = "node => { const copy = node.cloneNode(true); copy.querySelectorAll('summary').forEach(s => s.remove()); return copy.textContent }"
     return str(message.evaluate(without_names))
@@ -76,11 +76,11 @@ def test_rows_to_training_to_chat_with_a_reload_in_between(watched):
     message.press("Enter")
     expect(page.locator("#chat-speed")).to_contain_text("adapter: 16 tokens", timeout=90_000)
     for pane in ("#chat-base", "#chat-tuned"):
-        assert said_by(page, pane, "user") == ODD
-        expect(page.locator(f"{pane} .assistant .qs-said")).not_to_be_empty()
+        assert last_message(page, pane, "user") == ODD
+        expect(page.locator(f"{pane} .assistant .qs-text")).not_to_be_empty()
     expect(message).to_have_value("")
     watched.reload()
-    assert said_by(page, "#chat-tuned", "user") == ODD
+    assert last_message(page, "#chat-tuned", "user") == ODD
 
     page.locator("#tab-runs-button").click()
     expect(page.locator("#run-details")).to_contain_text("Max steps")
@@ -99,6 +99,10 @@ def test_keys_theme_and_deep_links(watched):
         page.keyboard.press(f"Alt+{key}")
         expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
         page.wait_for_function("anchor => location.hash === anchor", arg=anchor)
+    # what the page writes into itself between a link and its event must not win over the link
+    page.evaluate("location.hash = '#train'; document.querySelector('#pages').append(document.createElement('i'))")
+    expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Alt+6")
     dark = "document.body.classList.contains('dark')"
     before = page.evaluate(dark)
     page.locator("#theme-btn").click()
@@ -158,21 +162,21 @@ def test_a_second_tab_follows_the_first_but_not_while_its_own_person_types(watch
 
 def test_a_tab_in_the_background_asks_less_often(watched):
     page = watched.open("#train")
-    asked = []
-    page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
+    polls = []
+    page.on("request", lambda request: polls.append(request.url) if "predict" in request.url else None)
     page.wait_for_timeout(4000)
-    assert asked
+    assert polls
     hide = "Object.defineProperty(document, 'visibilityState', {value: %r, configurable: true})"
     page.evaluate(hide % "hidden")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(1500)
-    asked.clear()
+    polls.clear()
     page.wait_for_timeout(6000)
-    assert asked == []
+    assert polls == []
     page.evaluate(hide % "visible")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(5000)
-    assert asked
+    assert polls
 
 
 @pytest.mark.parametrize(("typed", "shown"), [("0,25", "0.25"), ("0.25", "0.25")])

@@ -39,18 +39,18 @@ def slowly(chat):
     chat.pipe.may_go.clear()
 
 
-def said(chat, side):
+def answers_of(chat, side):
     return [(turn.role, turn.content) for turn in chat.history.turns(side)]
 
 
 def test_both_sides_answer_one_after_the_other_with_the_same_settings(chat):
     ask(chat)
     wait(chat)
-    asked = chat.studio.pipes[0].asked
-    assert [request.side for request in asked] == ["base", "tuned"]
-    assert {request.sampling for request in asked} == {Sampling(seed=7)}
-    assert said(chat, "base") == [("user", "hello there"), ("assistant", "base: hello there")]
-    assert said(chat, "tuned") == [("user", "hello there"), ("assistant", "tuned: hello there")]
+    requests = chat.studio.pipes[0].requests
+    assert [request.side for request in requests] == ["base", "tuned"]
+    assert {request.sampling for request in requests} == {Sampling(seed=7)}
+    assert answers_of(chat, "base") == [("user", "hello there"), ("assistant", "base: hello there")]
+    assert answers_of(chat, "tuned") == [("user", "hello there"), ("assistant", "tuned: hello there")]
     last = chat.history.last("tuned")
     assert (last.prompt, last.tokens_per_second) == ("<exact>", 9.0)
 
@@ -60,7 +60,7 @@ def test_the_next_question_carries_what_was_said_and_the_system_message_once(cha
     wait(chat)
     ask(chat, "again", system="Be rude.", sides=("tuned",))
     wait(chat)
-    assert chat.studio.pipes[0].asked[1].turns == (
+    assert chat.studio.pipes[0].requests[1].turns == (
         ChatTurn(role="system", content="Be kind."),
         ChatTurn(role="user", content="hello there"),
         ChatTurn(role="assistant", content="tuned: hello there"),
@@ -79,7 +79,7 @@ def test_a_growing_answer_can_be_read_by_anybody_who_looks(chat):
         ask(chat)
     chat.stop()
     wait(chat)
-    assert said(chat, "tuned")[-1] == ("assistant", "tuned:")
+    assert answers_of(chat, "tuned")[-1] == ("assistant", "tuned:")
     assert chat.history.messages("tuned")[-1] == Message("assistant", "tuned:", "stopped")
 
 
@@ -91,8 +91,8 @@ def test_stopping_the_first_side_leaves_the_second_unasked_and_both_with_the_sam
     until(lambda: chat.history.last("base").begun)
     chat.stop()
     wait(chat)
-    assert said(chat, "base") == [("user", "before"), ("assistant", "base: before")]
-    assert said(chat, "tuned") == [("user", "before"), ("assistant", "tuned: before")]
+    assert answers_of(chat, "base") == [("user", "before"), ("assistant", "base: before")]
+    assert answers_of(chat, "tuned") == [("user", "before"), ("assistant", "tuned: before")]
     assert chat.history.messages("base")[2:] == [
         Message("user", "one two three"),
         Message("assistant", "base:", "stopped; not part of the conversation"),
@@ -109,8 +109,8 @@ def test_stopping_the_second_side_keeps_both_answers_as_far_as_they_got(chat):
     until(lambda: chat.history.last("tuned").begun)
     chat.stop()
     wait(chat)
-    assert said(chat, "base")[-1] == ("assistant", "base: one two three")
-    assert said(chat, "tuned")[-1] == ("assistant", "tuned:")
+    assert answers_of(chat, "base")[-1] == ("assistant", "base: one two three")
+    assert answers_of(chat, "tuned")[-1] == ("assistant", "tuned:")
 
 
 def test_an_error_is_kept_and_the_question_can_be_asked_again(chat):
@@ -120,28 +120,28 @@ def test_an_error_is_kept_and_the_question_can_be_asked_again(chat):
     ask(chat, "second")
     wait(chat)
     assert chat.error is not None and chat.error.message == "The chat worker has ended."
-    assert said(chat, "base") == [("user", "hello there"), ("assistant", "base: hello there")]
+    assert answers_of(chat, "base") == [("user", "hello there"), ("assistant", "base: hello there")]
     chat.pipe.breaks = False
     ask(chat, "second")
     wait(chat)
-    assert chat.error is None and said(chat, "base")[-2:] == [("user", "second"), ("assistant", "base: second")]
+    assert chat.error is None and answers_of(chat, "base")[-2:] == [("user", "second"), ("assistant", "base: second")]
 
 
 def test_another_run_closes_the_worker_and_begins_anew(chat):
     ask(chat)
     wait(chat)
     chat.choose("second")
-    assert not chat.studio.pipes[0].lives and chat.run == "second" and said(chat, "base") == []
+    assert not chat.studio.pipes[0].lives and chat.run == "second" and answers_of(chat, "base") == []
 
 
 def test_closing_gives_the_memory_back_and_keeps_the_words(chat):
     ask(chat)
     wait(chat)
     chat.close()
-    assert not chat.studio.pipes[0].lives and said(chat, "tuned")[-1][1] == "tuned: hello there"
+    assert not chat.studio.pipes[0].lives and answers_of(chat, "tuned")[-1][1] == "tuned: hello there"
     ask(chat, "back")
     wait(chat)
-    assert len(chat.studio.pipes) == 2 and said(chat, "tuned")[-1][1] == "tuned: back"
+    assert len(chat.studio.pipes) == 2 and answers_of(chat, "tuned")[-1][1] == "tuned: back"
 
 
 def test_an_idle_worker_is_closed(chat):

@@ -11,6 +11,7 @@ from qlora_studio.ui.server.sync import Scene
 from qlora_studio.ui.tabs import import_rows
 from qlora_studio.ui.tabs.data import SETS
 from qlora_studio.ui.tabs.import_rows import ImportOptions
+from tests.matrix import mostly_slow
 from tests.runs.made import make_run
 from tests.ui.fakes import Tab
 from tests.ui.test_views import token_report
@@ -49,8 +50,8 @@ def test_an_empty_page_says_what_to_do_next(tab):
 
 def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(tab, rows):
     open_in(tab, rows)
-    said = "Read as Alpaca (100% of the rows looked at). The rows have 'instruction' and 'output'."
-    assert tab.words("data-status") == said
+    sentence = "Read as Alpaca (100% of the rows looked at). The rows have 'instruction' and 'output'."
+    assert tab.words("data-status") == sentence
     assert tab.words("data-rows").startswith("mine.jsonl:1 User Question 0? Assistant Answer 0. mine.jsonl:2")
     assert tab.props["import-bar"]["visible"] and tab.words("import-name") == "mine.jsonl is open and not imported yet."
     assert names(tab) == []
@@ -59,7 +60,7 @@ def test_an_opened_file_shows_its_format_with_the_reason_and_its_rows(tab, rows)
 def test_what_is_opened_is_opened_in_one_tab_only(workspace, rows):
     first, second = Tab(workspace), Tab(workspace)
     open_in(first, rows)
-    assert "data-status" not in second.look().told
+    assert "data-status" not in second.look().updated
 
 
 def test_a_path_in_quotes_is_opened(tab, rows):
@@ -144,7 +145,7 @@ def test_two_sets_show_their_weights(mixed):
     assert "2 sets mixed" in mixed.words("data-status")
 
 
-@pytest.mark.parametrize("typed", ["", "0", "-1", "much", "1,000"])
+@pytest.mark.parametrize("typed", mostly_slow(["", "0", "-1", "much", "1,000"], "", "1,000"))
 def test_a_weight_that_is_none_is_refused_and_named(mixed, typed):
     with pytest.raises(StudioError, match="is not a weight for general"):
         import_rows.weigh_sets(mixed.workspace, ["1", typed])
@@ -190,9 +191,9 @@ def test_a_set_in_use_warns_before_it_is_deleted_and_leaves_the_draft(tab, rows)
     assert tab.props["set-delete"]["choices"] == [("mine, 6 rows", "mine")] and tab.value("set-delete") == "mine"
     assert tab.value("set-holds") == "" and not tab.props["set-delete-now-btn"]["visible"]
     tab.view.to_delete["data set"] = tab.view.deleted_next["data set"] = "mine"
-    said = tab.look().words("set-holds")
-    assert "The next run is to learn from it." in said
-    assert "Trained on mine, and not to be repeated or evaluated on its rows without it: done." in said
+    warning = tab.look().words("set-holds")
+    assert "The next run is to learn from it." in warning
+    assert "Trained on mine, and not to be repeated or evaluated on its rows without it: done." in warning
     assert tab.props["set-delete-now-btn"]["visible"] and not tab.props["set-delete-btn"]["visible"]
     SETS.delete(Scene(tab.workspace, tab.workspace.world(), tab.view), "mine")
     tab.look()

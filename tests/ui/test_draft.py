@@ -58,9 +58,9 @@ def test_a_draft_that_cannot_be_kept_says_so(tmp_path):
 def test_a_tab_shows_what_another_one_changed_and_never_what_its_own_person_is_typing(workspace):
     first, second = Tab(workspace), Tab(workspace)
     first.type("lora.rank", 64)
-    assert "lora-rank" not in first.told
-    assert second.look().value("lora-rank") == 64 and "lora-rank" in second.told
-    assert second.look().told == []
+    assert "lora-rank" not in first.updated
+    assert second.look().value("lora-rank") == 64 and "lora-rank" in second.updated
+    assert second.look().updated == []
 
 
 def other_value(setting, now):
@@ -114,7 +114,7 @@ def test_an_untouched_page_agrees_with_the_draft(workspace):
 def test_an_emptied_slider_waits_for_its_number(workspace):
     tab = Tab(workspace)
     before = workspace.draft["lora.rank"]
-    assert tab.type("lora.rank", None).workspace.draft["lora.rank"] == before and "lora-rank" not in tab.told
+    assert tab.type("lora.rank", None).workspace.draft["lora.rank"] == before and "lora-rank" not in tab.updated
 
 
 def test_what_a_tab_looks_at_is_its_own(workspace):

@@ -7,7 +7,7 @@ import pytest
 from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import ExportWish, find_export_kind
+from qlora_studio.core.exports import ExportOptions, find_export_kind
 from qlora_studio.core.jobs import ExportReport, ExportRequest, JobRef, PushReport, PushRequest, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.ui.server import export as export_server
@@ -16,8 +16,8 @@ from qlora_studio.ui.tabs.export import EXPORTS
 from tests.ui.fakes import Tab
 
 
-def wish(kind: str, **changes: object) -> ExportWish:
-    return ExportWish(find_export_kind(kind), **changes)
+def options(kind: str, **changes: object) -> ExportOptions:
+    return ExportOptions(find_export_kind(kind), **changes)
 
 
 def write_events(job, *events):
@@ -55,7 +55,7 @@ def test_the_newest_run_and_a_new_folder_are_offered(exporting):
     exporting.view.export_what = "gguf"
     assert exporting.look().value("export-folder") == str(exports / "short-gguf-q4_k_m-original")
     (exports / "short-adapter").mkdir(parents=True)
-    assert export_server.default_folder(exports, "short", wish("adapter")) == exports / "short-adapter-2"
+    assert export_server.default_folder(exports, "short", options("adapter")) == exports / "short-adapter-2"
 
 
 def test_what_belongs_to_another_kind_is_not_shown(exporting):
@@ -84,48 +84,48 @@ def test_a_finished_export_says_how_it_is_opened(exporting, run, tmp_path):
     job = create_job(run.path / "exports", "export", ExportRequest(run=run.path, to=tmp_path / "out", kind="gguf"))
     exported = ev.Exported(what="gguf", path=str(tmp_path / "out"), bytes=1)
     write_events(job, ev.JobStarted(job="export"), exported, ev.Finished())
-    said = exporting.look().words("export-state")
-    assert f'llama-cli -m "{tmp_path}/out/short.Q4_K_M.gguf" --jinja' in said
-    assert "Open in Ollama" in said and "Open in LM Studio" in said and "vLLM" not in said
+    shown = exporting.look().words("export-state")
+    assert f'llama-cli -m "{tmp_path}/out/short.Q4_K_M.gguf" --jinja' in shown
+    assert "Open in Ollama" in shown and "Open in LM Studio" in shown and "vLLM" not in shown
 
 
 def test_the_checklist_warns_of_what_would_fail(exporting, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "a").touch()
-    notes = export_server.find_notes(exporting.workspace, "short", wish("adapter"), f'"{full}"')
-    assert {note.says: note.kind for note in notes}["The folder is not empty; name a new one."] == "bad"
-    assert not [note for note in notes if "fetches" in note.says], "an adapter needs no base"
+    notes = export_server.find_notes(exporting.workspace, "short", options("adapter"), f'"{full}"')
+    assert {note.text: note.kind for note in notes}["The folder is not empty; name a new one."] == "bad"
+    assert not [note for note in notes if "fetches" in note.text], "an adapter needs no base"
     notes = export_server.find_notes(
-        exporting.workspace, "short", wish("merged", merge_into="original"), str(tmp_path / "new")
+        exporting.workspace, "short", options("merged", merge_into="original"), str(tmp_path / "new")
     )
-    kinds = {note.says: note.kind for note in notes}
+    kinds = {note.text: note.kind for note in notes}
     assert kinds["The base smollm2-135m-instruct is not on this machine; a merge fetches it first."] == "warn"
-    relative = export_server.find_notes(exporting.workspace, "short", wish("adapter"), "out")
-    assert [note.says for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]
+    relative = export_server.find_notes(exporting.workspace, "short", options("adapter"), "out")
+    assert [note.text for note in relative if note.kind == "bad"] == ["Give the folder with its whole path."]
 
 
 @pytest.mark.parametrize(
-    ("what", "folder", "said"),
+    ("what", "folder", "message"),
     [
         ("adapter", "  ", "The folder is empty."),
         ("pack", "/tmp/x", "A pack holds at least one part"),
     ],
 )
-def test_what_a_page_would_never_send_is_refused_all_the_same(exporting, what, folder, said):
-    with pytest.raises(StudioError, match=said):
-        export_server.start(exporting.workspace, "short", wish(what, parts=()), folder, check=False)
+def test_what_a_page_would_never_send_is_refused_all_the_same(exporting, what, folder, message):
+    with pytest.raises(StudioError, match=message):
+        export_server.start(exporting.workspace, "short", options(what, parts=()), folder, check=False)
 
 
 def test_without_a_run_the_page_says_where_to_begin(tab):
     assert tab.words("export-checks").startswith("Nothing to export yet")
     assert tab.props["export-btn"]["interactive"] is False
     with pytest.raises(StudioError, match="There is no run to export"):
-        export_server.start(tab.workspace, None, wish("adapter"), "/tmp/x", check=False)
+        export_server.start(tab.workspace, None, options("adapter"), "/tmp/x", check=False)
 
 
 def test_an_export_that_has_just_been_started_is_never_called_interrupted(exporting, tmp_path):
-    export_server.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "out"), check=False)
+    export_server.start(exporting.workspace, "short", options("adapter"), str(tmp_path / "out"), check=False)
     exporting.look()
     assert exporting.words("export-state").startswith("Exporting starting")
     assert (exporting.props["export-btn"]["interactive"], exporting.props["export-stop-btn"]["visible"]) == (
@@ -133,7 +133,7 @@ def test_an_export_that_has_just_been_started_is_never_called_interrupted(export
         True,
     )
     with pytest.raises(StudioError, match="An export is under way"):
-        export_server.start(exporting.workspace, "short", wish("adapter"), str(tmp_path / "two"), check=False)
+        export_server.start(exporting.workspace, "short", options("adapter"), str(tmp_path / "two"), check=False)
 
 
 def test_a_merge_that_disagrees_offers_the_export_as_chatted(exporting, run, tmp_path):
@@ -215,5 +215,5 @@ def test_an_importance_matrix_is_offered_for_k_quants_and_made_where_the_rows_ar
     assert exporting.look().value("export-importance") is True
     exporting.view.export_importance = False
     assert exporting.look().value("export-importance") is False
-    assert wish("gguf", gguf="Q8_0", importance=True).measures_importance is False
-    assert wish("gguf", gguf="Q4_K_M", importance=True).measures_importance is True
+    assert options("gguf", gguf="Q8_0", importance=True).measures_importance is False
+    assert options("gguf", gguf="Q4_K_M", importance=True).measures_importance is True

@@ -76,10 +76,10 @@ def test_ending_the_command_ends_its_page(tmp_path):
             time.sleep(0.2)
         assert answers(url)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=15)
+        output, _ = process.communicate(timeout=15)
     finally:
         process.kill()
-    assert not answers(url) and process.returncode == 0 and said.endswith("Closed.\n")
+    assert not answers(url) and process.returncode == 0 and output.endswith("Closed.\n")
 
 
 ENDED_IN_LAUNCH = """
@@ -95,6 +95,7 @@ sys.exit(main())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to send")
+@pytest.mark.slow
 def test_a_page_that_is_ended_while_it_opens_is_closed(tmp_path):
     environment = {**os.environ, "QLORA_STUDIO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", ENDED_IN_LAUNCH]

@@ -22,9 +22,9 @@ REPORT = RateReport(
 
 
 def test_what_was_found_stands_with_every_rate_and_its_gain():
-    said = words(rate_view.rates(None, REPORT, ()))
-    assert "base 1.9000" in said and "0.001 1.7000 best choice" in said and "0.002 not finite" in said
-    assert said.endswith(
+    shown = words(rate_view.rates(None, REPORT, ()))
+    assert "base 1.9000" in shown and "0.001 1.7000 best choice" in shown and "0.002 not finite" in shown
+    assert shown.endswith(
         "After 12 steps each from the same start, 0.001 is the lowest rate that does as well as the best."
     )
 

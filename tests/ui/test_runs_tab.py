@@ -19,7 +19,7 @@ from qlora_studio.studio import Studio
 from qlora_studio.ui.app import stop_run
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs.queue import put_into_queue
-from qlora_studio.ui.tabs.run_controls import train_more, use_settings
+from qlora_studio.ui.tabs.run_actions import train_more, use_settings
 from tests.runs.holders import held
 from tests.runs.made import make_run
 from tests.ui.fakes import Tab
@@ -40,10 +40,10 @@ def shows(tab: Tab, run: str) -> Tab:
 
 
 def test_a_run_says_its_best_step_and_that_it_went_past_it(tab):
-    said = shows(tab, "first").words("run-details")
-    assert "1.700 best, step 5, base 2.000" in said and "step 5 rank 8" in said
-    assert "The run overfits: its held-out loss was 1.7000 at step 5 and 2.0000 at step 10." in said
-    assert "The adapter is that of step 5." in said
+    shown = shows(tab, "first").words("run-details")
+    assert "1.700 best, step 5, base 2.000" in shown and "step 5 rank 8" in shown
+    assert "The run overfits: its held-out loss was 1.7000 at step 5 and 2.0000 at step 10." in shown
+    assert "The adapter is that of step 5." in shown
 
 
 def test_its_weights_can_be_chosen_wherever_they_are_used(tab):
@@ -90,23 +90,23 @@ def test_the_record_is_a_file_to_save_that_can_be_run_again(tab):
 
 def test_compared_runs_show_what_tells_them_apart(tab):
     tab.view.compared = ("first", "second")
-    said = tab.look().words("runs-differences")
-    assert "Rank 8 16" in said and "1.7000 at step 5 1.6000 at step 5" in said
+    shown = tab.look().words("runs-differences")
+    assert "Rank 8 16" in shown and "1.7000 at step 5 1.6000 at step 5" in shown
     for name in tab.view.compared:
         journal = Journal(JobFolder(tab.workspace.studio.home.runs / name).events)
         journal.append(ev.SampleWritten(step=10, prompt="Hi <b>", answer=f"I am the {name}.", side="tuned"))
         journal.close()
     tab.view.compared_loss = "evaluation"
-    said = tab.look().words("runs-differences")
-    assert said.endswith("Hi <b> I am the first. I am the second.")
+    shown = tab.look().words("runs-differences")
+    assert shown.endswith("Hi <b> I am the first. I am the second.")
     tab.view.compared = ("first",)
     assert tab.look().value("runs-differences") == ""
 
 
 def test_the_results_of_a_tag_come_best_first(tab):
-    said = tab.words("queue-results")
-    assert tab.value("queue-tag") == "ranks" and said.index("second") < said.index("first")
-    assert "Rank" in said and "1.6000" in said
+    shown = tab.words("queue-results")
+    assert tab.value("queue-tag") == "ranks" and shown.index("second") < shown.index("first")
+    assert "Rank" in shown and "1.6000" in shown
 
 
 def test_what_waits_is_listed_in_its_order_and_can_be_started_once_the_card_is_free(tab):
@@ -134,7 +134,7 @@ def test_pause_and_save_stand_there_only_while_a_run_is_at_work(tab):
         shows(tab, "going")
         assert [tab.props[door]["visible"] for door in doors] == [True, True, False]
         tab.workspace.studio.runs.pause("going")
-        assert folder.is_asked("pause")
+        assert folder.is_requested("pause")
     journal.append(ev.Stopped(step=4, paused=True))
     journal.close()
     assert [shows(tab, "going").props[door]["visible"] for door in doors] == [False, False, True]
@@ -177,8 +177,8 @@ def test_a_stop_that_is_not_answered_within_half_a_minute_offers_to_end_the_work
         stop_run(tab.workspace)
         tab.look()
         assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("Stopping after this step …", False)
-        asked = folder.control / "stop"
-        os.utime(asked, (asked.stat().st_mtime - 31, asked.stat().st_mtime - 31))
+        request_file = folder.control / "stop"
+        os.utime(request_file, (request_file.stat().st_mtime - 31, request_file.stat().st_mtime - 31))
         tab.look()
         assert (tab.value("stop-btn"), tab.props["stop-btn"]["interactive"]) == ("End it now", True)
         stop_run(tab.workspace)

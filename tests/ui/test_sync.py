@@ -114,12 +114,12 @@ def test_what_changed_is_confirmed_once_a_moment_later_for_answers_may_overtake_
 def test_no_tick_sends_back_what_is_being_typed(tab, monkeypatch):
     """A tick that came between the draft's change and the note that the field shows it put the older value there."""
     tab.look()
-    told = []
+    updates = []
     real = tab.workspace.draft.change
 
     def slow(values, presets=None):
         real(values, presets)
-        tick = threading.Thread(target=lambda: told.append(tab.page.follow(tab.view)))
+        tick = threading.Thread(target=lambda: updates.append(tab.page.follow(tab.view)))
         tick.start()
         tick.join(0.5)
         ticks.append(tick)
@@ -130,4 +130,4 @@ def test_no_tick_sends_back_what_is_being_typed(tab, monkeypatch):
     ticks[0].join()
     assert tab.workspace.draft["data.eval_share"] == 0.25
     field = tab.control("data.eval_share").component
-    assert "value" not in told[0].get(field, {})
+    assert "value" not in updates[0].get(field, {})

@@ -90,8 +90,8 @@ def test_what_is_unusual_stands_under_its_field_and_does_not_block(ready):
 
 def test_no_dotted_name_reaches_the_page(ready):
     ready.type("data.max_length", 512).type("memory.micro_batch_tokens", "128")
-    said = ready.words("readiness")
-    assert "Micro-batch, tokens: " in said and "“Max sequence length”" in said and "data.max_length" not in said
+    shown = ready.words("readiness")
+    assert "Micro-batch, tokens: " in shown and "“Max sequence length”" in shown and "data.max_length" not in shown
 
 
 def test_an_unknown_base_is_said_in_the_place_of_the_plan(ready):
@@ -143,8 +143,8 @@ def test_that_torch_cannot_use_the_card_stands_on_the_train_page_with_the_comman
     ready.workspace.draft.change({})
     ready.look()
     for element in ("plan", "readiness"):
-        said = ready.words(element)
-        assert "torch 2.13.0+cpu is built for processors only" in said and "Run: pip install" in said
+        shown = ready.words(element)
+        assert "torch 2.13.0+cpu is built for processors only" in shown and "Run: pip install" in shown
     assert buttons(ready) == (False, False)
 
 
@@ -164,7 +164,7 @@ def test_the_page_and_the_command_plan_the_same(workspace, capsys, monkeypatch, 
     monkeypatch.setenv("QLORA_STUDIO_HOME", str(workspace.studio.home.root))
     monkeypatch.setattr("sys.argv", ["qlora-studio", "plan", *settings])
     code = run_cli()
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert code == (0 if plan.fits else 1)
     for part in plan.estimate.parts:
-        assert f"{part.label} {gib(part.bytes)}" in said
+        assert f"{part.label} {gib(part.bytes)}" in output

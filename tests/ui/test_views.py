@@ -23,7 +23,7 @@ EVIL = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
 
 
 def make_plan(total_gib=3, budget_gib=4, **more):
-    parts = (MemoryPart(key="weights", label="Weights", bytes=int(total_gib * GIB), says="in NF4"),)
+    parts = (MemoryPart(key="weights", label="Weights", bytes=int(total_gib * GIB), basis="in NF4"),)
     values = {"device": "cuda", "micro_batch_tokens": 2048, "checkpointed_layers": 0, "layers": 30}
     values |= {"adapter_precision": "fp32", "optimizer": "adamw", "reasons": ("Because it fits.",)}
     return MemoryPlan(budget_bytes=budget_gib * GIB, estimate=MemoryEstimate(parts=parts), **(values | more))
@@ -99,9 +99,9 @@ def test_a_bar_tells_its_value_to_those_who_do_not_see_it():
 
 
 def test_a_plan_that_fits_says_what_is_spare_and_why():
-    said = words(plan.plan_card(make_plan(longest_context=8192, largest_rank=64)))
-    assert "3.0 of 4.0 GiB" in said and "fits · 1.0 GiB spare" in said and "Because it fits." in said
-    assert "8\u202f192 tokens" in said and "largest rank that would fit is 64" in said
+    shown = words(plan.plan_card(make_plan(longest_context=8192, largest_rank=64)))
+    assert "3.0 of 4.0 GiB" in shown and "fits · 1.0 GiB spare" in shown and "Because it fits." in shown
+    assert "8\u202f192 tokens" in shown and "largest rank that would fit is 64" in shown
 
 
 def test_a_plan_over_budget_says_by_how_much_and_what_to_change():
@@ -123,8 +123,8 @@ def test_the_tiles_follow_a_run(tmp_path):
     progress = fold(
         [ev.JobStarted(job="train"), step(4, 1.5), ev.EvaluationLogged(step=4, loss=1.75, tokens=9, rows=1)]
     )
-    said = words(run.run_tiles(make_run(tmp_path, progress)))
-    assert said == (
+    shown = words(run.run_tiles(make_run(tmp_path, progress)))
+    assert shown == (
         "Train loss 1.500 step 4 of 10 Held-out loss 1.750 on the evaluation set "
         "Speed 1\u202f234 tokens / s Time left 1 m 01 s until the last step"
     )
@@ -155,9 +155,9 @@ def test_a_failed_run_says_what_went_wrong_and_what_to_do(tmp_path):
 
 
 def test_the_runs_table_is_text_only(tmp_path):
-    told = {"base": "smollm2-135m-instruct", "rank": 16, "step": 4, "total_steps": 10, "loss": 1.5}
+    facts = {"base": "smollm2-135m-instruct", "rank": 16, "step": 4, "total_steps": 10, "loss": 1.5}
     whole = RunSummary(
-        name="first", title="First", created=0, state="finished", seconds=62.0, peak_bytes=2 * GIB, **told
+        name="first", title="First", created=0, state="finished", seconds=62.0, peak_bytes=2 * GIB, **facts
     )
     broken = RunSummary(name="odd", title="odd", created=0, state="interrupted", unreadable="No config.")
     rows = runs.run_rows([whole, broken])
@@ -173,8 +173,8 @@ def test_without_a_card_the_sidebar_shows_the_computers_memory():
         index=0, name="NVIDIA GeForce RTX 3060", total_bytes=12 * GIB, free_bytes=3 * GIB, temperature_c=71,
         power_watts=164.4, utilisation_percent=97,
     )  # fmt: skip
-    said = words(side.device_card([gpu], Memory(0, 1)))
-    assert said == "RTX 3060 71 °C · 164 W 9.0 of 12.0 GiB VRAM Compute 97 %"
+    shown = words(side.device_card([gpu], Memory(0, 1)))
+    assert shown == "RTX 3060 71 °C · 164 W 9.0 of 12.0 GiB VRAM Compute 97 %"
 
 
 def test_trained_text_is_marked_and_the_limit_is_drawn():
@@ -272,13 +272,15 @@ def test_what_became_of_every_row_of_an_import_is_said():
     report = DatasetReport(
         name="m", format="alpaca", confidence=1, reason="", rows=997, source_file="m", account=account
     )
-    said = words(data.left_over(report))
-    assert "Rows of m: 999 seen = 997 imported + 2 refused." in said
-    assert "Passed over, for it holds no rows: README.md: text beside tables." in said
+    shown = words(data.left_over(report))
+    assert "Rows of m: 999 seen = 997 imported + 2 refused." in shown
+    assert "Passed over, for it holds no rows: README.md: text beside tables." in shown
 
 
 def test_the_settings_of_a_run_stand_under_their_labels(tmp_path):
-    told = make_run(tmp_path, Progress(), "finished")
-    told = replace(told, config=told.config.replace({"lora.rank": 64, "data.sources": [{"name": "a", "weight": 2}]}))
-    said = words(runs.run_details(told))
-    assert "Settings Setting Value Training data a × 2 Rank 64 Folder:" in said
+    edited = make_run(tmp_path, Progress(), "finished")
+    edited = replace(
+        edited, config=edited.config.replace({"lora.rank": 64, "data.sources": [{"name": "a", "weight": 2}]})
+    )
+    shown = words(runs.run_details(edited))
+    assert "Settings Setting Value Training data a × 2 Rank 64 Folder:" in shown

@@ -48,10 +48,10 @@ def test_it_becomes_a_run_that_is_exported_like_any_other(studio, tmp_path):
     assert find_damage(context.folder.adapter) == ""
     assert str(tmp_path) not in (context.folder.adapter / "adapter_config.json").read_text()
     request = ExportRequest(run=context.folder.path, to=tmp_path / "out", merge_into="as_chatted", prompts=("Hi",))
-    said: list[Any] = []
+    events: list[Any] = []
     made = create_job(context.folder.path / "exports", "export", request)
-    assert isinstance(export.run(Context(made, said.append, os.getppid(), home=context.home)), ev.Finished)
-    assert [event.kl < 0.02 for event in said if isinstance(event, ev.Checked)] == [True]
+    assert isinstance(export.run(Context(made, events.append, os.getppid(), home=context.home)), ev.Finished)
+    assert [event.kl < 0.02 for event in events if isinstance(event, ev.Checked)] == [True]
 
 
 @pytest.mark.parametrize("name", ["dora", "saved head, untied", "single tokens, tied", "grown vocabulary"])

@@ -25,9 +25,9 @@ CHECKED = ev.Checked(what="merged model", kl=0.001)
 @pytest.fixture
 def context(tmp_path):
     request = ExportRequest(run=tmp_path, to=tmp_path / "out")
-    said: list[Any] = []
-    made = Context(create_job(tmp_path / "jobs", "one", request), said.append, os.getppid(), home=Home(tmp_path))
-    made.said = said  # type: ignore[attr-defined]
+    events: list[Any] = []
+    made = Context(create_job(tmp_path / "jobs", "one", request), events.append, os.getppid(), home=Home(tmp_path))
+    made.events = events  # type: ignore[attr-defined]
     return made
 
 
@@ -39,7 +39,7 @@ def saying(*events: ev.Event, then: str = "") -> list[str]:
 def test_what_it_says_is_passed_on_and_its_end_is_not(context):
     phase = ev.PhaseEntered(phase="asking")
     assert listen(context, saying(phase, CHECKED, ev.Finished())) == [CHECKED]
-    assert context.said == [phase, CHECKED]
+    assert context.events == [phase, CHECKED]
 
 
 def test_an_artefact_that_is_refused_is_refused_in_the_same_words(context):

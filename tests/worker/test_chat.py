@@ -51,11 +51,11 @@ def test_an_answer_that_runs_out_of_memory_is_tried_again_and_the_next_question_
     tmp_path, monkeypatch, failures, ends
 ):
     live, out = Live(failures), io.StringIO()
-    asked = [ChatRequest(turns=(ChatTurn(role="user", content=text),)) for text in ("one", "two")]
+    requests = [ChatRequest(turns=(ChatTurn(role="user", content=text),)) for text in ("one", "two")]
     monkeypatch.setattr(chat, "open_run", lambda *_: live)
     monkeypatch.setattr(chat, "prepare_answers", lambda *_: None)
     monkeypatch.setattr(chat, "_take_stdout", lambda: out)
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(one.model_dump_json() + "\n" for one in asked)))
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(one.model_dump_json() + "\n" for one in requests)))
     folder = create_job(tmp_path / "chats", "chat", ChatJobRequest(run=Path("/nowhere")))
     chat.run(Context(folder, lambda event: None, os.getppid(), home=Home(tmp_path)))
     pieces = [json.loads(line) for line in out.getvalue().splitlines()]

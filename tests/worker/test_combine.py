@@ -56,10 +56,10 @@ def test_it_becomes_a_run_that_is_exported_like_any_other(studio, two, tmp_path)
     assert made.config["r"] == 6 and set(made.pairs) == set(one.pairs)
     assert str(tmp_path) not in (folder.adapter / "adapter_config.json").read_text()
     request = ExportRequest(run=folder.path, to=tmp_path / "out", merge_into="as_chatted", prompts=("Hi",))
-    said: list[ev.Event] = []
+    events: list[ev.Event] = []
     job = create_job(folder.path / "exports", "export", request)
-    assert isinstance(export.run(Context(job, said.append, os.getppid(), home=Home(studio.home.root))), ev.Finished)
-    assert [event.kl < 0.02 for event in said if isinstance(event, ev.Checked)] == [True]
+    assert isinstance(export.run(Context(job, events.append, os.getppid(), home=Home(studio.home.root))), ev.Finished)
+    assert [event.kl < 0.02 for event in events if isinstance(event, ev.Checked)] == [True]
 
 
 def test_one_run_another_base_and_a_base_that_changed_are_refused(studio, two, tmp_path):

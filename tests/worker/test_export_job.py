@@ -36,16 +36,16 @@ class Place:
     root: Path
     base: Path
     run: JobFolder
-    said: list[Any] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
 
     @property
     def out(self) -> Path:
         return self.root / "target" / "out"
 
-    def context(self, **asked: Any) -> Context:
-        request = ExportRequest(run=self.run.path, to=self.out, merge_into="as_chatted", **asked)
+    def context(self, **options: Any) -> Context:
+        request = ExportRequest(run=self.run.path, to=self.out, merge_into="as_chatted", **options)
         folder = create_job(self.run.path / "exports", "export", request)
-        return Context(folder, self.said.append, os.getppid(), home=Home(self.root / "home"))
+        return Context(folder, self.events.append, os.getppid(), home=Home(self.root / "home"))
 
     def left(self) -> list[str]:
         """What lies where the export was to be."""
@@ -77,7 +77,7 @@ def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
     assert isinstance(last, ev.Finished) and place.left() == ["out"]
     names = sorted(path.name for path in place.out.iterdir())
     assert names == ["LICENSE", "Modelfile", "README.md", "adapter", "merged", "pip.F16.gguf"]
-    checks = [event for event in place.said if isinstance(event, ev.Checked)]
+    checks = [event for event in place.events if isinstance(event, ev.Checked)]
     assert [check.what for check in checks] == ["merged model, as chatted", "F16, as chatted"]
     assert all(check.kl < 1e-3 and check.as_chatted for check in checks)
     assert "Its text is in LICENSE." in (place.out / "README.md").read_text()
@@ -101,6 +101,7 @@ def test_a_lora_file_comes_with_a_card_and_the_licence(place):
     assert 'llama-cli -m BASE.gguf --lora "./pip.lora.gguf"' in card and "base_model_relation: adapter" in card
 
 
+@pytest.mark.slow
 def test_an_importance_matrix_is_measured_on_training_rows_and_left_nowhere(place, monkeypatch):
     rows = [Example(tuple(range(3, 40)), ((1, 37),))] * 2
     monkeypatch.setattr(job, "tokenise", lambda *_: SimpleNamespace(train=SimpleNamespace(examples=rows)))
@@ -109,12 +110,12 @@ def test_an_importance_matrix_is_measured_on_training_rows_and_left_nowhere(plac
     write_json(place.run.path / "config.json", config)
     last = job.run(place.context(kind="gguf", gguf="Q6_K", prompts=("Hi",), importance=True, held_out=False))
     assert isinstance(last, ev.Finished)
-    (check,) = [event for event in place.said if isinstance(event, ev.Checked)]
+    (check,) = [event for event in place.events if isinstance(event, ev.Checked)]
     assert check.layers_off == 0 and check.layers > 0
     reader = gguf.GGUFReader(place.out / "pip.Q6_K.gguf")
     assert reader.fields["quantize.imatrix.entries_count"].contents() == 14
     assert not (place.run.path / "exports" / "export" / job.IMPORTANCE).exists()
-    assert next(event.unit for event in place.said if isinstance(event, ev.Advanced)) == "tokens"
+    assert next(event.unit for event in place.events if isinstance(event, ev.Advanced)) == "tokens"
 
 
 def test_a_run_without_rows_of_its_own_has_no_importance_matrix(place):
@@ -156,6 +157,6 @@ def test_another_base_than_that_of_the_training_is_refused(place):
 
 def test_bytes_written_come_with_the_time_that_is_left(place):
     job.run(place.context(kind="merged"))
-    steps = [event for event in place.said if isinstance(event, ev.Advanced) and event.unit == "bytes"]
+    steps = [event for event in place.events if isinstance(event, ev.Advanced) and event.unit == "bytes"]
     assert steps[-1].done == steps[-1].total and steps[-1].seconds_left == 0
     assert all(step.seconds_left is not None for step in steps if step.done)

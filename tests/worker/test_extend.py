@@ -81,7 +81,7 @@ def test_a_new_run_starts_from_the_weights_of_another_and_needs_it_no_more(harne
 def test_what_cannot_be_started_from_is_refused_in_words(harness, ended):
     studio, _, _ = ended
     config = studio.runs.anew("run-0")
-    for number, (changes, says) in enumerate(
+    for number, (changes, message) in enumerate(
         [
             ({"lora.rank": 8}, "The adapter to start from has lora.rank 4, and the settings say 8."),
             ({"model.adapter": "nobody"}, "There is no run 'nobody'."),
@@ -90,7 +90,7 @@ def test_what_cannot_be_started_from_is_refused_in_words(harness, ended):
     ):
         folder = studio.runs.create(config.replace({**changes, "saving.name": f"wrong {number}"}))
         assert harness.end(harness.begin(folder, studio.home)) == 1
-        assert studio.runs.open(folder.name).progress.message.endswith(says)
+        assert studio.runs.open(folder.name).progress.message.endswith(message)
     with pytest.raises(StudioError, match="has kept no checkpoint"):
         studio.runs.anew("run-0", "step-999")
 

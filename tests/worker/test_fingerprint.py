@@ -24,9 +24,9 @@ from qlora_studio.worker.train import find_checkpoint
 
 @pytest.fixture
 def context(tmp_path):
-    said: list[Any] = []
-    made = Context(create_job(tmp_path / "runs", "one", TrainRequest()), said.append, guard=0, home=Home(tmp_path))
-    made.said = said  # type: ignore[attr-defined]
+    events: list[Any] = []
+    made = Context(create_job(tmp_path / "runs", "one", TrainRequest()), events.append, guard=0, home=Home(tmp_path))
+    made.events = events  # type: ignore[attr-defined]
     return made
 
 
@@ -54,7 +54,7 @@ def test_a_new_run_writes_its_fingerprint_and_the_same_run_goes_on(context, home
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"train": "other"}, "The rows are others, or become other tokens."),
         ({"held_out": "other"}, "The rows are others, or become other tokens."),
@@ -72,12 +72,12 @@ def test_a_new_run_writes_its_fingerprint_and_the_same_run_goes_on(context, home
         ),
     ],
 )
-def test_a_run_that_would_be_another_is_refused_with_what_differs(context, home, changes, says):
+def test_a_run_that_would_be_another_is_refused_with_what_differs(context, home, changes, message):
     keep_fingerprint(context, make(settings={"lora.alpha": 32}))
     before = (context.folder.path / "fingerprint.json").read_bytes()
     with pytest.raises(StudioError) as refused:
         keep_fingerprint(context, make(**{"settings": {"lora.alpha": 32}} | changes))
-    assert refused.value.message.endswith(f"for it would be another one. {says}")
+    assert refused.value.message.endswith(f"for it would be another one. {message}")
     assert (context.folder.path / "fingerprint.json").read_bytes() == before
 
 
@@ -92,7 +92,7 @@ def test_a_change_of_version_is_said_once_and_recorded_beside_what_it_was(contex
     keep_fingerprint(context, older)
     for _ in range(2):
         keep_fingerprint(context, newer)
-    (note,) = context.said
+    (note,) = context.events
     assert note.text.startswith("Since this run was last at work, versions changed: torch 2.0 before, ")
     kept = json.loads((context.folder.path / "fingerprint.json").read_text())
     assert kept["versions"]["torch"] == "2.0" and kept["resumed_with"] == [newer["versions"]]
@@ -146,7 +146,7 @@ def test_a_run_thinks_where_most_of_its_rows_do(home, reasoning, thinks):
 def test_a_damaged_checkpoint_is_named_and_an_older_one_is_said_to_be_used_only_where_there_is_one(context):
     (context.folder.path / "checkpoints" / "step-000003").mkdir(parents=True)
     assert find_checkpoint(context) is None
-    (note,) = context.said
+    (note,) = context.events
     assert "step-000003" in note.text and note.text.endswith("There is no older one, so the run begins again.")
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its worke
 def test_random_faults_cost_nothing(harness, tmp_path, kills, seconds):
     tally = harness.run_faults(tmp_path, kills, seed=kills, seconds=seconds)
     assert tally.wrong == []
-    assert tally.kills >= min(kills, harness.FEWEST) and tally.runs >= 2, tally.says()
+    assert tally.kills >= min(kills, harness.FEWEST) and tally.runs >= 2, tally.summary()
 
 
 def write_in_place(target, fill):
@@ -76,8 +76,8 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
 @pytest.mark.slow
 def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     home, config, record = whole
-    asked = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
-    folder = harness.new_run(home, asked, 60)
+    sampling = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
+    folder = harness.new_run(home, sampling, 60)
     assert harness.end(harness.begin(folder, home)) == 0, folder.log.read_text()
     assert harness.read_record(folder) == record
     samples = [one for one in harness.events(folder) if one.get("event") == "sample"]

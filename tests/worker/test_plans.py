@@ -27,14 +27,14 @@ MACHINE = Machine(memory_bytes=16 << 30, memory_available_bytes=12 << 30)
 
 
 @pytest.fixture
-def said() -> list[ev.Event]:
+def events() -> list[ev.Event]:
     return []
 
 
 @pytest.fixture
-def context(tmp_path, said):
+def context(tmp_path, events):
     folder = create_job(tmp_path / "runs", "one", TrainRequest())
-    return Context(folder, said.append, guard=0, home=Home(tmp_path))
+    return Context(folder, events.append, guard=0, home=Home(tmp_path))
 
 
 def make(**changes: Any):
@@ -42,16 +42,16 @@ def make(**changes: Any):
     return make_plan(config, SHAPE, MACHINE, [512, 100])
 
 
-def test_without_a_kill_the_plan_stays(context, said):
+def test_without_a_kill_the_plan_stays(context, events):
     plan = make()
-    assert shrink_plan(context, plan, SHAPE, 512) == plan and said == []
+    assert shrink_plan(context, plan, SHAPE, 512) == plan and events == []
 
 
 @pytest.mark.parametrize(
     ("rungs", "tokens", "checkpointed"),
     [(1, 2048, 0), (2, 1024, 0), (3, 512, 0), (4, 512, 8), (5, 512, 16), (7, 512, 30), (99, 512, 30)],
 )
-def test_each_kill_takes_the_plan_one_rung_down(context, said, rungs, tokens, checkpointed):
+def test_each_kill_takes_the_plan_one_rung_down(context, events, rungs, tokens, checkpointed):
     plan = make(**{"memory.micro_batch_tokens": 4096, "memory.gradient_checkpointing": "none"})
     assert (plan.micro_batch_tokens, plan.checkpointed_layers, plan.layers) == (4096, 0, 30)
     write_json(context.folder.path / LIMITS, {"rungs": rungs})
@@ -59,16 +59,16 @@ def test_each_kill_takes_the_plan_one_rung_down(context, said, rungs, tokens, ch
     assert (smaller.micro_batch_tokens, smaller.checkpointed_layers) == (tokens, checkpointed)
     assert smaller.settings.micro_batch_tokens == tokens and smaller.settings.checkpointed_layers == checkpointed
     assert smaller.estimate == estimate(SHAPE, smaller.settings) != plan.estimate
-    assert len(said) == min(rungs, 7) and all(isinstance(event, ev.Noted) for event in said)
+    assert len(events) == min(rungs, 7) and all(isinstance(event, ev.Noted) for event in events)
 
 
-def test_the_last_rung_is_tiles_where_a_row_is_longer_than_one(context, said):
+def test_the_last_rung_is_tiles_where_a_row_is_longer_than_one(context, events):
     plan = make(**{"memory.micro_batch_tokens": 2048, "memory.gradient_checkpointing": "full"})
     write_json(context.folder.path / LIMITS, {"rungs": 9})
     smaller = shrink_plan(context, plan, SHAPE, 2000)
     assert (smaller.micro_batch_tokens, smaller.tiled_mlp, smaller.settings.tiled_mlp) == (2000, True, True)
     assert smaller.estimate == estimate(SHAPE, smaller.settings)
-    assert [event.text for event in said][-1] == "With MLPs in tiles of 1024 tokens."
+    assert [event.text for event in events][-1] == "With MLPs in tiles of 1024 tokens."
     with_dropout = plan.model_copy(update={"settings": plan.settings.model_copy(update={"dropout": True})})
     assert not shrink_plan(context, with_dropout, SHAPE, 2000).tiled_mlp
 
@@ -82,7 +82,7 @@ def test_the_guard_counts_its_kills_and_says_so(context):
     assert notes[0].startswith("The system ended the worker in step 3 because memory ran out.")
 
 
-def test_what_the_probe_measured_corrects_this_plan_and_the_next(context, said):
+def test_what_the_probe_measured_corrects_this_plan_and_the_next(context, events):
     plan = make()
     longest = {"tokens": plan.micro_batch_tokens, "row_tokens": 512, "trained_tokens": plan.micro_batch_tokens}
     planned = Planned(plan, SHAPE, None)
@@ -90,7 +90,7 @@ def test_what_the_probe_measured_corrects_this_plan_and_the_next(context, said):
     learn_from_probe(context, planned, high)
     factor = read_correction(context.home.cache, None)
     assert 1 < factor <= 1.5
-    (event,) = said
+    (event,) = events
     assert isinstance(event, ev.PlanMade) and event.plan.settings.correction == factor
     assert event.plan.estimate.part_bytes("activations") > plan.estimate.part_bytes("activations")
     assert event.plan.reasons[-1].startswith("Corrected by what the largest step took here")
@@ -98,11 +98,11 @@ def test_what_the_probe_measured_corrects_this_plan_and_the_next(context, said):
     assert kept == event.plan.model_dump(mode="json")
 
 
-def test_a_probe_that_agrees_changes_nothing(context, said):
+def test_a_probe_that_agrees_changes_nothing(context, events):
     plan = make()
     step = {"tokens": plan.micro_batch_tokens, "row_tokens": 512, "trained_tokens": plan.micro_batch_tokens}
     learn_from_probe(context, Planned(plan, SHAPE, None), ev.ProbeMeasured(predicted_bytes=1, measured_bytes=1, **step))
-    assert said == [] and not (context.folder.path / "plan.json").exists()
+    assert events == [] and not (context.folder.path / "plan.json").exists()
 
 
 def test_chat_and_export_compute_as_training_did(context):

@@ -56,14 +56,14 @@ def test_the_curves_are_told_by_step_to_the_librarys_own_writer(tmp_path, monkey
     module.Writer = lambda folder: writers.append(FakeWriter(folder)) or writers[-1]
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     monkeypatch.setitem(sys.modules, "tensorboard.summary", module)
-    hear = open_tracker(WITH, tmp_path)
+    track = open_tracker(WITH, tmp_path)
     for event in (
         STEP,
         ev.Noted(text="x"),
         ev.EvaluationLogged(step=0, loss=2.0, tokens=1, rows=1, adapter=False),
         ev.EvaluationLogged(step=3, loss=1.5, tokens=1, rows=1),
     ):
-        hear(event)
+        track(event)
     (writer,) = writers
     assert writer.folder == str(tmp_path / "tensorboard")
     assert writer.written == [
@@ -84,17 +84,17 @@ def test_the_curves_are_told_by_step_to_the_librarys_own_writer(tmp_path, monkey
 def test_a_tracker_on_a_full_disk_costs_lines_and_no_step():
     writer = FakeWriter()
     writer.full = True
-    Tracker(writer).hear(STEP)
+    Tracker(writer).track(STEP)
 
 
 def test_tensorboard_itself_reads_back_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    hear = open_tracker(WITH, tmp_path)
+    track = open_tracker(WITH, tmp_path)
     for number in (1, 2):
-        hear(STEP.model_copy(update={"step": number}))
-    hear(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))
+        track(STEP.model_copy(update={"step": number}))
+    track(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))
     kept = EventAccumulator(str(tmp_path / "tensorboard"))
     kept.Reload()
     assert {"train/loss", "held_out/loss"} <= set(kept.Tags()["tensors"])
@@ -102,13 +102,13 @@ def test_tensorboard_itself_reads_back_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("wandb", "Weights & Biases"), ("mlflow", "MLflow"), ("trackio", "trackio")]
+    ("name", "message"), [("wandb", "Weights & Biases"), ("mlflow", "MLflow"), ("trackio", "trackio")]
 )
-def test_every_tracker_that_is_missing_is_named_with_how_to_get_it(name, says, tmp_path, monkeypatch):
+def test_every_tracker_that_is_missing_is_named_with_how_to_get_it(name, message, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     for variable in ("WANDB_MODE", "WANDB_SILENT", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, "kept")  # restored afterwards
-    with pytest.raises(StudioError, match=f"{says} is not installed here") as refused:
+    with pytest.raises(StudioError, match=f"{message} is not installed here") as refused:
         open_tracker(TrainConfig().replace({"saving.tracker": name}), tmp_path)
     assert f"pip install {name}" in refused.value.hint
 
@@ -117,9 +117,9 @@ def hear_two_steps(name, folder):
     """A whole life of a tracker in a process of its own: the libraries have state of their own."""
     program = (
         "import sys; from pathlib import Path; from tests.worker.test_tracker import *;"
-        f"hear = open_tracker(TrainConfig().replace({{'saving.tracker': {name!r}}}), Path(sys.argv[1]));"
-        "[hear(STEP.model_copy(update={'step': number, 'loss': 1.0 / number})) for number in (1, 2)];"
-        "hear(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))"
+        f"track = open_tracker(TrainConfig().replace({{'saving.tracker': {name!r}}}), Path(sys.argv[1]));"
+        "[track(STEP.model_copy(update={'step': number, 'loss': 1.0 / number})) for number in (1, 2)];"
+        "track(ev.EvaluationLogged(step=2, loss=1.5, tokens=1, rows=1))"
     )
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO", "MLFLOW"))}
     home = folder.parent / "home"

@@ -178,12 +178,12 @@ class Lint:
         if self.eval_prompts and prompt_hash(row) in self.eval_prompts:
             self.note("eval-overlap", where)
 
-    def note(self, name: str, where: str, said: str = "") -> None:
+    def note(self, name: str, where: str, detail: str = "") -> None:
         """One row with this finding."""
         self.counts[name] += 1
         shown = self.examples.setdefault(name, [])
         if len(shown) < EXAMPLES_SHOWN:
-            shown.append(f"{where}: {said}" if said else where)
+            shown.append(f"{where}: {detail}" if detail else where)
 
     def _look_at_turns(self, row: Conversation, where: str) -> None:
         given = answers(row)
@@ -191,8 +191,8 @@ class Lint:
             self.note("no-answer", where)
         elif any(map(is_empty_answer, given)):
             self.note("empty-answer", where)
-        asked = [turn for turn in row.turns if turn.role == "user"]
-        if any(not turn.content.strip() for turn in asked):
+        questions = [turn for turn in row.turns if turn.role == "user"]
+        if any(not turn.content.strip() for turn in questions):
             self.note("empty-prompt", where)
         if given and row.turns[-1].role != "assistant":
             self.note("unanswered-end", where)
@@ -200,16 +200,16 @@ class Lint:
         calm = all(one != other or one == "tool" for one, other in pairwise(roles))
         if not calm or (roles and roles[0] != "user") or any(turn.role == "system" for turn in row.turns[1:]):
             self.note("odd-order", where)
-        if given and (said := given[-1].content.strip()):
-            mark = text_hash(said)
+        if given and (answer := given[-1].content.strip()):
+            mark = text_hash(answer)
             self.answer_hashes.append(mark)
             if len(self.first_answers) < _FIRST_ANSWERS:
-                self.first_answers.setdefault(mark, said[:60])
+                self.first_answers.setdefault(mark, answer[:60])
             self.answer_rows.append(self.rows - 1)
-            if sign := find_unfinished(said):
-                self.note(f"unfinished-{sign}", where, f"…{said[-40:]!r}")
-        if asked:
-            self.openings[" ".join(asked[0].content.split(maxsplit=2)[:2]).lower()] += 1
+            if sign := find_unfinished(answer):
+                self.note(f"unfinished-{sign}", where, f"…{answer[-40:]!r}")
+        if questions:
+            self.openings[" ".join(questions[0].content.split(maxsplit=2)[:2]).lower()] += 1
 
     def _look_at_text(self, text: str, where: str, number: int) -> None:
         if found := find_secrets(text):
@@ -266,8 +266,8 @@ class Lint:
         repeats = Counter(first for _, first in find_equal(self.answer_hashes))
         for first, count in repeats.most_common(1):
             if count + 1 >= REPEATED_FROM_ROWS and count + 1 >= REPEATED_SHARE * self.rows:
-                place, said = self.places[self.answer_rows[first]], self.first_answers.get(self.answer_hashes[first])
-                shown = f"{place}: {said!r}" if said else place
+                place, answer = self.places[self.answer_rows[first]], self.first_answers.get(self.answer_hashes[first])
+                shown = f"{place}: {answer!r}" if answer else place
                 self.counts["repeated-answer"], self.examples["repeated-answer"] = count + 1, [shown]
 
     def _judge_unfinished(self) -> None:

@@ -125,8 +125,8 @@ class TokenFindings:
         self.counts[name] = self.counts.get(name, 0) + 1
         shown = self.examples.setdefault(name, [])
         if len(shown) < EXAMPLES_SHOWN:
-            said = error.problems[0].message if error else ""
-            shown.append(f"{where}: {said}" if said else where)
+            message = error.problems[0].message if error else ""
+            shown.append(f"{where}: {message}" if message else where)
 
     def add(self, later: TokenFindings) -> None:
         """Takes what was found in rows that come after these."""
@@ -170,7 +170,7 @@ class TokenFindings:
     def _finding(self, name: str) -> Finding:
         severity, message, hint, setting = KINDS[name]
         count = self.counts[name]
-        said = message.format(
+        filled = message.format(
             rows=f"{count} row{'s' if count != 1 else ''}",
             are="is" if count == 1 else "are",
             lost=self.lost.get(name, 0),
@@ -180,7 +180,7 @@ class TokenFindings:
             name=name,
             severity=severity,
             count=count,
-            message=said,
+            message=filled,
             examples=tuple(shown),
             hint=hint,
             setting=f"{setting}={name}" if setting == LEAVE_OUT else setting or "",

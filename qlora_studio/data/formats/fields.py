@@ -80,8 +80,8 @@ class Fields:
         try:
             return parse_json(text)
         except StudioError as error:
-            said = error.problems[0].message
-            raise self.wrong(f"{what}: {said[:1].lower()}{said[1:]}", "Fix the JSON.", place) from None
+            message = error.problems[0].message
+            raise self.wrong(f"{what}: {message[:1].lower()}{message[1:]}", "Fix the JSON.", place) from None
 
     def rest(self) -> dict[str, Any]:
         """What no part has taken, of the row and of its inner parts."""

@@ -60,8 +60,8 @@ def _transcript(fields: Fields, part: str) -> tuple[Turn, ...]:
         return ()
     fields.take(part)
     pieces = re.split(r"\n\n(Human|Assistant):", value)[1:]
-    said = zip(pieces[::2], pieces[1::2], strict=True)
-    return tuple(Turn("user" if who == "Human" else "assistant", text.strip()) for who, text in said)
+    turns = zip(pieces[::2], pieces[1::2], strict=True)
+    return tuple(Turn("user" if who == "Human" else "assistant", text.strip()) for who, text in turns)
 
 
 def _prompt(fields: Fields) -> tuple[Turn, ...]:
@@ -70,11 +70,11 @@ def _prompt(fields: Fields) -> tuple[Turn, ...]:
         return ()
     if part in MESSAGE_COLUMNS and not isinstance(fields.values.get(fields.column(part)), str):
         return read_turns(fields, part)
-    asked = turns_or_text(fields, part, "user")
+    prompt = turns_or_text(fields, part, "user")
     if part == "instruction" and fields.has("input"):
         given = fields.text("input")
-        return (Turn("user", f"{asked[0].content}\n\n{given}" if given else asked[0].content),)
-    return asked
+        return (Turn("user", f"{prompt[0].content}\n\n{given}" if given else prompt[0].content),)
+    return prompt
 
 
 def _without_repeat(prompt: tuple[Turn, ...], shared: tuple[Turn, ...]) -> tuple[Turn, ...]:

@@ -54,8 +54,8 @@ def _read_part(fields: Fields, item: Any, place: str, found: Parts) -> None:
         found.results.append(_result(fields, item, place))
     elif isinstance(call := item.get("functionCall", item.get("function_call")), dict):
         found.calls.append(_call(fields, call, call.get("args"), place))
-    elif isinstance(said := item.get("functionResponse", item.get("function_response")), dict):
-        found.results.append(Turn("tool", _as_text(said.get("response")), name=_name(said)))
+    elif isinstance(response := item.get("functionResponse", item.get("function_response")), dict):
+        found.results.append(Turn("tool", _as_text(response.get("response")), name=_name(response)))
     else:
         key = next((key for key in _TEXT_KEYS if isinstance(item.get(key), str)), None)
         if kind not in _TEXT_TYPES or key is None:

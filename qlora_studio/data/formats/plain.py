@@ -101,12 +101,12 @@ def fits_question_answer(fields: Fields) -> str:
 
 def question_answer(fields: Fields) -> Conversation:
     """A question and its answer under any of their usual names, and a `context` that stands before the question."""
-    question, answer = _pair(fields) or _half_pair(fields)
+    question, answer = _pair(fields) or _incomplete_pair(fields)
     before = fields.first(CONTEXTS) or (fields.first(("article",)) if question == "question" else None)
-    asked = fields.text(question)
+    prompt = fields.text(question)
     if before:
-        asked = f"{fields.text(before)}\n\n{asked}"
-    turns = [*system_turn(fields), Turn("user", asked), Turn("assistant", _answer(fields, answer))]
+        prompt = f"{fields.text(before)}\n\n{prompt}"
+    turns = [*system_turn(fields), Turn("user", prompt), Turn("assistant", _answer(fields, answer))]
     return Conversation(turns=tuple(turns))
 
 
@@ -126,7 +126,7 @@ def _answer(fields: Fields, part: str) -> str:
     return texts[0]
 
 
-def _half_pair(fields: Fields) -> tuple[str, str]:
+def _incomplete_pair(fields: Fields) -> tuple[str, str]:
     """The pair of which a row has at least the names, so that the error names the missing half."""
     names: Sequence[tuple[str, str]] = PAIRS
     for question, answer in names:

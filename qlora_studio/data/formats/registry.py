@@ -65,8 +65,8 @@ def _formats() -> Iterator[Format]:
     completion = ("prompt", "completion", "system", "tools")
     named = plain.fits_prompt_completion
     yield Format("prompt-completion", "Prompt and completion", completion, named, plain.prompt_completion)
-    asked = ("question", "answer", "context", "system")
-    yield Format("question-answer", "Question and answer", asked, plain.fits_question_answer, plain.question_answer)
+    parts = ("question", "answer", "context", "system")
+    yield Format("question-answer", "Question and answer", parts, plain.fits_question_answer, plain.question_answer)
     yield Format("text", "Plain text", ("text",), plain.fits_text, plain.text)
 
 

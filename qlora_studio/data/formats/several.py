@@ -40,8 +40,8 @@ def choices(fields: Fields) -> Conversation:
     if right is None:
         raise fields.wrong("The answer is none of the choices.", "Fix this row.", fields.column(key))
     lines = [f"{name}. {text}" for name, text in zip(names, texts, strict=True)]
-    asked = "\n".join([fields.text("question"), "", *lines])
-    return Conversation(turns=(*system_turn(fields), Turn("user", asked), Turn("assistant", lines[right])))
+    prompt = "\n".join([fields.text("question"), "", *lines])
+    return Conversation(turns=(*system_turn(fields), Turn("user", prompt), Turn("assistant", lines[right])))
 
 
 def _find_choice(answer: Any, texts: list[str], names: list[str]) -> int | None:
@@ -77,10 +77,10 @@ def ranked(fields: Fields) -> Conversation:
     part = fields.first(RANKED) or "completions"
     column, items = fields.column(part), fields.items(part)
     ranks = [_rank(item) for item in items]
-    told = [(rank[0], index) for index, rank in enumerate(ranks) if rank is not None]
-    if len(told) < 2 or len(told) < len(items):
+    ranked_items = [(rank[0], index) for index, rank in enumerate(ranks) if rank is not None]
+    if len(ranked_items) < 2 or len(ranked_items) < len(items):
         raise fields.wrong("Not every answer has a text and a rank or score.", "Fix this row.", column)
-    best, worst = min(told)[1], max(told)[1]
+    best, worst = min(ranked_items)[1], max(ranked_items)[1]
     if ranks[best] == ranks[worst]:
         raise fields.wrong("All answers rank alike: none is better.", "Leave this row out.", column)
     texts = [next(item[name] for name in _TEXTS if isinstance(item.get(name), str)) for item in items]
@@ -91,16 +91,16 @@ def ranked(fields: Fields) -> Conversation:
 
 
 def fits_preferred(fields: Fields) -> str:
-    asked = fields.values.get(fields.column("input"))
-    if fields.has("preferred_output") and fields.has("non_preferred_output") and isinstance(asked, dict):
+    given = fields.values.get(fields.column("input"))
+    if fields.has("preferred_output") and fields.has("non_preferred_output") and isinstance(given, dict):
         return "the rows have 'input', 'preferred_output' and 'non_preferred_output'"
     return ""
 
 
 def preferred(fields: Fields) -> Conversation:
     """OpenAI's preference rows: `input` with messages and tools, and two outputs."""
-    asked = fields.take("input")
-    inner = Fields(Row(fields.source.file, fields.source.line, asked if isinstance(asked, dict) else {}), {})
+    given = fields.take("input")
+    inner = Fields(Row(fields.source.file, fields.source.line, given if isinstance(given, dict) else {}), {})
     prompt, tools = read_turns(inner, "messages"), read_tools(inner)
     sides = []
     for part in ("preferred_output", "non_preferred_output"):

@@ -42,8 +42,8 @@ def node(fields: Fields) -> Conversation:
     """The turns of one row alone: one turn with a role, or a question and its answer."""
     if fields.has("role"):
         content = fields.first(("text", "content")) or "text"
-        said = {"role": fields.take("role"), "content": fields.text(content)}
-        return Conversation(turns=(read_turn(fields, said, fields.column(content)),))
+        message = {"role": fields.take("role"), "content": fields.text(content)}
+        return Conversation(turns=(read_turn(fields, message, fields.column(content)),))
     question = fields.first(QUESTIONS) or "prompt"
     turns = [Turn("user", fields.text(question))]
     if question == "instruction" and fields.has("input") and (given := fields.text("input")):
@@ -132,5 +132,5 @@ def _why_unused(name: str, found: _Node, nodes: Mapping[str, _Node]) -> Problem:
     path = _path(name, nodes)
     if isinstance(path, Problem) and path.where == found.place:
         return path
-    said = path.message if isinstance(path, Problem) else "no reply to it can be used."
-    return Problem(f"A row above this one cannot be used: {said}", "Fix the parent ids.", found.place, "parent_id")
+    reason = path.message if isinstance(path, Problem) else "no reply to it can be used."
+    return Problem(f"A row above this one cannot be used: {reason}", "Fix the parent ids.", found.place, "parent_id")

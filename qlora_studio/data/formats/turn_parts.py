@@ -68,17 +68,17 @@ def read_message(fields: Fields, item: Any, place: str) -> tuple[Turn, ...]:
     parts = Parts()
     if isinstance(content, list):
         parts = read_parts(fields, content, f"{place}.{content_key}")
-        calls, said, reasoning = (*calls, *parts.calls), parts.text, reasoning or parts.reasoning
+        calls, text, reasoning = (*calls, *parts.calls), parts.text, reasoning or parts.reasoning
     else:
-        said = _text(fields, content, f"{place}.{content_key}", may_be_missing=bool(calls))
-    if role == "assistant" and not reasoning and (match := _THINK.fullmatch(said)):
-        reasoning, said = match[1].strip("\n"), match[2]
-    if parts.results and not said and not calls:
+        text = _text(fields, content, f"{place}.{content_key}", may_be_missing=bool(calls))
+    if role == "assistant" and not reasoning and (match := _THINK.fullmatch(text)):
+        reasoning, text = match[1].strip("\n"), match[2]
+    if parts.results and not text and not calls:
         results = tuple(parts.results)
         return _with_rest(fields, left, place, results)
     turn = Turn(
         role,
-        said,
+        text,
         reasoning or None,
         tuple(calls),
         _optional_text(fields, left, "name", place),
@@ -100,8 +100,8 @@ def _role(fields: Fields, role: Any, place: str) -> tuple[Role, bool]:
     if name in CALL_NAMES:
         return "assistant", True
     if name not in ROLE_NAMES:
-        said = "This turn has no role." if role is None else f"The role {role!r} is not known."
-        raise fields.wrong(said, f"Known roles: {', '.join((*ROLE_NAMES, *sorted(CALL_NAMES)))}.", place)
+        message = "This turn has no role." if role is None else f"The role {role!r} is not known."
+        raise fields.wrong(message, f"Known roles: {', '.join((*ROLE_NAMES, *sorted(CALL_NAMES)))}.", place)
     return ROLE_NAMES[name], False
 
 
@@ -171,14 +171,14 @@ def _call(fields: Fields, item: Any, place: str) -> ToolCall:
         raise fields.wrong("This tool call names no function.", "Fix this row.", f"{place}.name")
     if arguments is None:
         arguments = {}
-    said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if isinstance(arguments, str) and arguments.lstrip()[:1] in ("{", "["):
         _check_arguments(fields, arguments, f"{place}.arguments")
     identity = item.get("id")
     known = {"name", "arguments", "parameters", "function", "id", "type"}
     for extra in set(item) - known | (set(body) - known):
         fields.leftover[f"{place}.{extra}"] = body.get(extra, item.get(extra))
-    return ToolCall(name, said, str(identity) if identity is not None else None)
+    return ToolCall(name, text, str(identity) if identity is not None else None)
 
 
 def _check_arguments(fields: Fields, text: str, place: str) -> None:

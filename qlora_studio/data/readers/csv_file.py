@@ -41,8 +41,8 @@ def read_csv(stream: BinaryIO, file: str, tally: Tally, separator: str | None = 
     except StudioError as error:
         rest = sum(1 for _ in table.all_lines())
         first = error.problems[0]
-        said = f"{first.message} Without it the {rest} lines behind it were not seen."
-        yield Unseen(Problem(said, first.hint, first.where, first.field))
+        message = f"{first.message} Without it the {rest} lines behind it were not seen."
+        yield Unseen(Problem(message, first.hint, first.where, first.field))
         return
     yield from table.read(tally)
 
@@ -142,8 +142,8 @@ class _Table:
     def _put_back(self, lines: list[_Line]) -> None:
         self.held.extendleft(reversed(lines))
 
-    def _broken(self, said: str, line: int) -> Problem:
-        return Problem(f"The table is broken: {said}.", "Fix the quotes of this row.", f"{self.file}:{line}")
+    def _broken(self, reason: str, line: int) -> Problem:
+        return Problem(f"The table is broken: {reason}.", "Fix the quotes of this row.", f"{self.file}:{line}")
 
     def _parse(self, lines: list[_Line]) -> list[str] | None:
         """The cells of a record; None while a quote is open. Raises csv.Error for any other fault."""

@@ -141,9 +141,9 @@ def _read_folder(folder: Path, tally: Tally) -> Iterator[SourceFile]:
     files, passed_over = list_files(folder)
     tally.passed_over += passed_over
     if not files:
-        said = f" Passed over: {'; '.join(passed_over[:5])}." if passed_over else ""
+        passed = f" Passed over: {'; '.join(passed_over[:5])}." if passed_over else ""
         raise StudioError(
-            f"This folder holds no file that can be read.{said}",
+            f"This folder holds no file that can be read.{passed}",
             f"Put in one of: {', '.join(SUFFIXES)}.",
             where=shown_name(str(folder)),
         )
@@ -194,8 +194,8 @@ def _whole(stream: BinaryIO, file: str, head: bytes, tally: Tally) -> Iterator[R
             stopped = stopped or isinstance(item, Unseen)
             yield item
         if not stopped and reader not in (read_parquet, read_arrow) and (rest := _count_bytes(inner)):
-            said = f"The last {rest} bytes of this file were not seen."
-            yield Unseen(Problem(said, "Save the file again.", file))
+            message = f"The last {rest} bytes of this file were not seen."
+            yield Unseen(Problem(message, "Save the file again.", file))
     except StudioError as error:
         yield Unseen(error.problems[0])
     except OSError as error:

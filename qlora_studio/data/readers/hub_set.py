@@ -49,7 +49,7 @@ def read_hub(pinned: HubSet, tally: Tally) -> Iterator[RowOrProblem]:
             tally.rows += 1
             yield Row(str(pinned), number, {name: plain_value(value) for name, value in values.items()})
     except Exception as error:  # the library raises from bare Exception to those of every file format it reads
-        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise StudioError(
-            f"The data set cannot be read: {said[:300]}.", "Check subset and split on its page.", where=str(pinned)
+            f"The data set cannot be read: {reason[:300]}.", "Check subset and split on its page.", where=str(pinned)
         ) from None

@@ -213,5 +213,5 @@ class JsonBuffer:
         for chunk in self.chunks:
             characters += len(chunk)
         self.text, self.place, self.ended = "", 0, True
-        said = f"{problem.message} The {characters} characters from here on were not seen."
-        return Unseen(Problem(said, problem.hint, problem.where, problem.field))
+        message = f"{problem.message} The {characters} characters from here on were not seen."
+        return Unseen(Problem(message, problem.hint, problem.where, problem.field))

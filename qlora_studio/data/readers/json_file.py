@@ -186,8 +186,8 @@ class _Object:
             if mark == ",":
                 buffer.take()
             elif mark != "}":
-                said = "the file ends inside an object" if not mark else f"a comma or }} is missing before {mark!r}"
-                raise StudioError(f"The JSON is broken: {said}.", "Fix the file.", where=buffer.where)
+                reason = "the file ends inside an object" if not mark else f"a comma or }} is missing before {mark!r}"
+                raise StudioError(f"The JSON is broken: {reason}.", "Fix the file.", where=buffer.where)
         buffer.take()
         yield from self._rest()
         while buffer.peek() == "{":  # one object after another

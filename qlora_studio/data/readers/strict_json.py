@@ -117,8 +117,8 @@ def broken(error: Exception, text: str, where: str, start: int = 0, field: str =
         file, _, line = where.rpartition(":")
         if not field and line.isdigit():
             where = f"{file}:{int(line) + text.count(chr(10), start, error.pos)}"
-        said = error.msg[:1].lower() + error.msg[1:]
+        reason = error.msg[:1].lower() + error.msg[1:]
         return StudioError(
-            f"The JSON is broken at column {error.colno}: {said}.", "Fix this row.", where=where, field=field
+            f"The JSON is broken at column {error.colno}: {reason}.", "Fix this row.", where=where, field=field
         )
     return StudioError(f"A number here is too long to read: {error}.", "Write it as text.", where=where, field=field)

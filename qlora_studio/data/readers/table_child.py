@@ -34,7 +34,7 @@ def plain_value(value: Any) -> Any:
     return str(value)
 
 
-def say(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
 
 
@@ -46,7 +46,7 @@ def batches(kind: str) -> Iterator[Any]:
     source = sys.stdin.buffer
     if kind == "Parquet":
         table = pq.ParquetFile(source)
-        say({"rows": table.metadata.num_rows})
+        send({"rows": table.metadata.num_rows})
         yield from table.iter_batches(BATCH_ROWS)
         return
     try:
@@ -56,7 +56,7 @@ def batches(kind: str) -> Iterator[Any]:
         source.seek(0)
         found = iter(pa.ipc.open_stream(source))
     for batch in found:
-        say({"rows": batch.num_rows})
+        send({"rows": batch.num_rows})
         yield batch
 
 
@@ -65,12 +65,12 @@ def rows(batch: Any) -> Iterator[dict[str, Any]]:
     columns = [without_timezone(column) for column in batch.columns]
     names = batch.schema.names
     try:
-        told = [[plain_value(value) for value in column.to_pylist()] for column in columns]
+        values_by_column = [[plain_value(value) for value in column.to_pylist()] for column in columns]
     except Exception:  # the library raises bare Unicode, value and key errors of what it meets
         for index in range(batch.num_rows):
             yield one_row(names, columns, index)
         return
-    for values in zip(*told, strict=True):
+    for values in zip(*values_by_column, strict=True):
         yield {"row": dict(zip(names, values, strict=True))}
 
 
@@ -103,15 +103,15 @@ def main(kind: str) -> None:
             names = batch.schema.names
             if len(set(names)) != len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                say({"broken": f"two columns are named '{twice}'"})
+                send({"broken": f"two columns are named '{twice}'"})
                 return
             for row in rows(batch):
-                say(row)
+                send(row)
     except Exception as error:  # a door: whatever the library says of a broken file, in one line
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else "it is cut short"
-        say({"broken": said.encode("utf-8", "replace").decode()})
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else "it is cut short"
+        send({"broken": reason.encode("utf-8", "replace").decode()})
         return
-    say({"end": True})
+    send({"end": True})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def read_arrow(stream: BinaryIO, file: str, tally: Tally) -> Iterator[RowOrProbl
 def _read(stream: BinaryIO, file: str, tally: Tally, kind: str) -> Iterator[RowOrProblem]:
     command = [sys.executable, "-I", str(_CHILD), kind]
     number = announced = 0
-    said: dict[str, Any] = {}
+    message: dict[str, Any] = {}
     with (
         _seekable(stream) as source,
         subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child,
@@ -38,34 +38,34 @@ def _read(stream: BinaryIO, file: str, tally: Tally, kind: str) -> Iterator[RowO
         assert child.stdout
         try:
             for line in child.stdout:
-                said = json.loads(line)
-                if "rows" in said:
-                    announced += said["rows"]
-                    tally.rows += said["rows"]
-                elif "row" in said or "bad" in said:
+                message = json.loads(line)
+                if "rows" in message:
+                    announced += message["rows"]
+                    tally.rows += message["rows"]
+                elif "row" in message or "bad" in message:
                     number += 1
-                    yield _row(said, file, number)
+                    yield _row(message, file, number)
         except ValueError:  # a line that broke off with the process
-            said = {}
+            message = {}
         finally:
             child.kill()
         code = child.wait()
-    if not said.get("end"):
-        problem = said.get("broken") or f"its reader ended (exit code {code})"
+    if not message.get("end"):
+        problem = message.get("broken") or f"its reader ended (exit code {code})"
         lost = f" {announced} rows are announced and {number} were read." if announced else ""
         hint = "Write it again, or fetch it again."
         yield Unseen(Problem(f"This {kind} file cannot be read: {problem}.{lost}", hint, file))
 
 
-def _row(said: dict[str, Any], file: str, number: int) -> RowOrProblem:
-    if "bad" in said:
+def _row(message: dict[str, Any], file: str, number: int) -> RowOrProblem:
+    if "bad" in message:
         return Problem(
-            f"This row cannot be read: {said['bad']}.",
+            f"This row cannot be read: {message['bad']}.",
             "Write the file again.",
             f"{file}:{number}",
-            said.get("field", ""),
+            message.get("field", ""),
         )
-    return Row(file, number, said["row"])
+    return Row(file, number, message["row"])
 
 
 def _seekable(stream: BinaryIO) -> BinaryIO:

@@ -19,7 +19,7 @@ from qlora_studio.core.conversation import ToolCall, Turn
 class Piece:
     """Something a row says, and the words for it in a message."""
 
-    said: str
+    text: str
     name: str
     turn: int
     """Its turn, from 0; -1 for the row's tools."""
@@ -88,25 +88,25 @@ def _leaves(value: Any) -> Iterator[str]:
 
 def _first_lost(pieces: Sequence[Piece], text: str) -> Piece | None:
     """The first piece that stands in the text less often than in all pieces together."""
-    all_said = "\x00".join(piece.said for piece in pieces)
+    whole = "\x00".join(piece.text for piece in pieces)
     known: set[str] = set()
     for piece in pieces:
-        if piece.said and piece.said not in known:
-            known.add(piece.said)
-            wanted = all_said.count(piece.said)
-            if text.count(piece.said) < wanted and not _stands_otherwise(piece.said, wanted, text):
+        if piece.text and piece.text not in known:
+            known.add(piece.text)
+            wanted = whole.count(piece.text)
+            if text.count(piece.text) < wanted and not _stands_otherwise(piece.text, wanted, text):
                 return piece
     return None
 
 
-def _stands_otherwise(said: str, wanted: int, text: str) -> bool:
+def _stands_otherwise(piece: str, wanted: int, text: str) -> bool:
     """Whether a piece stands there often enough in another spelling: escaped as JSON, or as Python writes it."""
-    spellings = {said, json.dumps(said)[1:-1], json.dumps(said, ensure_ascii=False)[1:-1], repr(said)[1:-1]}
-    spellings.add({"true": "True", "false": "False", "null": "None"}.get(said, said))
+    spellings = {piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], repr(piece)[1:-1]}
+    spellings.add({"true": "True", "false": "False", "null": "None"}.get(piece, piece))
     if any(text.count(spelling) >= wanted for spelling in spellings) or sum(map(text.count, spellings)) >= wanted:
         return True
     try:
-        value = json.loads(said)
+        value = json.loads(piece)
     except (ValueError, RecursionError):
         return False
     # a tool's JSON that the template writes anew: each of its values is there

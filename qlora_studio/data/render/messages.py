@@ -37,5 +37,5 @@ def _call(call: ToolCall, as_text: bool) -> dict[str, Any]:
             arguments = json.loads(call.arguments)
         except (ValueError, RecursionError):
             arguments = call.arguments
-    said = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-    return {"id": call.id, **said} if call.id else said
+    described = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id, **described} if call.id else described

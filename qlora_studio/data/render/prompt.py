@@ -245,11 +245,11 @@ class _Row:
         turn = self.turns[index]
         if before.rstrip().endswith("<think>"):
             closing = "\n</think>\n\n" if before.endswith("\n") else "\n\n</think>\n\n"
-            said = self._without_reasoning(before, index) if turn.tool_calls else None
-            if said is None and not turn.tool_calls:
-                said = turn.content + ("" if self.traits.stops_at_next_role else self.traits.end_of_turn)
-            if said is not None:
-                return f"{turn.reasoning or ''}{closing}{said}"
+            answer = self._without_reasoning(before, index) if turn.tool_calls else None
+            if answer is None and not turn.tool_calls:
+                answer = turn.content + ("" if self.traits.stops_at_next_role else self.traits.end_of_turn)
+            if answer is not None:
+                return f"{turn.reasoning or ''}{closing}{answer}"
         opening = before.removeprefix(self._render(index, bool(turn.reasoning), add_generation_prompt=False))
         if opening.strip() and opening != before and opening in whole:
             return whole[whole.rindex(opening) + len(opening) :]
@@ -347,8 +347,8 @@ class _Row:
             if found < 0 and turn.role == "system" and words in text:
                 continue  # some families move the system prompt into the last question
             if found < 0:
-                said = f"The chat template drops or reorders turn {index + 1} ({turn.role})."
-                raise self._refused("template-drops", index, said)
+                message = f"The chat template drops or reorders turn {index + 1} ({turn.role})."
+                raise self._refused("template-drops", index, message)
             places[index] = (found, found + len(words))
             position = found + len(words)
         return places

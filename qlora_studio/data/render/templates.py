@@ -13,7 +13,7 @@ class NamedTemplate:
     """A template, and the tokens a tokenizer must have for it."""
 
     name: str
-    says: str
+    description: str
     source: str
     needs: tuple[str, ...] = ()
 

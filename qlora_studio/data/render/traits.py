@@ -83,7 +83,7 @@ class _Probe:
         plain = [self.user(_QUESTION), self.assistant(_ANSWER)]
         text = self.plain_text(plain)
         self.knows_tools = self.knows_tools and any(
-            "find_place" in self.try_render(said) for said in (plain, plain[:1])
+            "find_place" in self.try_render(messages) for messages in (plain, plain[:1])
         )
         self.arguments_are_text = _PLACE not in self.try_render([self.user(_QUESTION), self.call()])
         if self.arguments_are_text and _PLACE not in self.try_render([self.user(_QUESTION), self.call()]):
@@ -124,13 +124,13 @@ class _Probe:
             return text
         as_parts = [{**message, "content": _as_parts(message["content"])} for message in messages]
         try:
-            told = self.tokenizer.render(as_parts)
+            rendered = self.tokenizer.render(as_parts)
         except StudioError:
-            told = ""
-        if _ANSWER in told and _QUESTION in told:
+            rendered = ""
+        if _ANSWER in rendered and _QUESTION in rendered:
             self.parts = True
             messages[:] = as_parts
-            return told
+            return rendered
         if problem:
             raise problem
         return text

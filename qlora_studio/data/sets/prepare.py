@@ -153,7 +153,7 @@ class Progress:
     """Counts rows for a watch, which is told now and then. Raises Stopped where it asks for a stop."""
 
     def __init__(self, watch: Watch, total: int) -> None:
-        self.watch, self.total, self.done, self.told = watch, total, 0, time.monotonic()
+        self.watch, self.total, self.done, self.reported_at = watch, total, 0, time.monotonic()
 
     def advance(self, rows: int) -> None:
         self.done += rows
@@ -162,8 +162,8 @@ class Progress:
     def look(self, done: int) -> None:
         if self.watch.stopped():
             raise Stopped
-        if done == self.total or time.monotonic() - self.told > _SECONDS_BETWEEN_WORDS:
-            self.told = time.monotonic()
+        if done == self.total or time.monotonic() - self.reported_at > _SECONDS_BETWEEN_WORDS:
+            self.reported_at = time.monotonic()
             self.watch.advanced(done, self.total)
 
 

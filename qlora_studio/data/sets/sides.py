@@ -8,6 +8,7 @@ made; it looks at the conversations that either side really got.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 
 from qlora_studio.core.conversation import Conversation
@@ -18,8 +19,8 @@ from qlora_studio.core.example import IGNORED
 def first_prompt(conversation: Conversation) -> str:
     """What a row begins by asking: its first user turn, or what stands before its first trained piece."""
     if conversation.turns:
-        asked = next((turn for turn in conversation.turns if turn.role == "user"), conversation.turns[0])
-        return asked.content
+        question = next((turn for turn in conversation.turns if turn.role == "user"), conversation.turns[0])
+        return question.content
     if conversation.segments:
         context = next((segment for segment in conversation.segments if not segment.train), conversation.segments[0])
         return context.text
@@ -32,15 +33,16 @@ def first_prompt(conversation: Conversation) -> str:
 
 def prompt_hash(conversation: Conversation) -> int:
     """64 bits of a row's first prompt, white space aside: rows with the same ones go to the same side of a split."""
-    said = " ".join(first_prompt(conversation).split())
-    return int.from_bytes(hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    prompt = " ".join(first_prompt(conversation).split())
+    return int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 class Sides:
     """Watches the conversations that each side gets."""
 
     def __init__(self) -> None:
-        self.trained: set[int] = set()
+        self.trained = array("q")
+        """The mark of every training row; a set of a million would take twelve times as much memory."""
         self.held_out: dict[int, str] = {}
 
     def watch(self, conversations: Iterable[Conversation], split: str) -> Iterator[Conversation]:
@@ -52,19 +54,20 @@ class Sides:
     def note(self, conversation: Conversation, split: str) -> None:
         mark = _mark(conversation)
         if split == "train":
-            self.trained.add(mark)
+            self.trained.append(mark)
         else:
             self.held_out.setdefault(mark, str(conversation.source))
 
     def add(self, later: Sides) -> None:
         """Takes what was noted of rows that come after these, by this process or by one that was forked from it."""
-        self.trained |= later.trained
+        self.trained += later.trained
         self.held_out = later.held_out | self.held_out
 
     def check(self) -> None:
         """Raises LawBroken where a prompt stands on both sides."""
-        both = [where for mark, where in self.held_out.items() if mark in self.trained]
-        if both:
+        marks = self.held_out.keys() & self.trained
+        if marks:
+            both = [where for mark, where in self.held_out.items() if mark in marks]
             raise LawBroken(
                 f"{len(both)} prompt{'s' if len(both) != 1 else ''} of the evaluation rows would be trained as well; "
                 f"the first is that of {both[0]}."

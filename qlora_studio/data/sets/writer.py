@@ -65,8 +65,8 @@ class SetWriter:
         self.refused += 1
         if len(self.problems) < SHOWN_PROBLEMS:
             self.problems.append(problem)
-        said = {"where": problem.where, "field": problem.field, "message": problem.message}
-        refused.write(json.dumps(said, ensure_ascii=False) + "\n")
+        record = {"where": problem.where, "field": problem.field, "message": problem.message}
+        refused.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def account(self, tally: Tally, file: str) -> RowAccount:
         """The account of this file. Raises LawBroken where the readers met other rows than these."""
@@ -82,13 +82,15 @@ class SetWriter:
     def check(self, skip_bad: bool, file: str) -> None:
         """Raises for bad rows that the person did not choose to leave out, for what nobody saw, and for an empty set."""
         if self.unseen:
-            said = f"{self.imported + self.refused} rows of it were seen; the rest was not, so it cannot be left out."
-            last = Problem(said, "Fix the file; bad rows can be left out only where each is known.", file)
+            message = (
+                f"{self.imported + self.refused} rows of it were seen; the rest was not, so it cannot be left out."
+            )
+            last = Problem(message, "Fix the file; bad rows can be left out only where each is known.", file)
             raise StudioError.of([*self.problems, *self.unseen[:SHOWN_PROBLEMS], last])
         if self.refused and not skip_bad:
-            said = f"{self.refused} row{'s' if self.refused != 1 else ''} cannot be imported"
-            said += f"; the first {len(self.problems)} are shown." if self.refused > len(self.problems) else "."
-            last = Problem(said, "Fix them, or choose to skip bad rows (on the command line, --skip-bad).", file)
+            message = f"{self.refused} row{'s' if self.refused != 1 else ''} cannot be imported"
+            message += f"; the first {len(self.problems)} are shown." if self.refused > len(self.problems) else "."
+            last = Problem(message, "Fix them, or choose to skip bad rows (on the command line, --skip-bad).", file)
             raise StudioError.of([*self.problems, last])
         if not self.hashes:
             raise StudioError.of(

@@ -49,7 +49,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ArtefactAnswers:
     """What a comparison needs of an artefact."""
 
     answers: tuple[str | None, ...]
@@ -116,8 +116,8 @@ class ChatRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
-    """A model in memory with the words it speaks in."""
+class ChatModel:
+    """A model in memory, with its tokenizer and how its prompts are rendered."""
 
     model: Any
     tokenizer: ChatTokenizer
@@ -130,7 +130,7 @@ class Speaker:
         return Answer(text, ids, answer, len(answer) < GREEDY.max_new_tokens)
 
 
-def record_chat(chat: Speaker, prompts: Sequence[str], held_out: Sequence[Example] = ()) -> ChatRecord:
+def record_chat(chat: ChatModel, prompts: Sequence[str], held_out: Sequence[Example] = ()) -> ChatRecord:
     """Asks the chat these prompts and the held-out rows, with and without its adapter, and keeps what it says."""
     answers, rows = tuple(chat.answer(prompt) for prompt in prompts), tuple(probe_rows(held_out))
     base_loss = None
@@ -187,15 +187,15 @@ def compare(record: ChatRecord, distributions: torch.Tensor, like: ev.Checked) -
     )
 
 
-def ask_model(artefact: Speaker, record: ChatRecord) -> Said:
+def ask_model(artefact: ChatModel, record: ChatRecord) -> ArtefactAnswers:
     """Has a model in memory answer what the chat was asked."""
-    answers = [artefact.answer(asked.text).answer for asked in record.answers]
-    identical = sum(answer == asked.answer for answer, asked in zip(answers, record.answers, strict=True))
+    answers = [artefact.answer(chat.text).answer for chat in record.answers]
+    identical = sum(answer == chat.answer for answer, chat in zip(answers, record.answers, strict=True))
     texts = tuple(artefact.tokenizer.decode(answer) for answer in answers)
-    return Said(texts, identical, log_probabilities(artefact.model, record.probes))
+    return ArtefactAnswers(texts, identical, log_probabilities(artefact.model, record.probes))
 
 
-def ask_layers(model: LayerwiseModel, tokenizer: ChatTokenizer, record: ChatRecord, emit: Emit) -> Said:
+def ask_layers(model: LayerwiseModel, tokenizer: ChatTokenizer, record: ChatRecord, emit: Emit) -> ArtefactAnswers:
     """The same of a model whose weights stay in their files.
 
     It writes nothing: an answer without chance is the chat's if and only if each of the chat's tokens is the likeliest
@@ -205,13 +205,13 @@ def ask_layers(model: LayerwiseModel, tokenizer: ChatTokenizer, record: ChatReco
         record.probes, lambda done, total: emit(ev.Advanced(done=done, total=total, unit="layers"))
     )
     answers, at = [], 0
-    for asked in record.answers:
-        likeliest = found[at : at + len(asked.probe.positions)].argmax(-1).tolist()
-        at += len(asked.probe.positions)
-        written, last = likeliest[: len(asked.answer)], likeliest[len(asked.answer) :]
-        same = written == list(asked.answer) and all(one in record.stops for one in last)
-        answers.append(tokenizer.decode(asked.answer) if same else None)
-    return Said(tuple(answers), sum(answer is not None for answer in answers), found)
+    for chat in record.answers:
+        likeliest = found[at : at + len(chat.probe.positions)].argmax(-1).tolist()
+        at += len(chat.probe.positions)
+        written, last = likeliest[: len(chat.answer)], likeliest[len(chat.answer) :]
+        same = written == list(chat.answer) and all(one in record.stops for one in last)
+        answers.append(tokenizer.decode(chat.answer) if same else None)
+    return ArtefactAnswers(tuple(answers), sum(answer is not None for answer in answers), found)
 
 
 def look_at_layers(like: ev.Checked, strengths: Iterable[Strength]) -> ev.Checked:
@@ -222,10 +222,10 @@ def look_at_layers(like: ev.Checked, strengths: Iterable[Strength]) -> ev.Checke
     return like.model_copy(update={"layers": len(found), "layers_off": len(off), **first})
 
 
-def compare_with_chat(record: ChatRecord, said: Said, like: ev.Checked, emit: Emit) -> None:
+def compare_with_chat(record: ChatRecord, found: ArtefactAnswers, like: ev.Checked, emit: Emit) -> None:
     """Emits an artefact's answers and the comparison with the chat."""
-    for asked, answer in zip(record.answers, said.answers, strict=True):
+    for chat, answer in zip(record.answers, found.answers, strict=True):
         if answer is not None:
-            emit(ev.SampleWritten(step=0, prompt=asked.text, answer=answer, side="merged"))
-    like = like.model_copy(update={"identical_answers": said.identical, "answers": len(record.answers)})
-    emit(compare(record, said.log_probabilities, like))
+            emit(ev.SampleWritten(step=0, prompt=chat.text, answer=answer, side="merged"))
+    like = like.model_copy(update={"identical_answers": found.identical, "answers": len(record.answers)})
+    emit(compare(record, found.log_probabilities, like))

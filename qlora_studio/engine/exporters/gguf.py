@@ -13,9 +13,9 @@ from pathlib import Path
 from qlora_studio.core import events as ev
 from qlora_studio.engine.companions import copy_licences
 from qlora_studio.engine.exporters.comparison import (
+    ArtefactAnswers,
+    ChatModel,
     ChatRecord,
-    Said,
-    Speaker,
     ask_layers,
     ask_model,
     check_words,
@@ -61,10 +61,10 @@ class GgufExporter:
             as_chatted=source.merge_into == "as_chatted",
             precision=source.gguf if source.gguf not in ("F32", "F16", "BF16") else "16-bit",
         )
-        said = ask_gguf(path, source, record, emit)
+        found = ask_gguf(path, source, record, emit)
         with plan_gguf(source) as file:
             like = look_at_layers(like, measure_gguf(file, path))
-        compare_with_chat(record, said, like, emit)
+        compare_with_chat(record, found, like, emit)
         if is_installed() and record.answers:
             emit(ev.Noted(text=compare_with_llama_cpp(path, record.answers)))
         elif record.answers:
@@ -74,14 +74,14 @@ class GgufExporter:
 EXPORTER = GgufExporter()
 
 
-def ask_gguf(path: Path, source: ExportSource, record: ChatRecord, emit: Emit) -> Said:
+def ask_gguf(path: Path, source: ExportSource, record: ChatRecord, emit: Emit) -> ArtefactAnswers:
     """What the file says, read back into a model of the base's kind; layer by layer where that is larger than memory."""
     tokenizer = load_tokenizer(source.tokenizer_folder())
     with open_merged(source) as merged:
         values = sum(math.prod(tensor.shape) for tensor in merged.tensors)
     if fits_in_memory(values * source.device.dtype.itemsize):
         model = load_gguf(path, source.base_folder(), source.device)
-        return ask_model(Speaker(model, tokenizer, record.options), record)
+        return ask_model(ChatModel(model, tokenizer, record.options), record)
     emit(ev.Noted(text=f"The model in the file does not fit into memory; {BY_LAYERS}"))
     return ask_layers(layers_of_gguf(path, source.base_folder(), source.device), tokenizer, record, emit)
 

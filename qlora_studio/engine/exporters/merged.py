@@ -15,8 +15,8 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.companions import copy_companions
 from qlora_studio.engine.exporters.comparison import (
+    ChatModel,
     ChatRecord,
-    Speaker,
     ask_layers,
     ask_model,
     check_words,
@@ -57,16 +57,16 @@ class MergedExporter:
         check_words(record, tokenizer)
         model = load_merged(stage, source.device, emit)
         if isinstance(model, LayerwiseModel):
-            said = ask_layers(model, tokenizer, record, emit)
+            found = ask_layers(model, tokenizer, record, emit)
         else:
-            said = ask_model(Speaker(model, tokenizer, record.options), record)
+            found = ask_model(ChatModel(model, tokenizer, record.options), record)
         like = ev.Checked(
             what=f"merged model, {source.merge_into.replace('_', ' ')}", as_chatted=source.merge_into == "as_chatted"
         )
         del model
         with open_merged(source) as merged, closing(ModelWeights(stage)) as written:
             like = look_at_layers(like, measure_merged(merged, written))
-        compare_with_chat(record, said, like, emit)
+        compare_with_chat(record, found, like, emit)
 
 
 EXPORTER = MergedExporter()

@@ -67,7 +67,7 @@ def encode_q8_0(rows: torch.Tensor, importance: Importance = None) -> torch.Tens
     scale = blocks.abs().amax(-1) / 127  # (rows, blocks)
     scaled = blocks * inverse(scale).unsqueeze(-1)
     codes = (scaled.sign() * (scaled.abs() + 0.5).floor()).to(torch.int8)  # C's roundf: halves away from zero
-    return torch.cat([_half(scale), codes.view(torch.uint8)], -1).flatten(1)
+    return torch.cat([_fp16_bytes(scale), codes.view(torch.uint8)], -1).flatten(1)
 
 
 def encode_q4_k(rows: torch.Tensor, importance: Importance = None) -> torch.Tensor:
@@ -99,21 +99,21 @@ def encode_q6_k(rows: torch.Tensor, importance: Importance = None) -> torch.Tens
     one, two, three, four = halves.unbind(-2)
     low = torch.cat([(one & 15) | ((three & 15) << 4), (two & 15) | ((four & 15) << 4)], -1).flatten(-2)
     high = ((one >> 4) | ((two >> 4) << 2) | ((three >> 4) << 4) | ((four >> 4) << 6)).flatten(-2)
-    return torch.cat([low, high, scales.to(torch.int8).view(torch.uint8), _half(whole)], -1).flatten(1)
+    return torch.cat([low, high, scales.to(torch.int8).view(torch.uint8), _fp16_bytes(whole)], -1).flatten(1)
 
 
 def encode_q5_0(rows: torch.Tensor, importance: Importance = None) -> torch.Tensor:
     """32 values in 22 bytes: an fp16 scale and five bits each around zero. Only with an importance matrix."""
     blocks = rows.view(rows.shape[0], -1, 32)
     scale, codes = fit_centred(blocks, _row_weights(rows, importance), 16)
-    return torch.cat([_half(scale), _five_bits((codes + 16).to(torch.uint8))], -1).flatten(1)
+    return torch.cat([_fp16_bytes(scale), _five_bits((codes + 16).to(torch.uint8))], -1).flatten(1)
 
 
 def encode_q5_1(rows: torch.Tensor, importance: Importance = None) -> torch.Tensor:
     """32 values in 24 bytes: as Q5_0 with a minimum of the block. Only with an importance matrix."""
     blocks = rows.view(rows.shape[0], -1, 32)
     scale, minimum, codes = fit_shifted(blocks, _row_weights(rows, importance), _finer(31))
-    return torch.cat([_half(scale), _half(-minimum), _five_bits(codes.to(torch.uint8))], -1).flatten(1)
+    return torch.cat([_fp16_bytes(scale), _fp16_bytes(-minimum), _five_bits(codes.to(torch.uint8))], -1).flatten(1)
 
 
 ENCODERS: dict[Type, Callable[[torch.Tensor, Importance], torch.Tensor]] = {
@@ -157,7 +157,7 @@ def _fit_super_blocks(rows: torch.Tensor, importance: Importance, trials: Trials
         m[..., :4] | ((m[..., 4:] >> 4) << 6),
         (s[..., 4:] & 15) | ((m[..., 4:] & 15) << 4),
     ]
-    return torch.cat([_half(scale), _half(minimum), *packed], -1), codes.to(torch.uint8)
+    return torch.cat([_fp16_bytes(scale), _fp16_bytes(minimum), *packed], -1), codes.to(torch.uint8)
 
 
 def _six_bits(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,6 +179,6 @@ def _five_bits(codes: torch.Tensor) -> torch.Tensor:
     return torch.cat([fifth, (codes[..., :16] & 15) | ((codes[..., 16:] & 15) << 4)], -1)
 
 
-def _half(x: torch.Tensor) -> torch.Tensor:
+def _fp16_bytes(x: torch.Tensor) -> torch.Tensor:
     """fp16 as two bytes in a last dimension of its own."""
     return x.half().unsqueeze(-1).view(torch.uint8)

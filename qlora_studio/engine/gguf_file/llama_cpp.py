@@ -57,13 +57,13 @@ def compare_with_llama_cpp(path: Path, answers: Sequence[Answer]) -> str:
     Raises a StudioError where it cannot load it, writes a prompt in other tokens, or never comes to an end.
     """
     found = ask_llama_cpp(path, [answer.text for answer in answers])
-    for answer, said in zip(answers, found, strict=True):
-        if said.prompt_tokens != len(answer.prompt):
+    for answer, other in zip(answers, found, strict=True):
+        if other.prompt_tokens != len(answer.prompt):
             raise StudioError(
-                f"llama.cpp writes a prompt in {said.prompt_tokens} tokens where training wrote {len(answer.prompt)}.",
+                f"llama.cpp writes a prompt in {other.prompt_tokens} tokens where training wrote {len(answer.prompt)}.",
                 "Export the merged model instead, and report this.",
             )
-    both = [(answer, said.stopped) for answer, said in zip(answers, found, strict=True) if answer.stopped]
+    both = [(answer, other.stopped) for answer, other in zip(answers, found, strict=True) if answer.stopped]
     ended = [stopped for _, stopped in both]
     short = [stopped for answer, stopped in both if 2 * len(answer.answer) <= GREEDY.max_new_tokens]
     if len(short) >= ENOUGH_ANSWERS and not any(short):
@@ -75,7 +75,7 @@ def compare_with_llama_cpp(path: Path, answers: Sequence[Answer]) -> str:
 
 
 def _ask(server: Any, prompt: str) -> LlamaCppAnswer:
-    said = server.handle_chat_completions(
+    completion = server.handle_chat_completions(
         {
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
@@ -83,7 +83,9 @@ def _ask(server: Any, prompt: str) -> LlamaCppAnswer:
             "reasoning_format": "none",
         }
     )
-    choice = said["choices"][0]
+    choice = completion["choices"][0]
     return LlamaCppAnswer(
-        str(choice["message"].get("content") or ""), said["usage"]["prompt_tokens"], choice["finish_reason"] == "stop"
+        str(choice["message"].get("content") or ""),
+        completion["usage"]["prompt_tokens"],
+        choice["finish_reason"] == "stop",
     )

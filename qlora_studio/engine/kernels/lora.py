@@ -89,11 +89,11 @@ def find_hindrance(layer: LoraLayer) -> str | None:
     return None
 
 
-def say_slow_layers(model: nn.Module) -> str | None:
+def report_slow_layers(model: nn.Module) -> str | None:
     """How many layers run on PEFT's own forward and why, in a sentence; None where none does."""
     reasons = Counter(find_hindrance(module) for module in model.modules() if isinstance(module, LoraLayer))
     slow = sum(count for reason, count in reasons.items() if reason)
     if not slow:
         return None
-    said = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if reason)
-    return f"{slow} of {sum(reasons.values())} adapted layers run on PEFT's own forward, slower and with more memory: {said}."
+    listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.items() if reason)
+    return f"{slow} of {sum(reasons.values())} adapted layers run on PEFT's own forward, slower and with more memory: {listed}."

@@ -70,6 +70,14 @@ class RmsNorm(torch.autograd.Function):
         return from_rows(dx, x, ctx.order), None, None, None
 
 
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kind: NormKind) -> torch.Tensor:
+    """The same numbers; where no gradient will be wanted of few rows, as in each token of an answer, without what it costs."""
+    if torch.is_grad_enabled() or has_fused_kernel(x, kind) or x.numel() > most_numbers(x):
+        out: torch.Tensor = RmsNorm.apply(x, weight, eps, kind)  # type: ignore[no-untyped-call]
+        return out
+    return norm_rows(x, weight, eps, kind)[0]
+
+
 def memory_order(x: torch.Tensor) -> list[int]:
     """The dimensions of x as they lie in memory, the last one last.
 
@@ -96,22 +104,25 @@ def has_fused_kernel(x: torch.Tensor, kind: NormKind) -> bool:
 
 
 def blocks(rows: torch.Tensor) -> list[slice]:
-    """Slices of rows that hold at most NUMBERS_AT_ONCE."""
-    numbers = NUMBERS_AT_ONCE.get(rows.device.type, NUMBERS_AT_ONCE["cuda"])
-    step = max(1, numbers // rows.shape[-1])
+    """Slices of rows (rows, width) that hold at most NUMBERS_AT_ONCE."""
+    step = max(1, most_numbers(rows) // rows.shape[-1])
     return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def most_numbers(x: torch.Tensor) -> int:
+    return NUMBERS_AT_ONCE.get(x.device.type, NUMBERS_AT_ONCE["cuda"])
 
 
 def norm_rows(
     rows: torch.Tensor, weight: torch.Tensor, eps: float, kind: NormKind
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normed rows (rows, width) in their own format, and 1 / root mean square of each in fp32 (rows, 1)."""
+    """The normed rows (…, width) in their own format, and 1 / root mean square of each in fp32 (…, 1)."""
     normed = rows.to(torch.float32, copy=True)
     scale = torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square_()
     scale = scale.div_(rows.shape[-1]).add_(eps).rsqrt_()
     normed.mul_(scale)
     if kind.rounds_first:
-        return normed.to(rows.dtype).mul_(weight + kind.offset), scale
+        return normed.to(rows.dtype).mul_(weight + kind.offset if kind.offset else weight), scale
     return normed.mul_(weight.float() + kind.offset).to(rows.dtype), scale
 
 
@@ -128,7 +139,7 @@ def norm_gradient(
 Kernel = Callable[[torch.Tensor, torch.Tensor, float, NormKind], torch.Tensor]
 
 
-def replace_norms(model: nn.Module, kernel: Kernel = RmsNorm.apply) -> int:
+def replace_norms(model: nn.Module, kernel: Kernel = rms_norm) -> int:
     """Gives every RMS norm of a known kind this kernel, of (x, weight, eps, kind); returns how many there are."""
     count, kinds = 0, dict[type[nn.Module], NormKind | None]()
     for module in model.modules():

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation, GatedParts, gated_mlp
 from qlora_studio.engine.kernels.linear import as_product, find_more
-from qlora_studio.engine.kernels.lora import replace_lora_forwards, say_slow_layers
+from qlora_studio.engine.kernels.lora import replace_lora_forwards, report_slow_layers
 from qlora_studio.engine.kernels.norm import replace_norms
 
 SPLIT, FUSED = ("gate_proj", "up_proj"), ("gate_up_proj",)
@@ -49,15 +49,15 @@ def replace_gated_mlps(model: nn.Module, kernel: MlpKernel = gated_mlp) -> int:
     return count
 
 
-def say_slow_paths(model: nn.Module) -> str | None:
+def report_slow_paths(model: nn.Module) -> str | None:
     """Which adapted layers and gated MLPs do not run on the kernels of this folder, and why; None where all do."""
-    said = [say_slow_layers(model)]
+    sentences = [report_slow_layers(model)]
     mlps = [module for module in model.modules() if hasattr(module, "tiled") and _first_names(module) is not None]
     layers = [getattr(module, name) for module in mlps for name in (*(_first_names(module) or ()), "down_proj")]
     reasons = {reason for reason in map(find_more, layers) if reason}
     if reasons:
-        said.append(f"Gated MLPs keep more, because their layers have {' and '.join(sorted(reasons))}.")
-    return " ".join(part for part in said if part) or None
+        sentences.append(f"Gated MLPs keep more, because their layers have {' and '.join(sorted(reasons))}.")
+    return " ".join(part for part in sentences if part) or None
 
 
 def tile_mlps(model: nn.Module, tiled: bool) -> None:

@@ -65,7 +65,7 @@ class History:
     def turns(self, side: Side) -> tuple[ChatTurn, ...]:
         """What a side has been told and has said, without what is not remembered."""
         kept = [one for one in self.exchanges if side in one.answers and one.remembered]
-        said = [
+        turns = [
             turn
             for one in kept
             for turn in (
@@ -73,7 +73,7 @@ class History:
                 ChatTurn(role="assistant", content=one.answers[side].text),
             )
         ]
-        return (*((ChatTurn(role="system", content=self.system),) if self.system else ()), *said)
+        return (*((ChatTurn(role="system", content=self.system),) if self.system else ()), *turns)
 
     def messages(self, side: Side) -> list[Message]:
         """What the page shows of one side: everything, with a note on what is not remembered."""

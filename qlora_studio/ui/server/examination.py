@@ -50,5 +50,5 @@ class Examination:
         if isinstance(job.progress.report, DoctorReport):
             self.engine = job.progress.report.checks
         else:
-            says = job.progress.message or "The process that looks at torch exited unexpectedly."
-            self.engine = (Check(name="torch", state="bad", says=says, remedy=job.progress.hint),)
+            finding = job.progress.message or "The process that looks at torch exited unexpectedly."
+            self.engine = (Check(name="torch", state="bad", finding=finding, remedy=job.progress.hint),)

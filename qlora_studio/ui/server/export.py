@@ -1,4 +1,4 @@
-"""What a tab would export, where to, and what to know before: the chosen run, the wish, the folder, the notes."""
+"""What a tab would export, where to, and what to know before: the chosen run, the options, the folder, the notes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import (
     MERGE_CHOICES,
+    ExportOptions,
     ExportSizes,
-    ExportWish,
     LoadCommand,
     find_export_kind,
     find_gguf,
@@ -29,14 +29,14 @@ CHECK_PROMPTS = 3
 """What chat and export are both asked."""
 
 
-def wish_of(shown: View, suggested: str | None, *, weighs: bool = False) -> ExportWish:
+def export_options(shown: View, suggested: str | None, *, weighs: bool = False) -> ExportOptions:
     """What this tab would export; `suggested` and `weighs` are the merge and the matrix that suit the run, where nothing was
     chosen.
     """
     merge = find_merge(shown.export_merge or suggested or MERGE_CHOICES[0].name)
     kind, gguf = find_export_kind(shown.export_what), find_gguf(shown.export_gguf)
     importance = weighs if shown.export_importance is None else shown.export_importance
-    return ExportWish(kind, merge.into, gguf, shown.export_parts, shown.export_weights, importance)
+    return ExportOptions(kind, merge.into, gguf, shown.export_parts, shown.export_weights, importance)
 
 
 def chosen_run(scene: Scene) -> str | None:
@@ -54,23 +54,23 @@ def suggested_merge(scene: Scene) -> str | None:
     return next(choice.name for choice in MERGE_CHOICES if choice.into == into)
 
 
-def current_wish(scene: Scene) -> ExportWish:
+def current_options(scene: Scene) -> ExportOptions:
     run = chosen_run(scene)
     weighs = run is not None and scene.workspace.studio.exports.suggest_importance(run)
-    return wish_of(scene.view, suggested_merge(scene), weighs=weighs)
+    return export_options(scene.view, suggested_merge(scene), weighs=weighs)
 
 
 def offered_folder(scene: Scene) -> Path | None:
     run = chosen_run(scene)
-    return default_folder(scene.workspace.studio.home.exports, run, current_wish(scene)) if run else None
+    return default_folder(scene.workspace.studio.home.exports, run, current_options(scene)) if run else None
 
 
-def default_folder(exports: Path, run: str, wish: ExportWish) -> Path:
+def default_folder(exports: Path, run: str, options: ExportOptions) -> Path:
     """`<home>/exports/<run>-<what>`, numbered where that is taken."""
-    words = [run, wish.kind.name]
-    if wish.kind.name == "gguf":
-        words.append(wish.gguf.lower())
-    if wish.kind.merges and wish.merge_into == "original":
+    words = [run, options.kind.name]
+    if options.kind.name == "gguf":
+        words.append(options.gguf.lower())
+    if options.kind.merges and options.merge_into == "original":
         words.append("original")
     stem, number = exports / "-".join(words), 1
     while (place := stem if number == 1 else stem.with_name(f"{stem.name}-{number}")).exists():
@@ -110,7 +110,7 @@ def current_sizes(scene: Scene) -> ExportSizes | None:
     return scene.workspace.studio.exports.sizes(run) if run else None
 
 
-def start(workspace: Workspace, run: str | None, wish: ExportWish, folder: str, *, check: bool) -> JobRef:
+def start(workspace: Workspace, run: str | None, options: ExportOptions, folder: str, *, check: bool) -> JobRef:
     """Starts the export. Raises a StudioError where something stands against it."""
     if not run:
         raise StudioError("There is no run to export.", "Train one first, or choose one above.")
@@ -120,21 +120,21 @@ def start(workspace: Workspace, run: str | None, wish: ExportWish, folder: str, 
     job = workspace.world().newest_job(run, "exports")
     if job is not None and job.at_work:
         raise StudioError("An export is under way.", "Wait for it, or stop it.")
-    compares = wish.kind.compares_with_chat
+    compares = options.kind.compares_with_chat
     prompts = workspace.studio.data.demo().prompts[:CHECK_PROMPTS] if check and compares else ()
     if compares:
         workspace.refuse_while_training("Export")
         workspace.chat.close()
-    started = workspace.studio.exports.start(run, wish, folder, prompts)
+    started = workspace.studio.exports.start(run, options, folder, prompts)
     notify("The export has begun.")
     return started
 
 
-def find_notes(workspace: Workspace, run_name: str, wish: ExportWish, folder: str) -> list[Note]:
+def find_notes(workspace: Workspace, run_name: str, options: ExportOptions, folder: str) -> list[Note]:
     """What to know before this export."""
     run = workspace.studio.runs.open(run_name)
     place = Path(without_quotes(folder)).expanduser()
-    readiness = workspace.studio.exports.readiness(run.name, wish, str(place))
+    readiness = workspace.studio.exports.readiness(run.name, options, str(place))
     sizes = workspace.studio.exports.sizes(run.name)
     merged = sizes.merged
     notes = [
@@ -144,24 +144,24 @@ def find_notes(workspace: Workspace, run_name: str, wish: ExportWish, folder: st
         )
     ]
     notes += [Note("bad", fields.sentence(problem)) for problem in readiness.blocks]
-    if merged is None and wish.kind.needs_base:
+    if merged is None and options.kind.needs_base:
         notes.append(
             Note("warn", f"The base {run.config.model.base} is not on this machine; a merge fetches it first.")
         )
-    elif merged is not None and wish.kind.needs_base:
+    elif merged is not None and options.kind.needs_base:
         notes.append(Note("good", f"The base {run.config.model.base} is here: {gib(merged)}."))
     if run.state not in ("finished", "stopped"):
         notes.append(Note("warn", f"The run is {run.state}; what it saved last is exported."))
     notes.append(_folder_note(place))
-    if wish.kind.name == "pack" and not wish.parts:
+    if options.kind.name == "pack" and not options.parts:
         notes.append(Note("bad", "A pack holds at least one part; choose one."))
-    if wish.kind.merges:
+    if options.kind.merges:
         into, why = workspace.studio.exports.suggest_merge(run.name)
-        if wish.merge_into == into:
+        if options.merge_into == into:
             notes.append(Note("good", why))
-        elif wish.merge_into == "original":
-            says = "With the original weights answers can differ from the chat's; the comparison says how much."
-            notes.append(Note("warn", says))
+        elif options.merge_into == "original":
+            text = "With the original weights answers can differ from the chat's; the comparison says how much."
+            notes.append(Note("warn", text))
     return [*notes, Note("warn", "The base's licence stays in force for what you make of it.")]
 
 
@@ -194,7 +194,7 @@ def newest_commands(scene: Scene, run: str) -> list[LoadCommand]:
     if ref is None or job is None or not job.progress.exported:
         return []
     exports = scene.workspace.studio.exports
-    return exports.load_commands(run, exports.wish_of(ref), job.progress.exported[-1].path)
+    return exports.load_commands(run, exports.export_options(ref), job.progress.exported[-1].path)
 
 
 def newest_disagrees(scene: Scene) -> bool:

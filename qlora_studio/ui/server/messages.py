@@ -53,9 +53,9 @@ def raise_for_page(error: Exception) -> NoReturn:
     if isinstance(error, gr.Error):
         raise error
     if isinstance(error, StudioError):
-        said = sentences(error)
-        rest = [f"… and {len(said) - SHOWN} more."] if len(said) > SHOWN else []
-        text = "<br>".join(escape(sentence) for sentence in [*said[:SHOWN], *rest])
+        problems = sentences(error)
+        rest = [f"… and {len(problems) - SHOWN} more."] if len(problems) > SHOWN else []
+        text = "<br>".join(escape(sentence) for sentence in [*problems[:SHOWN], *rest])
         raise gr.Error(text, duration=12, title="This does not work", print_exception=False) from None
     LOG.exception("a handler of the page failed")
     raise gr.Error(

@@ -20,7 +20,7 @@ from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.views import chat as view
-from qlora_studio.ui.views.html import Html, empty, says_error, tag
+from qlora_studio.ui.views.html import Html, empty, error_card, tag
 
 LOOK_SECONDS = 0.12
 """How often a growing answer is sent to the page."""
@@ -254,7 +254,7 @@ def _notice(scene: Scene) -> Html:
             "It needs the memory for itself. Chat when it has ended, or stop it in the sidebar; its adapter is saved.",
         )
     if (error := scene.workspace.chat.error) is not None:
-        return says_error(sentences(error), "The last answer did not come")
+        return error_card(sentences(error), "The last answer did not come")
     if not scene.world.with_adapter:
         return empty("No adapter yet", "Train a run first; then ask base and adapter the same question here.")
     return Html("")

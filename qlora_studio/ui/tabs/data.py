@@ -20,7 +20,7 @@ from qlora_studio.ui.tabs.deletion import Deletable, Deletion
 from qlora_studio.ui.tabs.import_rows import ImportOptions
 from qlora_studio.ui.views import data as view
 from qlora_studio.ui.views import tokens as token_view
-from qlora_studio.ui.views.html import Html, join, page_head, plural, says_error
+from qlora_studio.ui.views.html import Html, error_card, join, page_head, plural
 
 
 @dataclass(slots=True)
@@ -168,14 +168,14 @@ def _shown(scene: Scene, tab: DataTab) -> Updates:
 
 def _file(scene: Scene, opened: OpenedSource) -> tuple[Html, Html]:
     name = opened.source if opened.hub else Path(opened.source).name
-    refused = says_error(opened.refused, f"{name} cannot be imported like this") if opened.refused else Html("")
+    refused = error_card(opened.refused, f"{name} cannot be imported like this") if opened.refused else Html("")
     if opened.hub:
         return join((refused, view.hub_waits(opened.source))), Html("")
     if opened.guess is None:
         return join((refused, view.columns_found(opened.names))), Html("")
     titles = {preset.name: preset.title for preset in scene.workspace.studio.presets.family("format")}
-    said = join((refused, view.guess_line(opened.guess, titles), view.problems_card(opened.problems)))
-    return said, view.conversations_list(opened.conversations)
+    shown = join((refused, view.guess_line(opened.guess, titles), view.problems_card(opened.problems)))
+    return shown, view.conversations_list(opened.conversations)
 
 
 def _sets(scene: Scene) -> tuple[Html, Html]:
@@ -250,7 +250,7 @@ def _tokens(scene: Scene) -> Html:
     if (progress := tokens.progress) is not None:
         return token_view.counting(progress)
     if tokens.problems:
-        return says_error(tokens.problems, "The tokens could not be counted")
+        return error_card(tokens.problems, "The tokens could not be counted")
     if tokens.report is None or tokens.sets != _chosen(scene):
         return token_view.not_counted(bool(_chosen(scene)))
     return token_view.token_page(tokens.report, tokens.sets, current=scene.workspace.counted() is not None)

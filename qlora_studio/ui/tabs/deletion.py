@@ -10,7 +10,7 @@ import gradio as gr
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates
 from qlora_studio.ui.server.view import View
-from qlora_studio.ui.views.html import Html, says_error
+from qlora_studio.ui.views.html import Html, error_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ def _show(scene: Scene, tab: Deletion) -> Updates:
     chosen = scene.view.to_delete.get(tab.of.word)
     chosen = chosen if chosen in there else next(iter(there), None)
     going = scene.view.deleted_next.get(tab.of.word)
-    asked = going is not None and going in there
+    asking = going is not None and going in there
     label = next((shown for shown, name in names if name == going), "")
     return {
         tab.which: gr.update(choices=names, value=chosen, visible=bool(names)),
-        tab.ask: gr.update(visible=bool(names) and not asked),
-        tab.holds: says_error(tab.of.facts(scene, going), f"Delete “{label}”?") if asked and going else Html(""),
-        tab.now: gr.update(visible=asked),
-        tab.keep: gr.update(visible=asked),
+        tab.ask: gr.update(visible=bool(names) and not asking),
+        tab.holds: error_card(tab.of.facts(scene, going), f"Delete “{label}”?") if asking and going else Html(""),
+        tab.now: gr.update(visible=asking),
+        tab.keep: gr.update(visible=asking),
     }

@@ -8,15 +8,15 @@ from typing import Any
 import gradio as gr
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.exports import MERGE_CHOICES, ExportWish, find_export_kind, parse_weights
+from qlora_studio.core.exports import MERGE_CHOICES, ExportOptions, find_export_kind, parse_weights
 from qlora_studio.core.jobs import CombineHow
 from qlora_studio.core.words import without_quotes
 from qlora_studio.ui.server.export import (
     CHECK_PROMPTS,
     chosen_run,
     current_folder,
+    current_options,
     current_sizes,
-    current_wish,
     export_facts,
     export_mark,
     find_notes,
@@ -33,6 +33,7 @@ from qlora_studio.ui.server.export import (
 from qlora_studio.ui.server.messages import notify
 from qlora_studio.ui.server.sync import Page, Scene, Slot, Updates, slot
 from qlora_studio.ui.server.view import View
+from qlora_studio.ui.server.workspace import Workspace
 from qlora_studio.ui.tabs import deletion as deletions
 from qlora_studio.ui.tabs import push as push_fold
 from qlora_studio.ui.tabs.deletion import Deletable, Deletion
@@ -115,7 +116,7 @@ def slots(tab: ExportTab) -> list[Slot]:
         slot(
             tab.choice.what,
             lambda scene: gr.update(
-                choices=view.cards(current_wish(scene), current_sizes(scene)), value=scene.view.export_what
+                choices=view.cards(current_options(scene), current_sizes(scene)), value=scene.view.export_what
             ),
             lambda scene: (chosen_run(scene), scene.view.export_what, scene.view.export_gguf, scene.view.export_parts),
         ),
@@ -127,8 +128,8 @@ def slots(tab: ExportTab) -> list[Slot]:
         ),
         slot(
             tab.choice.importance,
-            lambda scene: _importance(current_wish(scene)),
-            lambda scene: (current_wish(scene).searches_blocks, current_wish(scene).importance),
+            lambda scene: _importance(current_options(scene)),
+            lambda scene: (current_options(scene).searches_blocks, current_options(scene).importance),
         ),
         slot(
             tab.choice.parts,
@@ -149,76 +150,90 @@ def slots(tab: ExportTab) -> list[Slot]:
 
 
 def wire(page: Page, tab: ExportTab) -> None:
-    workspace = page.workspace
-
-    def choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
-        if run != view_.export_run:
-            view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
-            view_.export_importance = None
-        view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
-        view_.export_parts = tuple(parts)
-        view_.export_folder = None
-
-    def choose_merge(view_: View, merge: str) -> None:
-        view_.export_merge = merge
-        view_.export_folder = None
-
-    def choose_importance(view_: View, importance: bool) -> None:
-        view_.export_importance = importance
-
-    def choose_weights(view_: View, weights: str | None) -> None:
-        view_.export_weights = weights or ""
-
-    def retarget(view_: View, folder: str) -> None:
-        view_.export_folder = folder
-
-    def go(view_: View, run: str | None, folder: str, check: bool) -> None:
-        view_.export_run = run
-        scene = Scene(workspace, workspace.world(), view_)
-        start(workspace, run, current_wish(scene), settled_folder(scene, folder), check=check)
-        view_.export_folder = None
-
-    def go_as_chatted(view_: View) -> None:
-        view_.export_merge, view_.export_folder = "as-chatted", None
-        scene = Scene(workspace, workspace.world(), view_)
-        start(workspace, chosen_run(scene), current_wish(scene), str(offered_folder(scene) or ""), check=True)
-
-    def show(view_: View) -> None:
-        if (folder := newest_folder(Scene(workspace, workspace.world(), view_))) is not None:
-            workspace.studio.exports.open_folder(folder)
-
-    def stop(view_: View) -> None:
-        scene = Scene(workspace, workspace.world(), view_)
-        if (job := scene.world.newest_ref(chosen_run(scene), "exports")) is not None:
-            workspace.studio.jobs.stop(job)
-
-    def adopt(view_: View, folder: str, base: str) -> None:
-        if not without_quotes(folder):
-            raise StudioError("The folder is empty.", "Name the folder of an adapter.")
-        job = workspace.studio.runs.adopt(folder, without_quotes(base))
-        workspace.forget_world()
-        notify(f"The adapter becomes the run '{job.name}'; a moment, and it can be chosen.")
-
-    def combine(view_: View, runs: list[str], weights: str, how: CombineHow) -> None:
-        pairs = list(zip(runs, parse_weights(weights, len(runs)), strict=True))
-        job = workspace.studio.combinations.start(pairs, how)
-        workspace.forget_world()
-        notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
-
+    actions, choice = ExportActions(page.workspace), tab.choice
     push_fold.wire(page, tab.onward)
     deletions.wire(page, tab.deletion)
-    page.on(tab.several.combine.click, combine, [tab.several.runs, tab.several.weights, tab.several.how])
-    page.on(tab.elsewhere.adopt.click, adopt, [tab.elsewhere.folder, tab.elsewhere.base])
-    for event in (tab.choice.run.input, tab.choice.what.input, tab.choice.gguf.input, tab.choice.parts.input):
-        page.on(event, choose, [tab.choice.run, tab.choice.what, tab.choice.gguf, tab.choice.parts])
-    page.on(tab.choice.merge.input, choose_merge, [tab.choice.merge])
-    page.on(tab.choice.importance.input, choose_importance, [tab.choice.importance])
-    page.on(tab.choice.weights.input, choose_weights, [tab.choice.weights])
-    page.on(tab.target.folder.input, retarget, [tab.target.folder], trigger_mode="always_last")
-    page.on(tab.start.click, go, [tab.choice.run, tab.target.folder, tab.target.check])
-    page.on(tab.again.click, go_as_chatted)
-    page.on(tab.open.click, show)
-    page.on(tab.stop.click, stop)
+    page.on(tab.several.combine.click, actions.combine, [tab.several.runs, tab.several.weights, tab.several.how])
+    page.on(tab.elsewhere.adopt.click, actions.adopt, [tab.elsewhere.folder, tab.elsewhere.base])
+    for event in (choice.run.input, choice.what.input, choice.gguf.input, choice.parts.input):
+        page.on(event, _choose, [choice.run, choice.what, choice.gguf, choice.parts])
+    page.on(choice.merge.input, _choose_merge, [choice.merge])
+    page.on(choice.importance.input, _choose_importance, [choice.importance])
+    page.on(choice.weights.input, _choose_weights, [choice.weights])
+    page.on(tab.target.folder.input, _choose_folder, [tab.target.folder], trigger_mode="always_last")
+    page.on(tab.start.click, actions.start, [choice.run, tab.target.folder, tab.target.check])
+    page.on(tab.again.click, actions.start_as_chatted)
+    page.on(tab.open.click, actions.open)
+    page.on(tab.stop.click, actions.stop)
+
+
+def _choose(view_: View, run: str | None, what: str, gguf: str, parts: list[str]) -> None:
+    if run != view_.export_run:
+        view_.export_merge, view_.export_weights = None, ""  # another run, another measurement
+        view_.export_importance = None
+    view_.export_run, view_.export_what, view_.export_gguf = run, what, gguf
+    view_.export_parts = tuple(parts)
+    view_.export_folder = None
+
+
+def _choose_merge(view_: View, merge: str) -> None:
+    view_.export_merge = merge
+    view_.export_folder = None
+
+
+def _choose_importance(view_: View, importance: bool) -> None:
+    view_.export_importance = importance
+
+
+def _choose_weights(view_: View, weights: str | None) -> None:
+    view_.export_weights = weights or ""
+
+
+def _choose_folder(view_: View, folder: str) -> None:
+    view_.export_folder = folder
+
+
+@dataclass(frozen=True, slots=True)
+class ExportActions:
+    """What each button does for the tab whose view it is given."""
+
+    workspace: Workspace
+
+    def start(self, view_: View, run: str | None, folder: str, check: bool) -> None:
+        view_.export_run = run
+        scene = self._scene(view_)
+        start(self.workspace, run, current_options(scene), settled_folder(scene, folder), check=check)
+        view_.export_folder = None
+
+    def start_as_chatted(self, view_: View) -> None:
+        view_.export_merge, view_.export_folder = "as-chatted", None
+        scene = self._scene(view_)
+        start(self.workspace, chosen_run(scene), current_options(scene), str(offered_folder(scene) or ""), check=True)
+
+    def open(self, view_: View) -> None:
+        if (folder := newest_folder(self._scene(view_))) is not None:
+            self.workspace.studio.exports.open_folder(folder)
+
+    def stop(self, view_: View) -> None:
+        scene = self._scene(view_)
+        if (job := scene.world.newest_ref(chosen_run(scene), "exports")) is not None:
+            self.workspace.studio.jobs.stop(job)
+
+    def adopt(self, view_: View, folder: str, base: str) -> None:
+        if not without_quotes(folder):
+            raise StudioError("The folder is empty.", "Name the folder of an adapter.")
+        job = self.workspace.studio.runs.adopt(folder, without_quotes(base))
+        self.workspace.forget_world()
+        notify(f"The adapter becomes the run '{job.name}'; a moment, and it can be chosen.")
+
+    def combine(self, view_: View, runs: list[str], weights: str, how: CombineHow) -> None:
+        pairs = list(zip(runs, parse_weights(weights, len(runs)), strict=True))
+        job = self.workspace.studio.combinations.start(pairs, how)
+        self.workspace.forget_world()
+        notify(f"They become the run '{job.name}'; a moment, and it can be chosen.")
+
+    def _scene(self, view_: View) -> Scene:
+        return Scene(self.workspace, self.workspace.world(), view_)
 
 
 def _delete_export(scene: Scene, folder: str) -> None:
@@ -233,8 +248,8 @@ def _merge(scene: Scene) -> dict[str, Any]:
     return gr.update(visible=find_export_kind(scene.view.export_what).merges, value=chosen)
 
 
-def _importance(wish: ExportWish) -> dict[str, Any]:
-    return gr.update(visible=wish.searches_blocks, value=wish.importance)
+def _importance(options: ExportOptions) -> dict[str, Any]:
+    return gr.update(visible=options.searches_blocks, value=options.importance)
 
 
 def _gguf(scene: Scene) -> dict[str, Any]:
@@ -246,7 +261,7 @@ def _notes(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return view.nothing_to_export()
-    return view.checklist(find_notes(scene.workspace, run, current_wish(scene), current_folder(scene)))
+    return view.checklist(find_notes(scene.workspace, run, current_options(scene), current_folder(scene)))
 
 
 def _readiness(scene: Scene) -> Html:
@@ -254,10 +269,10 @@ def _readiness(scene: Scene) -> Html:
     run = chosen_run(scene)
     if run is None:
         return Html("")
-    wish = current_wish(scene)
-    checks = CHECK_PROMPTS if wish.kind.compares_with_chat else 0
+    options = current_options(scene)
+    checks = CHECK_PROMPTS if options.kind.compares_with_chat else 0
     return view.readiness_line(
-        scene.workspace.studio.exports.readiness(run, wish, current_folder(scene), checks).sentence
+        scene.workspace.studio.exports.readiness(run, options, current_folder(scene), checks).sentence
     )
 
 

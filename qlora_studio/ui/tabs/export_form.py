@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from qlora_studio.core.exports import MERGE_CHOICES
-from qlora_studio.ui.server.export import wish_of
+from qlora_studio.ui.server.export import export_options
 from qlora_studio.ui.server.view import View
 from qlora_studio.ui.views import export as view
 
@@ -62,7 +62,7 @@ def build_choice() -> ExportChoice:
         elem_id="export-weights", interactive=True,
     )  # fmt: skip
     what = gr.Radio(
-        view.cards(wish_of(View(), None), None),
+        view.cards(export_options(View(), None), None),
         value=View().export_what,
         label="What",
         info="A merged model or GGUF file runs alone; an adapter stays small and needs its base.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -35,35 +36,63 @@ COMPARED = 5
 WIDTHS: list[str | int] = ["230px", "90px", "150px", "62px", "95px", "85px", "75px", "95px", "90px", "105px", "200px"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Several runs beside one another."""
+
+    runs: gr.Dropdown
+    loss: gr.Radio
+    along: gr.Radio
+    chart: gr.HTML
+    peaks: gr.HTML
+    differences: gr.HTML
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Base and adapter of the shown run against each other."""
+
+    weights: gr.Dropdown
+    prompts: gr.Textbox
+    start: gr.Button
+    result: gr.HTML
+
+
+@dataclass(frozen=True, slots=True)
 class RunsTab:
     """The controls that others wire."""
 
     table: gr.Dataframe
     empty: gr.HTML
-    compared: gr.Dropdown
-    loss: gr.Radio
-    along: gr.Radio
-    chart: gr.HTML
-    peaks: gr.HTML
+    queue: QueueTab
+    comparison: Comparison
     details: gr.HTML
     chat: gr.Button
     export: gr.Button
     resume: gr.Button
     controls: RunControls
-    queue: QueueTab
-    differences: gr.HTML
-    weights: gr.Dropdown
-    prompts: gr.Textbox
-    evaluate: gr.Button
-    evaluated: gr.HTML
+    evaluation: Evaluation
 
 
 def build(workspace: Workspace) -> RunsTab:
-    script = (workspace.studio.assets / "chart.js").read_text(encoding="utf-8")
     gr.HTML(page_head("Runs", "Every run keeps its settings, its plan, its curve and its peak."))
     empty = gr.HTML(elem_id="runs-empty")
-    table = gr.Dataframe(
+    table = _build_table()
+    queue = queue_tab.build()
+    comparison = _build_comparison((workspace.studio.assets / "chart.js").read_text(encoding="utf-8"))
+    details = gr.HTML(elem_id="run-details")
+    with gr.Row(elem_id="run-doors"):
+        chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
+        export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
+        resume = gr.Button("Resume this run", size="sm", visible=False, elem_id="run-resume-btn")
+        buttons = run_controls.build_buttons()
+    controls = run_controls.build(buttons)
+    evaluation = _build_evaluation(workspace.studio.data.demo().prompts)
+    return RunsTab(table, empty, queue, comparison, details, chat, export, resume, controls, evaluation)
+
+
+def _build_table() -> gr.Dataframe:
+    return gr.Dataframe(
         headers=list(view.HEADINGS),
         datatype="str",
         type="array",
@@ -76,9 +105,12 @@ def build(workspace: Workspace) -> RunsTab:
         elem_id="runs-table",
         buttons=["copy"],
     )
-    queue = queue_tab.build()
+
+
+def _build_comparison(script: str) -> Comparison:
+    """The choice of runs, then their curves and peaks, then what tells them apart. `script` draws the curves."""
     with gr.Row():
-        compared = gr.Dropdown(
+        runs = gr.Dropdown(
             [], value=[], multiselect=True, max_choices=COMPARED, label="Compare",
             info="The curves of these runs; a click on a row above shows that run below.", elem_id="runs-compared",
             interactive=True, scale=3,
@@ -99,49 +131,24 @@ def build(workspace: Workspace) -> RunsTab:
         with gr.Column(scale=4, min_width=300):
             peaks = gr.HTML(elem_id="runs-peaks")
     differences = gr.HTML(elem_id="runs-differences")
-    details = gr.HTML(elem_id="run-details")
-    with gr.Row(elem_id="run-doors"):
-        chat = gr.Button("Chat with this run", size="sm", interactive=False, elem_id="run-chat-btn")
-        export = gr.Button("Export this run", size="sm", interactive=False, elem_id="run-export-btn")
-        resume = gr.Button("Resume this run", size="sm", visible=False, elem_id="run-resume-btn")
-        doors = run_controls.build_doors()
-    controls = run_controls.build(doors)
+    return Comparison(runs, loss, along, chart, peaks, differences)
+
+
+def _build_evaluation(prompts: Sequence[str]) -> Evaluation:
     with gr.Accordion("Evaluate it against its base", open=False, elem_id="run-evaluate"):
-        weights = gr.Dropdown(
-            [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
-            elem_id="run-weights", interactive=True,
+        return Evaluation(
+            weights=gr.Dropdown(
+                [("the adapter", "")], value="", label="Weights", info="Its adapter, or a checkpoint it has kept.",
+                elem_id="run-weights", interactive=True,
+            ),
+            prompts=gr.Textbox(
+                "\n".join(prompts), label="Prompts",
+                info="One a line. Base and adapter answer each, greedily; the held-out loss of both is computed too.",
+                lines=4, max_lines=12, elem_id="run-prompts", interactive=True,
+            ),
+            start=gr.Button("Evaluate", size="sm", interactive=False, elem_id="run-evaluate-btn"),
+            result=gr.HTML(elem_id="run-evaluated"),
         )  # fmt: skip
-        prompts = gr.Textbox(
-            "\n".join(workspace.studio.data.demo().prompts),
-            label="Prompts",
-            info="One a line. Base and adapter answer each, greedily; the held-out loss of both is computed too.",
-            lines=4,
-            max_lines=12,
-            elem_id="run-prompts",
-            interactive=True,
-        )
-        evaluate = gr.Button("Evaluate", size="sm", interactive=False, elem_id="run-evaluate-btn")
-        evaluated = gr.HTML(elem_id="run-evaluated")
-    return RunsTab(
-        table,
-        empty,
-        compared,
-        loss,
-        along,
-        chart,
-        peaks,
-        details,
-        chat,
-        export,
-        resume,
-        controls,
-        queue,
-        differences,
-        weights,
-        prompts,
-        evaluate,
-        evaluated,
-    )
 
 
 def slots(tab: RunsTab) -> list[Slot]:
@@ -155,25 +162,29 @@ def slots(tab: RunsTab) -> list[Slot]:
         ),
         slot(tab.empty, lambda scene: Html("") if scene.world.runs else view.no_runs()),
         slot(
-            tab.compared,
+            tab.comparison.runs,
             lambda scene: gr.update(choices=list(scene.world.runs), value=compared_names(scene)),
             lambda scene: (list(scene.world.runs), compared_names(scene)),
         ),
-        Slot((tab.chart, tab.peaks, tab.differences), lambda scene: _comparison(scene, tab), _compared_mark),
+        Slot(
+            (tab.comparison.chart, tab.comparison.peaks, tab.comparison.differences),
+            lambda scene: _comparison(scene, tab.comparison),
+            _compared_mark,
+        ),
         Slot(
             (tab.details, tab.chat, tab.export, tab.resume),
             lambda scene: _details(scene, tab),
             lambda scene: run_view.run_mark(scene.world.runs.get(shown_run(scene.world, scene.view) or "")),
         ),
         slot(
-            tab.weights,
+            tab.evaluation.weights,
             lambda scene: gr.update(choices=scene.world.weights(shown_run(scene.world, scene.view)), value=""),
             lambda scene: (shown_run(scene.world, scene.view), scene.world.weights(shown_run(scene.world, scene.view))),
         ),
-        slot(tab.evaluated, _evaluated),
+        slot(tab.evaluation.result, _evaluated),
         *run_controls.slots(tab.controls, shown_run),
         *queue_tab.slots(tab.queue),
-        slot(tab.evaluate, lambda scene: gr.update(interactive=_can_be_evaluated(scene))),
+        slot(tab.evaluation.start, lambda scene: gr.update(interactive=_can_be_evaluated(scene))),
     ]
 
 
@@ -200,12 +211,12 @@ def wire(page: Page, tab: RunsTab) -> None:
 
     run_controls.wire(page, tab.controls, shown_run)
     queue_tab.wire(page, tab.queue)
-    page.on(tab.compared.input, compare, [tab.compared])
-    page.on(tab.loss.input, compare_loss, [tab.loss])
-    page.on(tab.along.input, compare_along, [tab.along])
+    page.on(tab.comparison.runs.input, compare, [tab.comparison.runs])
+    page.on(tab.comparison.loss.input, compare_loss, [tab.comparison.loss])
+    page.on(tab.comparison.along.input, compare_along, [tab.comparison.along])
     page.on_row(tab.table.select, pick)
     page.on(tab.resume.click, resume)
-    page.on(tab.evaluate.click, partial(_started, workspace), [tab.prompts, tab.weights])
+    page.on(tab.evaluation.start.click, partial(_started, workspace), [tab.evaluation.prompts, tab.evaluation.weights])
 
 
 def shown_run(world: World, view_: View) -> str | None:
@@ -240,18 +251,18 @@ def _started(workspace: Workspace, view_: View, prompts: str, checkpoint: str | 
 def _compared_mark(scene: Scene) -> object:
     runs = [scene.world.runs[name] for name in compared_names(scene)]
     evaluations = [scene.world.newest_job(run.name, "evaluations") for run in runs]
-    asked = [job and job.state for job in evaluations]
-    return [run_view.run_mark(run) for run in runs], asked, scene.view.compared_loss, scene.view.compared_along
+    states = [job and job.state for job in evaluations]
+    return [run_view.run_mark(run) for run in runs], states, scene.view.compared_loss, scene.view.compared_along
 
 
-def _comparison(scene: Scene, tab: RunsTab) -> Updates:
+def _comparison(scene: Scene, shown: Comparison) -> Updates:
     runs = [run for name in compared_names(scene) if (run := scene.world.view(name)) is not None]
     of_evaluation = scene.view.compared_loss == "evaluation"
     answers = common_answers([scene.workspace.studio.runs.answers(run.name) for run in runs])
     return {
-        tab.chart: view.compared_lines(runs, of_evaluation=of_evaluation, along=scene.view.compared_along),
-        tab.peaks: view.peaks_card(runs),
-        tab.differences: join((view.differences_card(runs), view.answers_card(runs, answers))),
+        shown.chart: view.compared_lines(runs, of_evaluation=of_evaluation, along=scene.view.compared_along),
+        shown.peaks: view.peaks_card(runs),
+        shown.differences: join((view.differences_card(runs), view.answers_card(runs, answers))),
     }
 
 

@@ -270,8 +270,8 @@ def _cards(workspace: Workspace, family: str) -> gr.Radio:
 def _preset_slot(family: str, radio: gr.Radio) -> Slot:
     def show(scene: Scene) -> Any:
         name = matching_preset(scene.workspace, family)
-        says = {preset.name: preset.says for preset in scene.workspace.studio.presets.family(family)}
-        return gr.update(value=name, info=says.get(name or "", "Your own values, no preset."))
+        description = {preset.name: preset.description for preset in scene.workspace.studio.presets.family(family)}
+        return gr.update(value=name, info=description.get(name or "", "Your own values, no preset."))
 
     return slot(radio, show, lambda scene: scene.workspace.draft.version)
 

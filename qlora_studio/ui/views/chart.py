@@ -49,8 +49,8 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     its ends: points that lie on a straight line stay where they are. Local linear regression (Cleveland 1979, with
     equal weights), by running sums.
     """
-    half = round(WINDOW * len(points) / 2)
-    if half < 1:
+    reach = round(WINDOW * len(points) / 2)
+    if reach < 1:
         return list(points)
     xs = [float(index) for index in range(len(points))]
     ys = [value for _, value in points]
@@ -60,7 +60,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     ]
     fitted = []
     for index, (step, _) in enumerate(points):
-        start, end = max(0, index - half), min(len(points), index + half + 1)
+        start, end = max(0, index - reach), min(len(points), index + reach + 1)
         count = end - start
         y, xy, x, xx = (column[end] - column[start] for column in sums)
         spread = count * xx - x * x

@@ -74,25 +74,25 @@ def prompts_card(name: str, prompt: str) -> Html:
 
 def speeds(answers: Sequence[tuple[str, int, float]], *, loading: bool) -> Html:
     """Tokens and tokens a second of each side's last answer: `(name, tokens, tokens per second)`."""
-    said = [
+    parts = [
         f"{name}: {tokens} tokens" + (f", {speed:.1f} a second" if speed else "")
         for name, tokens, speed in answers
         if tokens
     ]
     if loading:
-        said.append("the model is loading or reading the prompt …")
-    return tag("p", number("   ".join(said)), class_="qs-speed")
+        parts.append("the model is loading or reading the prompt …")
+    return tag("p", number("   ".join(parts)), class_="qs-speed")
 
 
 def _bubble(message: Message, formatted: bool) -> Html:
     laid_out = formatted and message.role == "assistant"
-    said = tag(
-        "div", show_text(message.text, formatted=laid_out), class_="qs-said formatted" if laid_out else "qs-said"
+    text = tag(
+        "div", show_text(message.text, formatted=laid_out), class_="qs-text formatted" if laid_out else "qs-text"
     )
     copy = tag("button", "Copy", class_="qs-copy", type="button", data_copy=message.text) if message.text else ""
     dots = tag("span", "…", class_="qs-dots") if message.growing else ""
     note = tag("small", message.note) if message.note else ""
-    return tag("article", said, dots, note, copy, class_=f"qs-message {message.role}", aria_label=message.role)
+    return tag("article", text, dots, note, copy, class_=f"qs-message {message.role}", aria_label=message.role)
 
 
 def _part(part: Part, formatted: bool) -> Html:

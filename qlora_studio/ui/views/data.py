@@ -18,11 +18,11 @@ from qlora_studio.ui.views.html import (
     chip,
     count,
     empty,
+    error_card,
     join,
     more,
     number,
     plural,
-    says_error,
     short_count,
     table,
     tag,
@@ -48,8 +48,8 @@ def hub_waits(source: str) -> Html:
 
 def import_line(source: str, refused: bool) -> Html:
     """What stands beside the button that imports."""
-    says = " cannot be imported like this." if refused else " is open and not imported yet."
-    return tag("p", tag("b", Path(source).name), says, class_="qs-blocked" if refused else "qs-ready")
+    state = " cannot be imported like this." if refused else " is open and not imported yet."
+    return tag("p", tag("b", Path(source).name), state, class_="qs-blocked" if refused else "qs-ready")
 
 
 def columns_found(names: Sequence[str]) -> Html:
@@ -89,7 +89,7 @@ def report_tiles(reports: Sequence[DatasetReport], tokens: TokeniseReport | None
     severities = [finding.severity for finding in tokens.findings]
     errors, warnings = severities.count("error"), severities.count("warning")
     found = "bad" if errors else "warn" if warnings else ""
-    said = f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
+    detail = f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
     fitting = 1 - tokens.too_long / max(1, tokens.rows)
     cost = f"{count(tokens.too_long)} longer" if tokens.too_long else "every row is whole"
     return tiles(
@@ -100,7 +100,7 @@ def report_tiles(reports: Sequence[DatasetReport], tokens: TokeniseReport | None
                 short_count(tokens.tokens),
                 f"median {count(tokens.median)} · p95 {count(tokens.p95)}",
             ),
-            Tile("Findings", count(len(severities)), said, found),
+            Tile("Findings", count(len(severities)), detail, found),
             Tile(f"Fits {count(tokens.limit)}", f"{fitting:.0%}", cost, "" if fitting == 1 else "warn"),
         ]
     )
@@ -125,21 +125,21 @@ def sets_table(reports: Sequence[DatasetReport], chosen: Iterable[str]) -> Html:
 
 def left_over(report: DatasetReport) -> Html:
     """What became of every row of an import, and the columns and rows of it that are not learned."""
-    said = [f"Rows of {report.title or report.name}: {report.account}."] if report.account.seen else []
-    said += [f"Passed over, for it holds no rows: {name}." for name in report.account.passed_over]
-    said += report.account.notes
+    sentences = [f"Rows of {report.title or report.name}: {report.account}."] if report.account.seen else []
+    sentences += [f"Passed over, for it holds no rows: {name}." for name in report.account.passed_over]
+    sentences += report.account.notes
     if report.extra_fields:
         named = ", ".join(f"{name} ({plural(rows, 'row')})" for name, rows in report.extra_fields.items())
-        said.append(f"Kept beside the conversations, never learned: {named}.")
-    said += report.problems
-    return card("Good to know", bullets(said)) if said else Html("")
+        sentences.append(f"Kept beside the conversations, never learned: {named}.")
+    sentences += report.problems
+    return card("Good to know", bullets(sentences)) if sentences else Html("")
 
 
 def problems_card(problems: Sequence[Problem]) -> Html:
     """Rows that cannot be read, each with file and line."""
     if not problems:
         return Html("")
-    return says_error(
+    return error_card(
         [str(problem) for problem in problems], f"{plural(len(problems), 'row')} among the first cannot be read"
     )
 
@@ -183,17 +183,17 @@ def findings_table(findings: Sequence[Finding], sets: Sequence[str]) -> Html:
 def _row(conversation: Conversation) -> Html:
     parts: list[object] = [tag("small", str(conversation.source), class_="qs-number")]
     if conversation.text is not None:
-        parts.append(_said("Text", conversation.text, "assistant"))
+        parts.append(_part("Text", conversation.text, "assistant"))
     parts += [
-        _said("Trained" if segment.train else "Given", segment.text, "assistant" if segment.train else "user")
+        _part("Trained" if segment.train else "Given", segment.text, "assistant" if segment.train else "user")
         for segment in conversation.segments
     ]
     if conversation.tokens is not None:
         parts.append(
-            _said("Tokens", f"{len(conversation.tokens.input_ids)} token ids that came with the row", "assistant")
+            _part("Tokens", f"{len(conversation.tokens.input_ids)} token ids that came with the row", "assistant")
         )
     if conversation.tools:
-        parts.append(_said("Tools", plural(len(conversation.tools), "tool"), "system"))
+        parts.append(_part("Tools", plural(len(conversation.tools), "tool"), "system"))
     parts += [_turn(turn) for turn in conversation.turns]
     if conversation.rejected:
         parts += [tag("small", "Rejected instead:"), *(_turn(turn) for turn in conversation.rejected)]
@@ -208,12 +208,12 @@ def _turn(turn: Turn) -> Html:
     reasoning = tag("em", _short(turn.reasoning)) if turn.reasoning else ""
     calls = join(tag("code", _call(call)) for call in turn.tool_calls)
     name = NAMES[turn.role] + (f" {turn.name}" if turn.name else "")
-    return _said(
+    return _part(
         name, turn.content, turn.role, reasoning, calls, "" if turn.train is not False else chip("not trained")
     )
 
 
-def _said(name: str, content: str, role: str, *more_parts: object) -> Html:
+def _part(name: str, content: str, role: str, *more_parts: object) -> Html:
     return tag(
         "div",
         tag("b", name),

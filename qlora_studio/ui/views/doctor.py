@@ -38,7 +38,7 @@ def checks_card(machine: Sequence[Check], engine: Sequence[Check], phase: str) -
 def _row(check: Check) -> tuple[Html, Html, Html]:
     word, kind = WORDS[check.state]
     remedy = tag("div", tag("b", "Remedy: "), check.remedy, class_="qs-remedy") if check.remedy else ""
-    return chip(word, kind), tag("b", check.name), join((check.says, remedy))
+    return chip(word, kind), tag("b", check.name), join((check.finding, remedy))
 
 
 def _gpu(gpu: GpuInfo) -> Html:

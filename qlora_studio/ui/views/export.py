@@ -11,8 +11,8 @@ from qlora_studio.core.exports import (
     GGUF_CHOICES,
     MERGE_CHOICES,
     PACK_PARTS,
+    ExportOptions,
     ExportSizes,
-    ExportWish,
     LoadCommand,
     find_export_kind,
     list_choices,
@@ -27,12 +27,12 @@ from qlora_studio.ui.views.html import (
     card,
     chip,
     empty,
+    error_card,
     gib,
     gib_of,
     join,
     more,
     number,
-    says_error,
     tag,
 )
 from qlora_studio.ui.views.side import state_chip
@@ -43,7 +43,7 @@ class Note:
     """One thing to know before an export."""
 
     kind: Literal["good", "warn", "bad"]
-    says: str
+    text: str
 
 
 def worst_verdict(progress: Progress) -> Verdict | None:
@@ -53,26 +53,26 @@ def worst_verdict(progress: Progress) -> Verdict | None:
     return min(verdicts, key=lambda verdict: order.index(verdict.kind), default=None)
 
 
-def cards(wish: ExportWish, sizes: ExportSizes | None) -> list[tuple[str, str]]:
-    """The kinds with their sizes in bytes, where these are known, for the other choices of the wish."""
+def cards(options: ExportOptions, sizes: ExportSizes | None) -> list[tuple[str, str]]:
+    """The kinds with their sizes in bytes, where these are known, for the other options as they stand."""
     items = []
     for kind in list_choices():
-        one = ExportWish(kind, wish.merge_into, wish.gguf, wish.parts)
+        one = ExportOptions(kind, options.merge_into, options.gguf, options.parts)
         size = one.result_bytes(sizes) if sizes is not None else None
         items.append(
-            (f"{_headline(kind.title)}\n{f'{gib(size)} · ' if size is not None else ''}{kind.says}", kind.name)
+            (f"{_headline(kind.title)}\n{f'{gib(size)} · ' if size is not None else ''}{kind.description}", kind.name)
         )
     return items
 
 
 def merge_cards() -> list[tuple[str, str]]:
     """The ways to merge, as they are offered."""
-    return [(f"{choice.title}\n{choice.says}", choice.name) for choice in MERGE_CHOICES]
+    return [(f"{choice.title}\n{choice.description}", choice.name) for choice in MERGE_CHOICES]
 
 
 def gguf_items() -> list[tuple[str, str]]:
     """The precisions of a GGUF file, as they are offered."""
-    return [(f"{choice.name}: {choice.says}", choice.name) for choice in GGUF_CHOICES]
+    return [(f"{choice.name}: {choice.description}", choice.name) for choice in GGUF_CHOICES]
 
 
 def part_items() -> list[tuple[str, str]]:
@@ -98,7 +98,7 @@ def readiness_line(sentence: str) -> Html:
 def checklist(notes: Sequence[Note]) -> Html:
     words = {"good": "fine", "warn": "look", "bad": "missing"}
     items = [
-        tag("li", tag("span", words[note.kind], class_="qs-hidden"), note.says, class_=note.kind) for note in notes
+        tag("li", tag("span", words[note.kind], class_="qs-hidden"), note.text, class_=note.kind) for note in notes
     ]
     return card("Before you export", tag("ul", *items, class_="qs-checks"))
 
@@ -107,12 +107,12 @@ def export_card(job: JobView, commands: Sequence[LoadCommand] = ()) -> Html:
     """Where an export stands, and when it is done, where it is, how it compares with the chat and how it is opened."""
     progress, state = job.progress, job.state
     if state == "failed":
-        return says_error(
+        return error_card(
             [part for part in (progress.message, progress.hint) if part],
             "The export failed; nothing was left half-written",
         )
     if state == "interrupted":
-        return says_error(
+        return error_card(
             ["Its process exited unexpectedly. Nothing was left half-written; start it again."],
             "The export was interrupted",
         )
@@ -132,7 +132,9 @@ def export_card(job: JobView, commands: Sequence[LoadCommand] = ()) -> Html:
     verdict = worst_verdict(progress)
     return card(
         "Export",
-        tag("p", tag("b", verdict.says), f" {verdict.hint}", class_=f"qs-verdict {verdict.kind}") if verdict else "",
+        tag("p", tag("b", verdict.sentence), f" {verdict.hint}", class_=f"qs-verdict {verdict.kind}")
+        if verdict
+        else "",
         bullets([*written, *map(_compared, progress.checks), *progress.notes]),
         *map(_command, commands if progress.exported else ()),
         aside=join(

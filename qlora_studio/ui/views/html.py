@@ -38,8 +38,8 @@ def number(value: object) -> Html:
     return tag("span", value, class_="qs-number")
 
 
-def page_head(title: str, says: str) -> Html:
-    return tag("div", tag("h2", title), tag("p", says), class_="qs-head")
+def page_head(title: str, description: str) -> Html:
+    return tag("div", tag("h2", title), tag("p", description), class_="qs-head")
 
 
 def card(title: object, *content: object, aside: object = "", label: str | None = None, kind: str = "") -> Html:
@@ -75,7 +75,7 @@ class Tile:
 
     name: str
     figure: str
-    says: str = ""
+    detail: str = ""
     kind: str = ""
 
 
@@ -87,7 +87,7 @@ def tiles(items: Sequence[Tile]) -> Html:
                 "div",
                 tag("small", item.name),
                 tag("b", item.figure, class_="qs-number"),
-                tag("span", item.says),
+                tag("span", item.detail),
                 class_=f"qs-card {item.kind}",
             )
             for item in items
@@ -116,10 +116,10 @@ def more(title: str, *content: object) -> Html:
     return tag("details", tag("summary", title), *content, class_="qs-more")
 
 
-def says_error(problems: Sequence[str], title: str = "This does not work") -> Html:
+def error_card(problems: Sequence[str], title: str = "This does not work") -> Html:
     """What stands against something, in the page's words for every setting."""
-    said = [problem if isinstance(problem, Html) else in_labels(problem) for problem in problems]
-    return tag("section", tag("b", title), bullets(said), class_="qs-card qs-error", role="alert")
+    sentences = [problem if isinstance(problem, Html) else in_labels(problem) for problem in problems]
+    return tag("section", tag("b", title), bullets(sentences), class_="qs-card qs-error", role="alert")
 
 
 def gib(size: float) -> str:

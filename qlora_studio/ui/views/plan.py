@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_studio.core.measured import differences
-from qlora_studio.core.plan import MemoryPlan
+from qlora_studio.core.plan import MemoryPart, MemoryPlan
 from qlora_studio.core.progress import Progress
 from qlora_studio.ui.views.html import (
     Html,
@@ -13,51 +13,18 @@ from qlora_studio.ui.views.html import (
     card,
     chip,
     count,
+    error_card,
     gib,
     gib_of,
     join,
     more,
     number,
-    says_error,
     tag,
 )
 
 
 def plan_card(plan: MemoryPlan) -> Html:
     """The bill of the next run against its budget."""
-    total, budget = plan.estimate.total_bytes, plan.budget_bytes
-    scale = max(total, budget, 1)
-    parts = [(index % 10, part) for index, part in enumerate(plan.estimate.parts) if part.bytes]
-    stack = tag(
-        "div",
-        *(
-            tag(
-                "i",
-                class_=f"s{colour}",
-                style=f"width:{100 * part.bytes / scale:.2f}%",
-                title=f"{part.label}: {gib(part.bytes)}",
-            )
-            for colour, part in parts
-        ),
-        tag("u", style=f"left:{100 * budget / scale:.2f}%", title=f"Budget: {gib(budget)}"),
-        class_="qs-stack",
-        role="img",
-        aria_label=f"Planned memory {gib_of(total, budget)}",
-    )
-    legend = tag(
-        "ul",
-        *(
-            tag(
-                "li",
-                tag("i", class_=f"s{colour}"),
-                tag("span", part.label),
-                tag("b", gib(part.bytes), class_="qs-number"),
-                title=part.says,
-            )
-            for colour, part in parts
-        ),
-        class_="qs-legend",
-    )
     verdict = (
         chip(f"fits · {gib(plan.spare_bytes)} spare", "good")
         if plan.fits
@@ -65,9 +32,9 @@ def plan_card(plan: MemoryPlan) -> Html:
     )
     return card(
         "Memory plan",
-        big_of(total, budget),
-        stack,
-        legend,
+        big_of(plan.estimate.total_bytes, plan.budget_bytes),
+        _stack(plan),
+        _legend(plan),
         _changes(plan),
         _reasons(plan),
         aside=verdict,
@@ -76,8 +43,52 @@ def plan_card(plan: MemoryPlan) -> Html:
     )
 
 
+def _coloured_parts(plan: MemoryPlan) -> list[tuple[int, MemoryPart]]:
+    """The items that take anything, each with the number of its colour."""
+    return [(index % 10, part) for index, part in enumerate(plan.estimate.parts) if part.bytes]
+
+
+def _stack(plan: MemoryPlan) -> Html:
+    """The items as one bar, with the budget as a mark on it."""
+    total, budget = plan.estimate.total_bytes, plan.budget_bytes
+    scale = max(total, budget, 1)
+    return tag(
+        "div",
+        *(
+            tag(
+                "i",
+                class_=f"s{colour}",
+                style=f"width:{100 * part.bytes / scale:.2f}%",
+                title=f"{part.label}: {gib(part.bytes)}",
+            )
+            for colour, part in _coloured_parts(plan)
+        ),
+        tag("u", style=f"left:{100 * budget / scale:.2f}%", title=f"Budget: {gib(budget)}"),
+        class_="qs-stack",
+        role="img",
+        aria_label=f"Planned memory {gib_of(total, budget)}",
+    )
+
+
+def _legend(plan: MemoryPlan) -> Html:
+    return tag(
+        "ul",
+        *(
+            tag(
+                "li",
+                tag("i", class_=f"s{colour}"),
+                tag("span", part.label),
+                tag("b", gib(part.bytes), class_="qs-number"),
+                title=part.basis,
+            )
+            for colour, part in _coloured_parts(plan)
+        ),
+        class_="qs-legend",
+    )
+
+
 def no_plan(problems: list[str]) -> Html:
-    return says_error(problems, "There is no plan for these settings yet")
+    return error_card(problems, "There is no plan for these settings yet")
 
 
 def _changes(plan: MemoryPlan) -> Html | str:
@@ -94,7 +105,9 @@ def _reasons(plan: MemoryPlan) -> Html:
     if plan.largest_rank:
         beyond.append(f"The largest rank that would fit is {count(plan.largest_rank)}.")
     origins = [
-        join((tag("b", f"{part.label}: "), f"{part.says}.")) for part in plan.estimate.parts if part.bytes and part.says
+        join((tag("b", f"{part.label}: "), f"{part.basis}."))
+        for part in plan.estimate.parts
+        if part.bytes and part.basis
     ]
     return more("Why so, and what would fit", bullets([*plan.reasons, *beyond]), bullets(origins, "quiet"))
 

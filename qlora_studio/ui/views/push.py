@@ -5,12 +5,12 @@ from __future__ import annotations
 from qlora_studio.core.jobs import PushReport
 from qlora_studio.core.progress import JobView
 from qlora_studio.core.push import DESTINATIONS
-from qlora_studio.ui.views.html import Html, bar, card, gib_of, says_error, tag
+from qlora_studio.ui.views.html import Html, bar, card, error_card, gib_of, tag
 
 
 def destinations() -> list[tuple[str, str]]:
     """The destinations as they are offered."""
-    return [(f"{one.title}\n{one.says}", one.name) for one in DESTINATIONS]
+    return [(f"{one.title}\n{one.description}", one.name) for one in DESTINATIONS]
 
 
 def push_card(job: JobView) -> Html:
@@ -18,7 +18,7 @@ def push_card(job: JobView) -> Html:
     progress = job.progress
     if job.state in ("failed", "interrupted"):
         parts = [part for part in (progress.message, progress.hint) if part] or ["Its process exited unexpectedly."]
-        return says_error(parts, "It was not handed on; the export is where it was")
+        return error_card(parts, "It was not handed on; the export is where it was")
     if not progress.ended:
         done = gib_of(progress.done, progress.total) if progress.unit == "bytes" and progress.total else ""
         return card(

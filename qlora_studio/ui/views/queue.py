@@ -17,13 +17,13 @@ def line_card(waiting: Sequence[RunSummary], training: RunSummary | None) -> Htm
         return empty(
             "No run waits", "“Queue” on the Train page has a run wait for the card; a sweep makes several at once."
         )
-    says = f"behind “{training.title}”" if training else "the card is free: start the queue, or let the next one begin"
+    state = f"behind “{training.title}”" if training else "the card is free: start the queue, or let the next one begin"
     rows = [
         (number(position), tag("b", run.title), run.base or "–", number(run.rank or "–"))
         for position, run in enumerate(waiting, 1)
     ]
     return Html(
-        tag("p", f"{len(waiting)} waiting, {says}.", class_="qs-small")
+        tag("p", f"{len(waiting)} waiting, {state}.", class_="qs-small")
         + table(("", "Run", "Base", "Rank"), rows, "Runs that wait")
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qlora_studio.core.jobs import RateReport
 from qlora_studio.core.progress import Progress
-from qlora_studio.ui.views.html import Html, bar, card, chip, number, says_error, table, tag
+from qlora_studio.ui.views.html import Html, bar, card, chip, error_card, number, table, tag
 
 
 def rates(progress: Progress | None, report: RateReport | None, problems: Sequence[str]) -> Html:
@@ -17,11 +17,11 @@ def rates(progress: Progress | None, report: RateReport | None, problems: Sequen
         )
         return card("Learning rates", bar(progress.share, "Search"), tag("p", doing, class_="qs-small"))
     if problems:
-        return says_error(problems, "No learning rate was found")
+        return error_card(problems, "No learning rate was found")
     if report is not None:
         return _found(report)
-    says = "Not sure of the learning rate? A few steps at five rates on these rows show which one learns best."
-    return tag("p", says, class_="qs-small")
+    text = "Not sure of the learning rate? A few steps at five rates on these rows show which one learns best."
+    return tag("p", text, class_="qs-small")
 
 
 def _found(report: RateReport) -> Html:

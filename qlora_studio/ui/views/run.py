@@ -10,7 +10,7 @@ from qlora_studio.core.runs import RunSummary, RunView
 from qlora_studio.core.words import clock
 from qlora_studio.ui.fields import in_labels
 from qlora_studio.ui.views.chart import line, lines
-from qlora_studio.ui.views.html import Html, Tile, empty, join, says_error, short_count, tag, tiles
+from qlora_studio.ui.views.html import Html, Tile, empty, error_card, join, short_count, tag, tiles
 
 LOG_STEPS = 40
 """Steps in the log; the curve shows them all."""
@@ -84,7 +84,7 @@ def ending(run: RunView | None) -> Html:
 def _diagnosis(progress: Progress) -> Html:
     found = diagnose(progress)
     return (
-        says_error([f"{problem.message} {problem.hint}" for problem in found], "Its curves say") if found else Html("")
+        error_card([f"{problem.message} {problem.hint}" for problem in found], "Its curves say") if found else Html("")
     )
 
 
@@ -92,10 +92,10 @@ def _broken(run: RunView) -> Html:
     if run.state not in ("failed", "interrupted"):
         return Html("")
     if run.state == "failed":
-        return says_error(
+        return error_card(
             [part for part in (run.progress.message, run.progress.hint) if part], f"The run '{run.title}' failed"
         )
-    return says_error(
+    return error_card(
         [
             "Its process exited unexpectedly: it was ended from outside, or memory ran out.",
             "What it saved is kept."
@@ -108,23 +108,23 @@ def _broken(run: RunView) -> Html:
 
 def log_lines(progress: Progress) -> list[str]:
     """Notes first, then what each step brought, the newest last."""
-    said = [f"· {in_labels(note)}" for note in progress.notes]
-    said += [f"· step {retry.step} again, smaller: {retry.change} ({retry.reason})" for retry in progress.retries]
-    said += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
+    lines = [f"· {in_labels(note)}" for note in progress.notes]
+    lines += [f"· step {retry.step} again, smaller: {retry.change} ({retry.reason})" for retry in progress.retries]
+    lines += [f"· step {skip.step} left out: {skip.reason}" for skip in progress.skipped]
     measured = dict(progress.evaluations)
     if progress.base_loss is not None:
-        said.append(f"step {0:>5}            evaluation {progress.base_loss:.4f}")
+        lines.append(f"step {0:>5}            evaluation {progress.base_loss:.4f}")
     for step, loss in progress.losses[-LOG_STEPS:]:
-        said.append(
+        lines.append(
             f"step {step:>5}  loss {loss:.4f}" + (f"  evaluation {measured[step]:.4f}" if step in measured else "")
         )
     if progress.ended:
-        said.append(f"· {progress.state}" + (f": {in_labels(progress.message)}" if progress.message else ""))
-    return said
+        lines.append(f"· {progress.state}" + (f": {in_labels(progress.message)}" if progress.message else ""))
+    return lines
 
 
 def log(run: RunView | None) -> Html:
     if run is None:
         return empty("Nothing is running", "Choose your data and a preset, look at the memory plan, and press Start.")
-    said = log_lines(run.progress) or [f"{run.progress.phase or 'starting'} …"]
-    return tag("pre", "\n".join(said), class_="qs-log", tabindex=0, aria_label="Log of the run")
+    lines = log_lines(run.progress) or [f"{run.progress.phase or 'starting'} …"]
+    return tag("pre", "\n".join(lines), class_="qs-log", tabindex=0, aria_label="Log of the run")

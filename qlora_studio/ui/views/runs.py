@@ -23,11 +23,11 @@ from qlora_studio.ui.views.html import (
     bullets,
     card,
     empty,
+    error_card,
     gib,
     join,
     more,
     number,
-    says_error,
     table,
     tag,
     tiles,
@@ -53,13 +53,13 @@ def run_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
             clock(run.seconds),
             gib(run.peak_bytes) if run.peak_bytes else "–",
             time.strftime("%m-%d %H:%M", time.localtime(run.created)),
-            _said_of(run),
+            _labels_of(run),
         ]
         for run in runs
     ]
 
 
-def _said_of(run: RunSummary) -> str:
+def _labels_of(run: RunSummary) -> str:
     """Pin, tags, and the title or the note where a person gave one."""
     words = ["★"] if run.pinned else []
     words += [f"#{one}" for one in run.tags]
@@ -85,11 +85,11 @@ def record_link(name: str, record: RunRecord) -> Html:
 def deletion_card(run: RunView, size_bytes: int, referring: Sequence[str] = ()) -> Html:
     """What goes with a run, and what refers to it, before it goes."""
     kept = "Exports of it lie in folders of their own and stay." if run.has_adapter else ""
-    said = [f"{gib(size_bytes)} of checkpoints, adapter, evaluations and journal go with it.", kept]
-    said += referring
+    sentences = [f"{gib(size_bytes)} of checkpoints, adapter, evaluations and journal go with it.", kept]
+    sentences += referring
     if run.labels.pinned:
-        said.append("It is pinned: unpin it first.")
-    return says_error([one for one in said if one], f"Delete “{run.title}” ({run.name})?")
+        sentences.append("It is pinned: unpin it first.")
+    return error_card([one for one in sentences if one], f"Delete “{run.title}” ({run.name})?")
 
 
 def differences_card(runs: Sequence[RunView]) -> Html:
@@ -122,7 +122,7 @@ def no_runs() -> Html:
 
 def unreadable_run(run: RunSummary) -> Html:
     """A run that cannot be opened, with the reason."""
-    return says_error([run.unreadable], f"The run '{run.title}' cannot be read") if run.unreadable else Html("")
+    return error_card([run.unreadable], f"The run '{run.title}' cannot be read") if run.unreadable else Html("")
 
 
 def compared_lines(runs: Sequence[RunView], *, of_evaluation: bool = False, along: Along = "step") -> dict[str, Any]:
@@ -204,7 +204,7 @@ def answers_card(runs: Sequence[RunView], answers: Sequence[tuple[str, Sequence[
     if not answers:
         return Html("")
     rows = [
-        (tag("b", prompt), *(tag("div", one or "–", class_="qs-answer") for one in said)) for prompt, said in answers
+        (tag("b", prompt), *(tag("div", one or "–", class_="qs-answer") for one in texts)) for prompt, texts in answers
     ]
     return card("Answers to the same prompts", table(("", *(run.title for run in runs)), rows, "Answers side by side"))
 
@@ -231,9 +231,9 @@ def evaluation_card(job: JobView) -> Html:
     """An evaluation as it goes: loss of both on the evaluation set, and their answers side by side."""
     progress, state, seconds = job.progress, job.state, job.seconds
     if state == "failed":
-        return says_error([part for part in (progress.message, progress.hint) if part], "The evaluation failed")
+        return error_card([part for part in (progress.message, progress.hint) if part], "The evaluation failed")
     if state == "interrupted":
-        return says_error(["Its process exited unexpectedly; evaluate again."], "The evaluation was interrupted")
+        return error_card(["Its process exited unexpectedly; evaluate again."], "The evaluation was interrupted")
     tuned = progress.evaluations[-1][1] if progress.evaluations else None
     figures = tiles(
         [
@@ -242,15 +242,18 @@ def evaluation_card(job: JobView) -> Html:
             Tile("Took", clock(seconds), state),
         ]
     )
-    asked = list(dict.fromkeys(sample.prompt for sample in progress.samples))
-    said = {(sample.prompt, sample.side): sample.answer for sample in progress.samples}
+    prompts = list(dict.fromkeys(sample.prompt for sample in progress.samples))
+    answers = {(sample.prompt, sample.side): sample.answer for sample in progress.samples}
     rows = [
-        (tag("b", prompt), *(tag("div", said.get((prompt, one), "…"), class_="qs-answer") for one in ("base", "tuned")))
-        for prompt in asked
+        (
+            tag("b", prompt),
+            *(tag("div", answers.get((prompt, one), "…"), class_="qs-answer") for one in ("base", "tuned")),
+        )
+        for prompt in prompts
     ]
     under_way = "" if progress.ended else tag("p", f"{progress.phase or 'starting'} …", class_="qs-small")
-    answers = table(("Prompt", "Base", "Adapter"), rows, "Answers of base and adapter") if rows else ""
-    return join((figures, under_way, answers))
+    beside = table(("Prompt", "Base", "Adapter"), rows, "Answers of base and adapter") if rows else ""
+    return join((figures, under_way, beside))
 
 
 def _settings(run: RunView) -> Html:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qlora_studio.core.dataset import DatasetReport
 from qlora_studio.core.progress import Progress
 from qlora_studio.core.readiness import Readiness
-from qlora_studio.ui.views.html import Html, bar, bullets, card, join, plural, says_error, tag
+from qlora_studio.ui.views.html import Html, bar, bullets, card, error_card, join, plural, tag
 
 
 def learns_from(sets: Sequence[DatasetReport]) -> Html:
@@ -32,7 +32,7 @@ def start_line(readiness: Readiness | None, blocks: Sequence[str]) -> Html:
 
 def notes(blocks: Sequence[str], unusual: Sequence[str]) -> Html:
     """Everything that stands against a start, and what may be meant and rarely is."""
-    against = says_error(blocks, "This keeps the run from starting") if blocks else ""
+    against = error_card(blocks, "This keeps the run from starting") if blocks else ""
     odd = card("Look at this before you start", bullets(unusual), kind="qs-odd") if unusual else ""
     return join((against, odd))
 

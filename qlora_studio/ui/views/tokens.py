@@ -108,11 +108,11 @@ def _histogram(bins: Sequence[LengthBin], limit: int) -> Html:
     drawn = (
         tag("u", tag("span", f"limit {count(limit)}"), style=f"left:{100 * limit / end:.2f}%") if limit < end else ""
     )
-    said = f"Length of the rows in tokens, up to {bins[-1].last}; the limit is {limit}"
+    label = f"Length of the rows in tokens, up to {bins[-1].last}; the limit is {limit}"
     aside = number("" if limit < end else f"limit {count(limit)}, beyond every row")
     return card(
         "Length of the rows, tokens",
-        tag("div", *columns, drawn, class_="qs-histogram", role="img", aria_label=said),
+        tag("div", *columns, drawn, class_="qs-histogram", role="img", aria_label=label),
         aside=aside,
     )
 

@@ -14,10 +14,10 @@ def weight_choices(run: RunView | None, kept: Sequence[CheckpointView]) -> list[
     """The adapter first, then the checkpoints, the newest first."""
     step = run.progress.adapter_step if run else None
     adapter = ("the adapter" + (f", step {step}" if step is not None else ""), "")
-    return [adapter, *((_says(one), one.name) for one in reversed(kept))]
+    return [adapter, *((_describe(one), one.name) for one in reversed(kept))]
 
 
-def _says(one: CheckpointView) -> str:
+def _describe(one: CheckpointView) -> str:
     words = [f"step {one.step}"]
     words += [f"held-out loss {one.held_out:.3f}"] if one.held_out is not None else []
     words += [word for word, it_is in (("best", one.best), ("last", one.newest), ("pinned", one.pinned)) if it_is]

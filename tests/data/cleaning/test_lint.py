@@ -30,8 +30,8 @@ WORDS = [
 ]
 
 
-def talk(*said, line=1, roles=("user", "assistant")):
-    turns = tuple(Turn(roles[index % len(roles)], text) for index, text in enumerate(said))
+def conversation(*contents, line=1, roles=("user", "assistant")):
+    turns = tuple(Turn(roles[index % len(roles)], text) for index, text in enumerate(contents))
     return Conversation(turns=turns, source=Source("r.jsonl", line))
 
 
@@ -40,7 +40,7 @@ def clean(count):
     rows = []
     for number in range(count):
         words = [WORDS[(number * step + step) % len(WORDS)] + str(number % 7) for step in range(1, 15)]
-        rows.append(talk(f"{words[0]} {words[1]} {number}?", " ".join(words), line=number + 1))
+        rows.append(conversation(f"{words[0]} {words[1]} {number}?", " ".join(words), line=number + 1))
     return rows
 
 
@@ -54,28 +54,36 @@ def test_clean_rows_have_no_findings():
 
 LONG = "The old mill stands beside the river and its wheel has not turned for more than thirty years now."
 CASES = {
-    "empty-answer": (talk("hi", "  \n", line=90), None, "drop-empty-answers"),
-    "no-answer": (talk("hi", line=90), None, "drop-unanswered"),
-    "empty-prompt": (talk(" ", "ho", line=90), None, "drop-empty-prompts"),
+    "empty-answer": (conversation("hi", "  \n", line=90), None, "drop-empty-answers"),
+    "no-answer": (conversation("hi", line=90), None, "drop-unanswered"),
+    "empty-prompt": (conversation(" ", "ho", line=90), None, "drop-empty-prompts"),
     "secret": (
-        talk("key?", "It is AKIA" + "ABCDEFGHIJKLMNOP.", line=90),
-        talk("key?", "It is [secret removed].", line=90),
+        conversation("key?", "It is AKIA" + "ABCDEFGHIJKLMNOP.", line=90),
+        conversation("key?", "It is [secret removed].", line=90),
         "mask-secrets",
     ),
     "email": (
-        talk("who?", "Ask jo.doe@firm.co.uk or a@example.com", line=90),
-        talk("who?", "Ask name@example.com or a@example.com", line=90),
+        conversation("who?", "Ask jo.doe@firm.co.uk or a@example.com", line=90),
+        conversation("who?", "Ask name@example.com or a@example.com", line=90),
         "mask-emails",
     ),
     "mojibake": (
-        talk("CafÃ©?", "Sheâ€™s in ZÃ¼rich — naïve.", line=90),
-        talk("Café?", "She’s in Zürich — naïve.", line=90),
+        conversation("CafÃ©?", "Sheâ€™s in ZÃ¼rich — naïve.", line=90),
+        conversation("Café?", "She’s in Zürich — naïve.", line=90),
         "fix-mojibake",
     ),
-    "odd-characters": (talk("a\u200bb", "c\x07d\u202e", line=90), talk("ab", "cd", line=90), "remove-odd-characters"),
-    "unanswered-end": (talk("hi", "ho", "thanks", line=90), talk("hi", "ho", line=90), "drop-unanswered-end"),
-    "control-like": (talk("hi <|eot_id|>", "ho", line=90), None, None),
-    "odd-order": (talk("hi", "there", "ho", line=90, roles=("user", "user", "assistant")), None, None),
+    "odd-characters": (
+        conversation("a\u200bb", "c\x07d\u202e", line=90),
+        conversation("ab", "cd", line=90),
+        "remove-odd-characters",
+    ),
+    "unanswered-end": (
+        conversation("hi", "ho", "thanks", line=90),
+        conversation("hi", "ho", line=90),
+        "drop-unanswered-end",
+    ),
+    "control-like": (conversation("hi <|eot_id|>", "ho", line=90), None, None),
+    "odd-order": (conversation("hi", "there", "ho", line=90, roles=("user", "user", "assistant")), None, None),
 }
 
 
@@ -93,7 +101,7 @@ def test_a_finding_names_the_row_and_its_remedy_mends_it(request, bad, mended_ro
 
 
 def test_copies_are_named_with_the_row_they_copy():
-    rows = [*clean(20), talk("hi", LONG, line=90), talk("hi", LONG, line=91)]
+    rows = [*clean(20), conversation("hi", LONG, line=90), conversation("hi", LONG, line=91)]
     finding = found(rows, "copy")
     assert (finding.count, finding.examples) == (1, ("r.jsonl:91: as r.jsonl:90",))
     assert list(cleaned(rows, ["drop-copies"])) == rows[:-1]
@@ -102,32 +110,39 @@ def test_copies_are_named_with_the_row_they_copy():
 
 def test_near_copies_are_found_and_different_rows_are_not():
     text = " ".join(f"{word} {number}" for number, word in enumerate(WORDS * 6))
-    rows = [*clean(20), talk("hi", text, line=90), talk("Hi!", text.replace("letter 8 ", "note 8 "), line=91)]
+    rows = [
+        *clean(20),
+        conversation("hi", text, line=90),
+        conversation("Hi!", text.replace("letter 8 ", "note 8 "), line=91),
+    ]
     finding = found(rows, "near-copy")
     assert (finding.count, finding.examples) == (1, ("r.jsonl:91: like r.jsonl:90",))
     assert list(cleaned(rows, ["drop-near-copies"])) == rows[:-1]
-    other = talk("hi", " ".join(reversed(text.split())), line=91)
+    other = conversation("hi", " ".join(reversed(text.split())), line=91)
     assert found([*rows[:-1], other], "near-copy") is None
 
 
 def test_one_answer_everywhere_is_named():
-    rows = [*clean(20), *(talk(f"{WORDS[n % 15]} {n * 7} ok?", "I do not know.", line=100 + n) for n in range(12))]
+    rows = [
+        *clean(20),
+        *(conversation(f"{WORDS[n % 15]} {n * 7} ok?", "I do not know.", line=100 + n) for n in range(12)),
+    ]
     finding = found(rows, "repeated-answer")
     assert (finding.count, finding.examples) == (12, ("r.jsonl:100: 'I do not know.'",))
 
 
 def test_variety_of_openings_and_languages():
-    rows = [talk(f"What is {WORDS[n % 15]}{n}?", f"{LONG} {n} {WORDS[n % 15]}", line=n + 1) for n in range(60)]
+    rows = [conversation(f"What is {WORDS[n % 15]}{n}?", f"{LONG} {n} {WORDS[n % 15]}", line=n + 1) for n in range(60)]
     assert found(rows, "one-opening").examples == ("'what is'",)
     german = [
-        talk(f"Wo {n}", f"Das ist die Mühle und sie steht nicht weit von der Stadt, wie ich weiß, {n}.", line=n)
+        conversation(f"Wo {n}", f"Das ist die Mühle und sie steht nicht weit von der Stadt, wie ich weiß, {n}.", line=n)
         for n in range(60)
     ]
     assert found([*rows, *german], "languages").message == "Languages, from a sample: English 50 %, German 50 %."
 
 
 def test_length_outliers_are_named():
-    finding = found([*clean(40), talk("hi", "x" * 20_000, line=90)], "length-outlier")
+    finding = found([*clean(40), conversation("hi", "x" * 20_000, line=90)], "length-outlier")
     assert finding.count == 1
     assert finding.examples[0].startswith("r.jsonl:90: 20026 characters")
 
@@ -138,7 +153,7 @@ def test_few_rows_are_said():
 
 
 def test_an_error_stops_until_it_is_accepted_by_name():
-    findings = lint([*clean(20), talk("hi", "", line=90)])
+    findings = lint([*clean(20), conversation("hi", "", line=90)])
     with pytest.raises(StudioError) as caught:
         check_findings(findings)
     assert str(caught.value) == (

@@ -84,14 +84,15 @@ def test_wrongly_decoded_text_is_found(right, wrong):
     assert fixed == f"x {right} y" or find_mojibake(fixed)  # what cannot be brought back stays found
 
 
-def talk(answer, line):
+def conversation(answer, line):
     return Conversation(turns=(Turn("user", f"question {line}?"), Turn("assistant", answer)), source=Source("r", line))
 
 
 def test_no_step_is_offered_that_cannot_help():
     lost = "The caf\ufffd is closed."
     names = {
-        finding.name: finding.remedy for finding in lint([talk(lost, 1), talk("CafÃ© is closed.", 2), talk("ok", 3)])
+        finding.name: finding.remedy
+        for finding in lint([conversation(lost, 1), conversation("CafÃ© is closed.", 2), conversation("ok", 3)])
     }
     assert names["lost-characters"] is None
     assert names["mojibake"] == "fix-mojibake"
@@ -106,11 +107,11 @@ PROSE = (
 
 def test_answers_that_break_off_are_found_and_others_are_not():
     chance = random.Random(7)
-    whole = [talk(PROSE + f"That was in the year {1700 + number}.", number + 1) for number in range(200)]
+    whole = [conversation(PROSE + f"That was in the year {1700 + number}.", number + 1) for number in range(200)]
     cut = []
     for number in range(20):
         words = PROSE.split()
-        cut.append(talk(" ".join(words[: chance.randrange(24, len(words) - 1)]).rstrip("."), 1000 + number))
+        cut.append(conversation(" ".join(words[: chance.randrange(24, len(words) - 1)]).rstrip("."), 1000 + number))
     (finding,) = [found for found in lint([*whole, *cut]) if found.name == "unfinished-answer"]
     assert finding.count >= 18 and finding.severity == "note"
     assert not [found for found in lint(whole) if found.name == "unfinished-answer"]
@@ -133,10 +134,10 @@ def test_one_word_in_thirty_makes_no_new_row():
     words = [f"{a}{b}" for a in ["ba", "ko", "mi", "ru", "te"] for b in ["lan", "dor", "fix", "gem", "hup", "jat"]]
     rows, pairs = [], 30
     for number in range(pairs):
-        said = chance.choices(words, k=30)
-        other = list(said)
+        chosen = chance.choices(words, k=30)
+        other = list(chosen)
         other[chance.randrange(30)] = "changed"
-        rows += [talk(" ".join(said), 2 * number + 1), talk(" ".join(other), 2 * number + 2)]
+        rows += [conversation(" ".join(chosen), 2 * number + 1), conversation(" ".join(other), 2 * number + 2)]
     rows = [Conversation(turns=row.turns[1:], source=row.source) for row in rows]
     near = next(found for found in lint(rows) if found.name == "near-copy")
     assert near.count >= 28
@@ -144,13 +145,13 @@ def test_one_word_in_thirty_makes_no_new_row():
 
 
 def test_good_and_bad_answers_to_one_question_are_a_pair():
-    said = (Turn("user", "question?"), Turn("assistant", PROSE))
-    rows = [Conversation(turns=said, label=label, source=Source("r", line)) for line, label in ((1, True), (2, False))]
+    turns = (Turn("user", "question?"), Turn("assistant", PROSE))
+    rows = [Conversation(turns=turns, label=label, source=Source("r", line)) for line, label in ((1, True), (2, False))]
     assert not {"copy", "near-copy"} & {finding.name for finding in lint(rows)}
     assert list(cleaned(rows, ["drop-copies", "drop-near-copies"])) == rows
 
 
 def test_rows_with_other_tools_are_no_copies():
-    said = (Turn("user", "question?"), Turn("assistant", "answer"))
-    rows = [Conversation(turns=said, tools=({"name": name},), source=Source("r", 1)) for name in ("a", "b")]
+    turns = (Turn("user", "question?"), Turn("assistant", "answer"))
+    rows = [Conversation(turns=turns, tools=({"name": name},), source=Source("r", 1)) for name in ("a", "b")]
     assert list(cleaned(rows, ["drop-copies"])) == rows

@@ -18,25 +18,25 @@ def conversations(rows, entry, columns):
     return [one.conversation if isinstance(one, Converted) else one for one in convert_all(rows, entry, columns)]
 
 
-def said(*turns):
+def turns_of(*turns):
     return tuple(Turn(role, content) for role, content in turns)
 
 
 U, A, S, T = "user", "assistant", "system", "tool"
-ASKED = said((U, "hi"), (A, "ho"))
+ASKED = turns_of((U, "hi"), (A, "ho"))
 
 KINDS = {
     "01 alpaca": ({"instruction": "hi", "input": "", "output": "ho"}, "alpaca", {"turns": ASKED}),
     "02 alpaca with input": (
         {"instruction": "Add.", "input": "1 and 2", "output": "3"},
         "alpaca",
-        {"turns": said((U, "Add.\n\n1 and 2"), (A, "3"))},
+        {"turns": turns_of((U, "Add.\n\n1 and 2"), (A, "3"))},
     ),
     "02 alpaca without input": ({"instruction": "hi", "output": "ho"}, "alpaca", {"turns": ASKED}),
     "03 alpaca with system and history": (
         {"system": "Be kind.", "history": [["a", "b"]], "instruction": "hi", "input": "", "output": "ho"},
         "alpaca",
-        {"turns": said((S, "Be kind."), (U, "a"), (A, "b"), (U, "hi"), (A, "ho"))},
+        {"turns": turns_of((S, "Be kind."), (U, "a"), (A, "b"), (U, "hi"), (A, "ho"))},
     ),
     "04 sharegpt": (
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
@@ -52,7 +52,7 @@ KINDS = {
             ]
         },
         "sharegpt",
-        {"turns": said((S, "s"), (U, "hi"), (A, "ho"))},
+        {"turns": turns_of((S, "s"), (U, "hi"), (A, "ho"))},
     ),
     "06 sharegpt starting with gpt": (
         {
@@ -63,7 +63,7 @@ KINDS = {
             ]
         },
         "sharegpt",
-        {"turns": said((A, "yo"), (U, "hi"), (A, "ho"))},
+        {"turns": turns_of((A, "yo"), (U, "hi"), (A, "ho"))},
     ),
     "07 two user turns in a row": (
         {
@@ -74,12 +74,12 @@ KINDS = {
             ]
         },
         "sharegpt",
-        {"turns": said((U, "hi"), (U, "there"), (A, "ho"))},
+        {"turns": turns_of((U, "hi"), (U, "there"), (A, "ho"))},
     ),
     "08 ends on a user turn": (
         {"messages": [{"role": U, "content": "hi"}, {"role": A, "content": "ho"}, {"role": U, "content": "bye"}]},
         "messages",
-        {"turns": said((U, "hi"), (A, "ho"), (U, "bye"))},
+        {"turns": turns_of((U, "hi"), (A, "ho"), (U, "bye"))},
     ),
     "09 function_call and observation": (
         {
@@ -164,11 +164,11 @@ KINDS = {
     "18 question, context, answer": (
         {"question": "hi", "context": "Once.", "answer": "ho"},
         "question-answer",
-        {"turns": said((U, "Once.\n\nhi"), (A, "ho"))},
+        {"turns": turns_of((U, "Once.\n\nhi"), (A, "ho"))},
     ),
     "18 source and target": ({"source": "hi", "target": "ho"}, "question-answer", {"turns": ASKED}),
     "18 input and output": ({"input": "hi", "output": "ho"}, "question-answer", {"turns": ASKED}),
-    "18 dialog": ({"dialog": ["hi", "ho", "hey"]}, "dialogue", {"turns": said((U, "hi"), (A, "ho"), (U, "hey"))}),
+    "18 dialog": ({"dialog": ["hi", "ho", "hey"]}, "dialogue", {"turns": turns_of((U, "hi"), (A, "ho"), (U, "hey"))}),
     "18 conversation": (
         {"conversation": [{"role": "human", "content": "hi"}, {"role": "ai", "content": "ho"}]},
         "messages",
@@ -183,7 +183,7 @@ KINDS = {
     "21 preference": (
         {"prompt": "hi", "chosen": "ho", "rejected": "no"},
         "preference",
-        {"turns": ASKED, "rejected": said((A, "no"))},
+        {"turns": ASKED, "rejected": turns_of((A, "no"))},
     ),
     "22 chosen and rejected lists with prompt": (
         {
@@ -192,7 +192,7 @@ KINDS = {
             "rejected": [{"role": U, "content": "hi"}, {"role": A, "content": "no"}],
         },
         "preference",
-        {"turns": ASKED, "rejected": said((A, "no"))},
+        {"turns": ASKED, "rejected": turns_of((A, "no"))},
     ),
     "22 chosen and rejected lists, implicit prompt": (
         {
@@ -200,7 +200,7 @@ KINDS = {
             "rejected": [{"role": U, "content": "hi"}, {"role": A, "content": "no"}],
         },
         "preference",
-        {"turns": ASKED, "rejected": said((A, "no"))},
+        {"turns": ASKED, "rejected": turns_of((A, "no"))},
     ),
     "23 ranked sharegpt": (
         {
@@ -209,12 +209,12 @@ KINDS = {
             "rejected": {"from": "gpt", "value": "no"},
         },
         "preference",
-        {"turns": ASKED, "rejected": said((A, "no"))},
+        {"turns": ASKED, "rejected": turns_of((A, "no"))},
     ),
     "24 argilla": (
         {"instruction": "hi", "chosen_response": "ho", "rejected_response": "no"},
         "preference",
-        {"turns": ASKED, "rejected": said((A, "no"))},
+        {"turns": ASKED, "rejected": turns_of((A, "no"))},
     ),
     "25 kto": ({"prompt": "hi", "completion": "ho", "label": True}, "kto", {"turns": ASKED, "label": True}),
     "25 kto_tag": (
@@ -228,7 +228,7 @@ KINDS = {
     "27 open orca": (
         {"id": "n.1", "system_prompt": "s", "question": "hi", "response": "ho"},
         "question-answer",
-        {"turns": said((S, "s"), (U, "hi"), (A, "ho")), "extra": {"id": "n.1"}},
+        {"turns": turns_of((S, "s"), (U, "hi"), (A, "ho")), "extra": {"id": "n.1"}},
     ),
     "29 train and weight": (
         {
@@ -321,8 +321,8 @@ def test_threads_join_rows_by_parent():
     assert detect(rows).format == "thread"
     made = list(conversations(rows, find_format("thread"), {}))
     assert [one.turns for one in made] == [
-        said((U, "hi"), (A, "ho"), (U, "more"), (A, "yes")),
-        said((U, "hi"), (A, "ho"), (U, "less"), (A, "no")),
+        turns_of((U, "hi"), (A, "ho"), (U, "more"), (A, "yes")),
+        turns_of((U, "hi"), (A, "ho"), (U, "less"), (A, "no")),
     ]
 
 

@@ -12,7 +12,7 @@ from qlora_studio.data.readers.rows import Row
 U, A, S, T = "user", "assistant", "system", "tool"
 
 
-def said(*turns):
+def turns_of(*turns):
     return tuple(Turn(role, content) for role, content in turns)
 
 
@@ -24,38 +24,38 @@ def made_of(values, columns=None):
 
 TOOL = {"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}
 SHAPES = {
-    "kto with 1": ({"prompt": "hi", "completion": "ho", "label": 1}, "kto", said((U, "hi"), (A, "ho"))),
-    "kto with 0": ({"prompt": "hi", "completion": "no", "label": 0}, "kto", said((U, "hi"), (A, "no"))),
+    "kto with 1": ({"prompt": "hi", "completion": "ho", "label": 1}, "kto", turns_of((U, "hi"), (A, "ho"))),
+    "kto with 0": ({"prompt": "hi", "completion": "no", "label": 0}, "kto", turns_of((U, "hi"), (A, "no"))),
     "dolly": (
         {"instruction": "Who?", "context": "A mill.", "response": "It.", "category": "qa"},
         "alpaca",
-        said((U, "Who?\n\nA mill."), (A, "It.")),
+        turns_of((U, "Who?\n\nA mill."), (A, "It.")),
     ),
     "squad": (
         {"context": "A mill.", "question": "What?", "answers": {"text": ["A mill", "mill"], "answer_start": [0, 2]}},
         "question-answer",
-        said((U, "A mill.\n\nWhat?"), (A, "A mill")),
+        turns_of((U, "A mill.\n\nWhat?"), (A, "A mill")),
     ),
     "problem and solution": (
         {"problem": "1+1?", "generated_solution": "It is 2.", "expected_answer": "2"},
         "question-answer",
-        said((U, "1+1?"), (A, "It is 2.")),
+        turns_of((U, "1+1?"), (A, "It is 2.")),
     ),
     "instruction and code": (
         {"instruction": "Add.", "code": "a + b"},
         "alpaca",
-        said((U, "Add."), (A, "a + b")),
+        turns_of((U, "Add."), (A, "a + b")),
     ),
-    "a number as answer": ({"question": "1+1?", "answer": 2}, "question-answer", said((U, "1+1?"), (A, "2"))),
+    "a number as answer": ({"question": "1+1?", "answer": 2}, "question-answer", turns_of((U, "1+1?"), (A, "2"))),
     "multiple choice by number": (
         {"question": "Which?", "choices": ["mill", "hill"], "answer": 1, "subject": "x"},
         "multiple-choice",
-        said((U, "Which?\n\nA. mill\nB. hill"), (A, "B. hill")),
+        turns_of((U, "Which?\n\nA. mill\nB. hill"), (A, "B. hill")),
     ),
     "multiple choice by letter": (
         {"question": "Which?", "choices": {"text": ["mill", "hill"], "label": ["1", "2"]}, "answerKey": "2"},
         "multiple-choice",
-        said((U, "Which?\n\n1. mill\n2. hill"), (A, "2. hill")),
+        turns_of((U, "Which?\n\n1. mill\n2. hill"), (A, "2. hill")),
     ),
     "gemini": (
         {
@@ -63,7 +63,7 @@ SHAPES = {
             "contents": [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": [{"text": "ho"}]}],
         },
         "messages",
-        said((S, "Be brief."), (U, "hi"), (A, "ho")),
+        turns_of((S, "Be brief."), (U, "hi"), (A, "ho")),
     ),
     "typed parts with value": (
         {
@@ -73,7 +73,7 @@ SHAPES = {
             ]
         },
         "messages",
-        said((U, "hi"), (A, "ho")),
+        turns_of((U, "hi"), (A, "ho")),
     ),
 }
 
@@ -102,7 +102,7 @@ def test_preferred_outputs():
         "non_preferred_output": [{"role": "assistant", "content": "no"}],
     }
     name, made = made_of(values)
-    assert (name, made.turns, made.rejected) == ("preferred", said((U, "hi"), (A, "ho")), said((A, "no")))
+    assert (name, made.turns, made.rejected) == ("preferred", turns_of((U, "hi"), (A, "ho")), turns_of((A, "no")))
     assert made.tools == ({"type": "function", "function": TOOL},)
     assert made.extra == {"input.parallel_tool_calls": True}
 
@@ -123,8 +123,8 @@ def test_talks_written_as_one_text():
     before = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: and?\n\nAssistant:"
     name, made = made_of({"chosen": f"{before} yes", "rejected": f"{before} no"})
     assert name == "preference"
-    assert made.turns == said((U, "hi"), (A, "ho"), (U, "and?"), (A, "yes"))
-    assert made.rejected == said((A, "no"))
+    assert made.turns == turns_of((U, "hi"), (A, "ho"), (U, "and?"), (A, "yes"))
+    assert made.rejected == turns_of((A, "no"))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_talks_written_as_one_text():
 )
 def test_ranked_answers(answers):
     name, made = made_of({"prompt": "hi", "completions": answers})
-    assert (name, made.turns, made.rejected) == ("ranked", said((U, "hi"), (A, "ho")), said((A, "no")))
+    assert (name, made.turns, made.rejected) == ("ranked", turns_of((U, "hi"), (A, "ho")), turns_of((A, "no")))
     assert len(made.extra) == 1
 
 
@@ -197,11 +197,11 @@ def test_calls_of_gemini():
 def test_a_mapping_reaches_into_columns_turns_and_roles():
     columns = {"question": "translation.en", "answer": "translation.de"}
     name, made = made_of({"translation": {"en": "mill", "de": "Mühle"}}, columns)
-    assert (name, made.turns) == ("question-answer", said((U, "mill"), (A, "Mühle")))
+    assert (name, made.turns) == ("question-answer", turns_of((U, "mill"), (A, "Mühle")))
     columns = {"turn.role": "who", "turn.content": "words", "role.doctor": "assistant", "role.patient": "user"}
     values = {"messages": [{"who": "patient", "words": "hi"}, {"who": "doctor", "words": "ho"}]}
     name, made = made_of(values, columns)
-    assert (name, made.turns) == ("messages", said((U, "hi"), (A, "ho")))
+    assert (name, made.turns) == ("messages", turns_of((U, "hi"), (A, "ho")))
     check_columns(find_format("messages"), columns, Row("r", 1, values))
 
 

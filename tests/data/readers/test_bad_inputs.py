@@ -46,15 +46,15 @@ BROKEN_JSON = {
     "single word": "hello",
     "True of Python": '{"instruction": "hi", "output": "ho", "flag": True}',
 }
-for said, broken in BROKEN_JSON.items():
+for fault, broken in BROKEN_JSON.items():
     good = json.dumps(GOOD)
-    case(f"jsonl: {said}", "rows.jsonl", f"{good}\n\n{broken}\n{good}\n", 3)
-    case(f"json: {said}", "rows.json", f"[\n{good},\n{broken},\n{good}\n]", 3)
+    case(f"jsonl: {fault}", "rows.jsonl", f"{good}\n\n{broken}\n{good}\n", 3)
+    case(f"json: {fault}", "rows.json", f"[\n{good},\n{broken},\n{good}\n]", 3)
 
 NOT_ROWS = {"number": "7", "text": '"hi"', "null": "null", "true": "true", "list": "[1, 2]"}
-for said, value in NOT_ROWS.items():
-    case(f"jsonl: row is {said}", "rows.jsonl", f"{json.dumps(GOOD)}\n{value}\n", 2)
-    case(f"json: row is {said}", "rows.json", f"[{json.dumps(GOOD)},\n{value}]", 2)
+for fault, value in NOT_ROWS.items():
+    case(f"jsonl: row is {fault}", "rows.jsonl", f"{json.dumps(GOOD)}\n{value}\n", 2)
+    case(f"json: row is {fault}", "rows.json", f"[{json.dumps(GOOD)},\n{value}]", 2)
 
 case("jsonl: cut in the middle", "rows.jsonl", json.dumps(GOOD) + '\n{"instruction": "h', 2)
 case("jsonl: open bracket", "rows.jsonl", json.dumps(GOOD) + '\n{"instruction": "hi", "output": "ho"', 2)
@@ -105,27 +105,27 @@ NEEDED = {
 }
 for format, (row, names) in NEEDED.items():
     for name in names:
-        for said, value in VALUES.items():
-            if said == "a number" and (format, name) in (("alpaca", "output"), ("question-answer", "answer")):
+        for fault, value in VALUES.items():
+            if fault == "a number" and (format, name) in (("alpaca", "output"), ("question-answer", "answer")):
                 continue  # numbers are answers
-            if said == "a list" and name == "answer":
+            if fault == "a list" and name == "answer":
                 value = [[1]]
             rows = [row, {**row, name: value}]
-            case(f"{format}: {name} is {said}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, name)
+            case(f"{format}: {name} is {fault}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, name)
         rows = [row, {key: value for key, value in row.items() if key != name}]
         case(f"{format}: {name} is missing", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, name)
 for name in ("input", "system", "history"):
-    for said, value in VALUES.items():
-        if value is not None and not (name == "history" and said == "a list"):
+    for fault, value in VALUES.items():
+        if value is not None and not (name == "history" and fault == "a list"):
             case(
-                f"alpaca: {name} is {said}",
+                f"alpaca: {name} is {fault}",
                 "rows.json",
                 json.dumps([GOOD])[:-1] + ",\n" + json.dumps({**GOOD, name: value}) + "]",
                 2,
                 name,
             )
-for said, value in {"triple": [["a", "b", "c"]], "number": [[1, "b"]], "text": ["ab"]}.items():
-    case(f"alpaca: history holds {said}", "rows.jsonl", json.dumps({**GOOD, "history": value}), 1, "history[0]")
+for fault, value in {"triple": [["a", "b", "c"]], "number": [[1, "b"]], "text": ["ab"]}.items():
+    case(f"alpaca: history holds {fault}", "rows.jsonl", json.dumps({**GOOD, "history": value}), 1, "history[0]")
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 TURNS = {
@@ -154,12 +154,12 @@ TURNS = {
     "tool call as text": ({"role": "assistant", "content": "", "tool_calls": ["x"]}, "tool_calls[0]"),
     "tool_calls as broken JSON": ({"role": "assistant", "content": "", "tool_calls": "[{"}, "tool_calls"),
 }
-for said, (turn, field) in TURNS.items():
+for fault, (turn, field) in TURNS.items():
     rows = [{"messages": CHAT}, {"messages": [*CHAT, turn]}]
     place = f"messages[2]{'.' if field else ''}{field}"
-    case(f"messages: {said}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, place)
+    case(f"messages: {fault}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, place)
 SHARED = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
-for said, (turn, field) in {
+for fault, (turn, field) in {
     "unknown role": ({"from": "narrator", "value": "hm"}, "from"),
     "null value": ({"from": "gpt", "value": None}, "value"),
     "call that is no JSON": ({"from": "function_call", "value": "weather()"}, "value"),
@@ -167,14 +167,14 @@ for said, (turn, field) in {
     "call that is a number": ({"from": "function_call", "value": "7"}, "value"),
 }.items():
     rows = [{"conversations": SHARED}, {"conversations": [*SHARED, turn]}]
-    case(f"sharegpt: {said}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, f"conversations[2].{field}")
+    case(f"sharegpt: {fault}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, f"conversations[2].{field}")
 for column, turns in (("messages", CHAT), ("conversations", SHARED)):
-    for said, value in {"empty": [], "null": None, "a number": 4, "an object": {}, "broken JSON": "[{]"}.items():
+    for fault, value in {"empty": [], "null": None, "a number": 4, "an object": {}, "broken JSON": "[{]"}.items():
         rows = [{column: turns}, {column: value}]
-        case(f"{column} is {said}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, column)
-for said, value in {"broken JSON": "[{", "a number": 4, "list of numbers": [4]}.items():
-    field = "tools[0]" if said == "list of numbers" else "tools"
-    case(f"tools: {said}", "rows.jsonl", json.dumps({"messages": CHAT, "tools": value}), 1, field)
+        case(f"{column} is {fault}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, column)
+for fault, value in {"broken JSON": "[{", "a number": 4, "list of numbers": [4]}.items():
+    field = "tools[0]" if fault == "list of numbers" else "tools"
+    case(f"tools: {fault}", "rows.jsonl", json.dumps({"messages": CHAT, "tools": value}), 1, field)
 
 OTHERS = {
     "preference without prompt": ({"chosen": "ho", "rejected": "no"}, "prompt"),
@@ -190,12 +190,12 @@ OTHERS = {
     "padding in tokens": ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "attention_mask"),
     "dialogue of one number": ({"dialog": ["hi", "ho"]}, "dialog[1]"),
 }
-for said, (row, field) in OTHERS.items():
-    if said == "dialogue of one number":
+for fault, (row, field) in OTHERS.items():
+    if fault == "dialogue of one number":
         rows = [row, {"dialog": ["hi", 3]}]
-        case(said, "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, field)
+        case(fault, "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, field)
     else:
-        case(said, "rows.jsonl", json.dumps(row), 1, field)
+        case(fault, "rows.jsonl", json.dumps(row), 1, field)
 for label in (3, "maybe", [], {}):
     rows = [{"prompt": "hi", "completion": "ho", "label": True}, {"prompt": "hi", "completion": "ho", "label": label}]
     case(f"kto label {label!r}", "rows.jsonl", "\n".join(map(json.dumps, rows)), 2, "label")
@@ -226,9 +226,9 @@ PARQUET_BAD = {
     "only magic": b"PAR1PAR1",
     "cut": b"PAR1" + b"\x15" * 200,
 }
-for said, content in PARQUET_BAD.items():
-    case(f"parquet: {said}", "rows.parquet", content, None)
-    case(f"arrow: {said}", "rows.arrow", content.replace(b"PAR1", b"ARROW1"), None)
+for fault, content in PARQUET_BAD.items():
+    case(f"parquet: {fault}", "rows.parquet", content, None)
+    case(f"arrow: {fault}", "rows.arrow", content.replace(b"PAR1", b"ARROW1"), None)
 
 
 def zipped(entries, **options):

@@ -71,10 +71,10 @@ def test_every_answer_of_the_hub_is_a_commit_or_a_sentence():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        said = ask(f"http://127.0.0.1:{server.server_port}", list(ANSWERS))
+        answers = ask(f"http://127.0.0.1:{server.server_port}", list(ANSWERS))
     finally:
         server.shutdown()
-    assert said == {
+    assert answers == {
         "good/set": SHA,
         "gated/set": "gated/set: This data set asks you to accept its licence first. "
         f"Open http://127.0.0.1:{server.server_port}/datasets/gated/set and accept it, then log in with "
@@ -88,8 +88,8 @@ def test_every_answer_of_the_hub_is_a_commit_or_a_sentence():
 
 
 def test_a_hub_that_is_not_there_is_one_sentence():
-    (said,) = ask("http://127.0.0.1:9", ["good/set"]).values()
-    assert said == "good/set: The hub cannot be reached. Check the network, or give a file."
+    (answer,) = ask("http://127.0.0.1:9", ["good/set"]).values()
+    assert answer == "good/set: The hub cannot be reached. Check the network, or give a file."
 
 
 def test_rows_are_streamed_with_their_numbers(tmp_path):

@@ -125,9 +125,9 @@ def test_all_bad_rows_of_a_list_are_counted(tmp_path):
         lines[at] = '{"instruction": "a, "output": "b"}'
     path = tmp_path / "rows.json"
     path.write_text(json_list(lines))
-    looked = preview_file(path)
-    assert str(looked.account) == "1000 seen = 997 imported + 3 refused"
-    assert [problem.where for problem in looked.problems] == ["rows.json:102", "rows.json:103", "rows.json:702"]
+    preview = preview_file(path)
+    assert str(preview.account) == "1000 seen = 997 imported + 3 refused"
+    assert [problem.where for problem in preview.problems] == ["rows.json:102", "rows.json:103", "rows.json:702"]
 
 
 def test_a_latin_1_file_keeps_its_ascii_rows(tmp_path):
@@ -163,13 +163,13 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize(("file", "text", "said"), UNSEEN.values(), ids=UNSEEN.keys())
-def test_a_loss_of_unknown_size_cannot_be_skipped_over(tmp_path, file, text, said):
+@pytest.mark.parametrize(("file", "text", "message"), UNSEEN.values(), ids=UNSEEN.keys())
+def test_a_loss_of_unknown_size_cannot_be_skipped_over(tmp_path, file, text, message):
     (tmp_path / file).write_text(text)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         import_file(tmp_path / file, tmp_path / "sets", skip_bad=True)
-    looked = preview_file(tmp_path / file)
-    assert looked.unseen and looked.problems
+    preview = preview_file(tmp_path / file)
+    assert preview.unseen and preview.problems
 
 
 # the law itself
@@ -325,7 +325,7 @@ def test_each_file_of_a_zip_stands_for_itself(tmp_path):
         archive.writestr("more.jsonl.gz", gzip.compress(LINES[7].encode()))
     report = import_file(tmp_path / "set.zip", tmp_path / "sets")
     assert str(report.account) == "7 seen = 7 imported + 0 refused"
-    assert set(report.account.passed_over) == {f"set.zip/{said}" for said in PASSED_OVER}
+    assert set(report.account.passed_over) == {f"set.zip/{name}" for name in PASSED_OVER}
 
 
 def test_a_folder_of_texts_is_data(tmp_path):

@@ -135,8 +135,8 @@ def find_losses(row: Conversation, examples, chat: ChatTokenizer) -> list[str]:
     lost = []
     for index, (before, own) in zip(answers, stretches, strict=True):
         turn = row.turns[index]
-        lost += [f"{index}: {said}" for said in (turn.reasoning, turn.content) if said and not stands(said, own)]
-        lost += [f"{index}: {said}" for said in _calls(turn) if not stands(said, own)]
+        lost += [f"{index}: {part}" for part in (turn.reasoning, turn.content) if part and not stands(part, own)]
+        lost += [f"{index}: {part}" for part in _calls(turn) if not stands(part, own)]
         names = [one.name for one in turn.tool_calls]
         lost += [f"{index}: a call of {name}" for name in names if own.count(name) < names.count(name)]
         for earlier in row.turns[:index]:
@@ -144,7 +144,7 @@ def find_losses(row: Conversation, examples, chat: ChatTokenizer) -> list[str]:
                 earlier.content.startswith("{") and all(stands(v, before) for v in json.loads(earlier.content).values())
             )
             lost += [] if found else [f"before {index}: {earlier.content}"]
-            lost += [f"before {index}: {said}" for said in _calls(earlier) if not stands(said, before)]
+            lost += [f"before {index}: {part}" for part in _calls(earlier) if not stands(part, before)]
         lost += [
             f"before {index}: {one['function']['name']}" for one in row.tools if one["function"]["name"] not in before
         ]

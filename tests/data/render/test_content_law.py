@@ -13,6 +13,7 @@ from qlora_studio.data.render.prompt import RowRefused, render
 from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.data.sets.prepare import prepare
 from tests.data.render.template_rows import ROWS, conversation, find_losses, letters_for
+from tests.matrix import mostly_slow
 
 FOUND = importlib.util.find_spec("trl")
 FOLDER = Path(FOUND.origin).parent / "chat_templates" if FOUND and FOUND.origin else Path("nowhere")
@@ -31,19 +32,20 @@ def outcome(chat, kind):
 
 
 @pytest.mark.skipif(not FILES, reason="trl is not installed")
-def test_no_template_of_trl_loses_a_word_in_silence():
-    outcomes = {}
-    for file in FILES:
+@pytest.mark.parametrize("every", mostly_slow([1, 4], 4))
+def test_no_template_of_trl_loses_a_word_in_silence(every):
+    outcomes, files = {}, FILES[::every]
+    for file in files:
         chat = letters_for(file.read_text(encoding="utf-8"))
         outcomes |= {(file.stem, kind): outcome(chat, kind) for kind in ROWS}
-    counts = Counter(said.partition(":")[0] for said in outcomes.values())
-    assert len(outcomes) >= 1500
-    assert {case: said for case, said in outcomes.items() if said.startswith("wrong")} == {}
+    counts = Counter(result.partition(":")[0] for result in outcomes.values())
+    assert len(outcomes) >= 1500 // every
+    assert {case: result for case, result in outcomes.items() if result.startswith("wrong")} == {}
     plain = [kind for kind in ROWS if not conversation(kind).tools and "call" not in kind]
-    assert sum(said == "right" for (_, kind), said in outcomes.items() if kind in plain) >= 0.99 * len(FILES) * 10
+    assert sum(result == "right" for (_, kind), result in outcomes.items() if kind in plain) >= 0.99 * len(files) * 10
     sayable = counts["right"] + counts["prompt-not-prefix"]
     assert counts["prompt-not-prefix"] <= 0.05 * sayable
-    assert counts["right"] >= 1300
+    assert counts["right"] >= 1300 // every
 
 
 BROKEN = {
@@ -133,11 +135,13 @@ def test_the_short_way_to_the_template_gives_what_transformers_gives():
         chat = letters_for(file.read_text(encoding="utf-8"))
         for turns in ([("user", "hi")], [("system", "s"), ("user", "hi"), ("assistant", "ho"), ("user", "and")]):
             messages = [{"role": role, "content": content} for role, content in turns]
-            for asked in (False, True):
+            for add_generation_prompt in (False, True):
                 try:
-                    usual = chat.inner.apply_chat_template(messages, add_generation_prompt=asked, tokenize=False)
+                    usual = chat.inner.apply_chat_template(
+                        messages, add_generation_prompt=add_generation_prompt, tokenize=False
+                    )
                 except Exception:  # a template that refuses these messages refuses them either way
                     with pytest.raises(StudioError):
-                        chat.render(messages, add_generation_prompt=asked)
+                        chat.render(messages, add_generation_prompt=add_generation_prompt)
                 else:
-                    assert chat.render(messages, add_generation_prompt=asked) == usual
+                    assert chat.render(messages, add_generation_prompt=add_generation_prompt) == usual

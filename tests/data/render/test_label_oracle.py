@@ -146,30 +146,30 @@ TOOL = {
 }
 
 
-def talk(*turns, **more):
+def conversation(*turns, **more):
     return Conversation(
         turns=tuple(Turn(role, content) for role, content in turns), source=Source("rows.jsonl", 4), **more
     )
 
 
 ROWS: dict[str, tuple[Conversation, RenderOptions]] = {
-    "one exchange": (talk((U, "What is the capital?"), (A, "The capital is Paris.")), RenderOptions()),
-    "with a system prompt": (talk((S, "Be brief."), (U, "Capital?"), (A, "Paris.")), RenderOptions()),
-    "two exchanges": (talk((U, "Capital?"), (A, "Paris."), (U, "River?"), (A, "The Seine.")), RenderOptions()),
+    "one exchange": (conversation((U, "What is the capital?"), (A, "The capital is Paris.")), RenderOptions()),
+    "with a system prompt": (conversation((S, "Be brief."), (U, "Capital?"), (A, "Paris.")), RenderOptions()),
+    "two exchanges": (conversation((U, "Capital?"), (A, "Paris."), (U, "River?"), (A, "The Seine.")), RenderOptions()),
     "system and three exchanges": (
-        talk((S, "Be brief."), (U, "1"), (A, "one"), (U, "2"), (A, "two"), (U, "3"), (A, "three")),
+        conversation((S, "Be brief."), (U, "1"), (A, "one"), (U, "2"), (A, "two"), (U, "3"), (A, "three")),
         RenderOptions(),
     ),
     "code on many lines": (
-        talk((U, "Write add."), (A, "```python\ndef add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n```")),
+        conversation((U, "Write add."), (A, "```python\ndef add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n```")),
         RenderOptions(),
     ),
-    "other scripts and emoji": (talk((U, "Grüße! 東京?"), (A, "Да \U0001f600 — 首都。")), RenderOptions()),
-    "answer that begins with white space": (talk((U, "Indent."), (A, "\n  - one\n  - two")), RenderOptions()),
-    "answer that ends with white space": (talk((U, "List."), (A, "one\ntwo \n\n")), RenderOptions()),
-    "question that ends with white space": (talk((U, "Capital? \n"), (A, "Paris.")), RenderOptions()),
+    "other scripts and emoji": (conversation((U, "Grüße! 東京?"), (A, "Да \U0001f600 — 首都。")), RenderOptions()),
+    "answer that begins with white space": (conversation((U, "Indent."), (A, "\n  - one\n  - two")), RenderOptions()),
+    "answer that ends with white space": (conversation((U, "List."), (A, "one\ntwo \n\n")), RenderOptions()),
+    "question that ends with white space": (conversation((U, "Capital? \n"), (A, "Paris.")), RenderOptions()),
     "last answer only": (
-        talk((U, "Capital?"), (A, "Paris."), (U, "River?"), (A, "The Seine.")),
+        conversation((U, "Capital?"), (A, "Paris."), (U, "River?"), (A, "The Seine.")),
         RenderOptions(train_on="last_answer"),
     ),
     "first answer masked by the row": (
@@ -179,7 +179,7 @@ ROWS: dict[str, tuple[Conversation, RenderOptions]] = {
         ),
         RenderOptions(),
     ),
-    "ends on a question": (talk((U, "Capital?"), (A, "Paris."), (U, "Thanks.")), RenderOptions()),
+    "ends on a question": (conversation((U, "Capital?"), (A, "Paris."), (U, "Thanks.")), RenderOptions()),
     "reasoning": (
         Conversation(
             turns=(Turn(U, "Capital?"), Turn(A, "Paris.", reasoning="France, so Paris.")),
@@ -201,7 +201,7 @@ ROWS: dict[str, tuple[Conversation, RenderOptions]] = {
         RenderOptions(),
     ),
     "control tokens typed in the text": (
-        talk((U, "Say {stop} twice."), (A, "Here: {stop}{stop} done.")),
+        conversation((U, "Say {stop} twice."), (A, "Here: {stop}{stop} done.")),
         RenderOptions(control_tokens="escape"),
     ),
 }
@@ -226,16 +226,16 @@ def expected_answers(name: str, conversation: Conversation, options: RenderOptio
         if turn.tool_calls:
             found.append(CALLS[name] + (family.call_stop or family.stop))
             continue
-        said = turn.content.strip() if family.trims else turn.content
+        answer = turn.content.strip() if family.trims else turn.content
         if name == "qwen-reasoning":
-            said = said.lstrip("\n")
+            answer = answer.lstrip("\n")
             if turn.reasoning:
-                said = f"<think>\n{turn.reasoning}\n</think>\n\n{said}"
+                answer = f"<think>\n{turn.reasoning}\n</think>\n\n{answer}"
         elif name == "r1-reasoning":
-            said = f"{turn.reasoning or ''}{family.no_answer_think}{said}"
+            answer = f"{turn.reasoning or ''}{family.no_answer_think}{answer}"
         elif turn.reasoning:
-            said = f"<think>\n{turn.reasoning}\n</think>\n\n{said}"
-        found.append(f"{family.lead}{said}{family.stop}")
+            answer = f"<think>\n{turn.reasoning}\n</think>\n\n{answer}"
+        found.append(f"{family.lead}{answer}{family.stop}")
     return found[-1:] if options.train_on == "last_answer" else found
 
 
@@ -287,9 +287,10 @@ def check_chat_is_the_training_prefix(chat, conversation, examples, options):
     starts = [(example, start) for example in examples for start, _ in example.spans]
     assert len(starts) == len(answers)
     for index, (example, start) in zip(answers, starts, strict=True):
-        asked = replace(options, thinking=bool(turns[index].reasoning))
+        chat_options = replace(options, thinking=bool(turns[index].reasoning))
         assert (
-            tuple(prompt_ids(turns[:index], chat, tools=conversation.tools, options=asked)) == example.input_ids[:start]
+            tuple(prompt_ids(turns[:index], chat, tools=conversation.tools, options=chat_options))
+            == example.input_ids[:start]
         )
 
 

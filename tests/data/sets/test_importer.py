@@ -128,8 +128,8 @@ def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path, home):
 
 def test_a_preview_of_unknown_columns_offers_them_for_mapping(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"frage": "hi", "antwort": "ho"}])
-    looked = preview_file(path)
-    assert (looked.guess.format, looked.columns, looked.conversations) == ("", ("frage", "antwort"), ())
+    preview = preview_file(path)
+    assert (preview.guess.format, preview.columns, preview.conversations) == ("", ("frage", "antwort"), ())
     mapped = preview_file(path, columns={"prompt": "frage", "completion": "antwort"})
     assert mapped.guess.format == "prompt-completion"
     assert [turn.content for turn in mapped.conversations[0].turns] == ["hi", "ho"]

@@ -18,9 +18,9 @@ USER, END = "<|im_start|>user\n", "<|im_end|>"
 ANSWER = "\n<|im_start|>assistant\n"
 
 
-def row(*said, line=1, **more):
+def row(*contents, line=1, **more):
     roles = ("user", "assistant")
-    turns = tuple(Turn(roles[index % 2], text) for index, text in enumerate(said))
+    turns = tuple(Turn(roles[index % 2], text) for index, text in enumerate(contents))
     return Conversation(turns=turns, source=Source("rows.jsonl", line), **more)
 
 
@@ -256,7 +256,7 @@ def test_long_rows_are_encoded_a_few_at_a_time(monkeypatch, letters):
 
 def test_a_file_is_read_by_the_rows_that_are_wanted_and_has_just_as_many(tmp_path):
     file = tmp_path / "conversations.jsonl"
-    file.write_text("".join(to_line(row(said, "b", line=number)) + "\n" for number, said in enumerate("ac", 1)))
+    file.write_text("".join(to_line(row(prompt, "b", line=number)) + "\n" for number, prompt in enumerate("ac", 1)))
     assert [one.source.line for one in read_conversations(file, "set", [False, True])] == [2]
     for wanted in ([], [True], [True, True, True]):
         with pytest.raises(StudioError, match="is damaged"):

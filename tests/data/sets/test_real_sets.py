@@ -34,9 +34,9 @@ def test_a_real_set_imports_and_renders_whole(tmp_path, letters, file):
     conversations = list(load_conversations(tmp_path, report.name, "all"))
     source = json.loads(path.read_text(encoding="utf-8"))
     for row, conversation in zip(source, conversations, strict=True):
-        said = "\n".join(turn.content for turn in (*conversation.turns, *conversation.rejected))
+        whole = "\n".join(turn.content for turn in (*conversation.turns, *conversation.rejected))
         for text in texts(row):
-            assert text in said
+            assert text in whole
 
     inner = letters.inner.__class__(tokenizer_object=letters.inner.backend_tokenizer, eos_token="<|im_end|>")
     inner.chat_template = TEMPLATES["chatml-tools"].source

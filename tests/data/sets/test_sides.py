@@ -66,23 +66,23 @@ def write(tmp_path, rows, name="rows"):
     return import_file(path, tmp_path / "sets").name
 
 
-def asked_and_answered(folder, name, split):
+def prompts_and_answers(folder, name, split):
     """What is asked first, and every answer behind it, as plain texts."""
     for row in load_conversations(folder, name, split, 0.2):
-        asked = next(turn.content for turn in row.turns if turn.role == "user").strip()
+        prompt = next(turn.content for turn in row.turns if turn.role == "user").strip()
         for turn in row.turns:
             if turn.role == "assistant":
-                yield asked, turn.content
+                yield prompt, turn.content
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_nothing_that_is_held_out_is_trained(tmp_path, shape):
     name = write(tmp_path, shape())
-    trained = set(asked_and_answered(tmp_path / "sets", name, "train"))
-    held_out = list(asked_and_answered(tmp_path / "sets", name, "eval"))
+    trained = set(prompts_and_answers(tmp_path / "sets", name, "train"))
+    held_out = list(prompts_and_answers(tmp_path / "sets", name, "eval"))
     assert len(held_out) >= 8
     assert [pair for pair in held_out if pair in trained] == []
-    assert {asked for asked, _ in held_out} & {asked for asked, _ in trained} == set()
+    assert {prompt for prompt, _ in held_out} & {prompt for prompt, _ in trained} == set()
 
 
 BROKEN = {

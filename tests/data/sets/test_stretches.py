@@ -36,8 +36,8 @@ def request_rows(tmp_path, letters, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         import_file(tmp_path / f"{name}.jsonl", tmp_path / "sets")
 
-    write("one", 0, 700)
-    write("two", 600, 300)
+    write("one", 0, 400)
+    write("two", 350, 150)
     config = DataConfig(sources=(DataSource(name="one"), DataSource(name="two")), eval_share=0.1, max_length=100)
     return RowsRequest(tmp_path / "sets", letters, config, processes=3)
 

@@ -22,7 +22,7 @@ def request_rows(tmp_path, letters):
         config = DataConfig(sources=(DataSource(name="rows"),), eval_share=0.1)
         return RowsRequest(tmp_path / "sets", letters, config.model_copy(update=changes))
 
-    lines = [json.dumps({"prompt": f"p{number}", "completion": f"yes {number}"}) for number in range(2000)]
+    lines = [json.dumps({"prompt": f"p{number}", "completion": f"yes {number}"}) for number in range(600)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     import_file(tmp_path / "rows.jsonl", tmp_path / "sets")
     return make
@@ -106,18 +106,18 @@ def test_a_mixture_is_kept_with_its_order(tmp_path, request_rows, monkeypatch):
     made = tokenise_rows(request_rows(sources=sources), tmp_path / "cache").train
     assert [one.input_ids for one in made.examples] == [one.input_ids for one in plain.examples]
     assert made.mixture == plain.mixture
-    assert [round(one.epochs, 3) for one in made.mixture] == [0.06, 4.0]
+    assert [round(one.epochs, 3) for one in made.mixture] == [0.2, 4.0]
     assert (made.tokens, made.trained_tokens) == (plain.tokens, plain.trained_tokens)
 
 
 def test_progress_is_said_and_a_stop_is_heard_at_once(tmp_path, request_rows, monkeypatch):
     monkeypatch.setattr(preparing, "_SECONDS_BETWEEN_WORDS", 0)
-    said = []
-    tokenise_rows(request_rows(), tmp_path / "cache", Watch(lambda done, total: said.append((done, total))))
-    assert said[0] == (512, 1800) and (1800, 1800) in said and said[-1] == (200, 200)
-    asked = iter([False, True])
+    reports = []
+    tokenise_rows(request_rows(), tmp_path / "cache", Watch(lambda done, total: reports.append((done, total))))
+    assert reports[0] == (512, 540) and (540, 540) in reports and reports[-1] == (60, 60)
+    stops = iter([False, True])
     with pytest.raises(Stopped):
-        tokenise_rows(request_rows(max_length=99), tmp_path / "cache", Watch(stopped=lambda: next(asked)))
+        tokenise_rows(request_rows(max_length=99), tmp_path / "cache", Watch(stopped=lambda: next(stops)))
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 
@@ -139,13 +139,13 @@ def test_plain_rows_are_rendered_once(request_rows, monkeypatch, letters):
 
     monkeypatch.setattr(type(letters), "render", counted)
     made = prepare_sources(request_rows())
-    assert len(made.examples) == 1800
-    assert count < 1800 * 1.06 + 100
+    assert len(made.examples) == 540
+    assert count < 540 * 1.06 + 100
 
 
 def test_a_layout_that_was_a_mistake_is_given_up(request_rows, monkeypatch, letters):
     """A template whose prompt depends on the words: what was learned from others is not used."""
-    odd = "{% if add_generation_prompt %}{{ ' ' if 'p7' in messages[-1].content else '' }}"
+    odd = "{% if add_generation_prompt %}{{ ' ' if 'p5' in messages[-1].content else '' }}"
     inner = letters.inner.__class__(tokenizer_object=letters.inner.backend_tokenizer, eos_token="<|im_end|>")
     inner.chat_template = letters.template.replace("{% if add_generation_prompt %}", odd)
     made = prepare_sources(replace(request_rows(), tokenizer=type(letters)(inner)))
@@ -170,8 +170,8 @@ def test_raw_text_is_cut_into_blocks_and_nothing_is_lost(letters):
     assert sum(one.trained_tokens for one in made.examples) >= len(text) - len(blocks)
 
     overlapping = prepare([row], letters, DataConfig(max_length=300, text_overlap=40)).examples
-    told = "".join(letters.decode(one.input_ids[one.spans[0][0] :]) for one in overlapping)
-    assert told == text + "<|im_end|>"
+    decoded = "".join(letters.decode(one.input_ids[one.spans[0][0] :]) for one in overlapping)
+    assert decoded == text + "<|im_end|>"
     assert all(one.spans[0][0] == 40 for one in overlapping[1:])
 
 

@@ -25,8 +25,8 @@ def test_a_card_is_preferred(monkeypatch, card, kind):
 
 @pytest.mark.parametrize("kind", choose.ACCELERATORS)
 def test_every_accelerator_has_all_that_the_engine_asks(kind):
-    asked = {name for name in vars(Accelerator) if not name.startswith("_")}
-    assert {name for name in asked if not hasattr(kind, name)} == set()
+    members = {name for name in vars(Accelerator) if not name.startswith("_")}
+    assert {name for name in members if not hasattr(kind, name)} == set()
 
 
 def named_hardware(path: Path) -> list[str]:

@@ -22,8 +22,8 @@ from qlora_studio.engine.checkpoints import TunedModel, save_adapter
 from qlora_studio.engine.exporters import comparison, merged
 from qlora_studio.engine.exporters.comparison import (
     Answer,
+    ChatModel,
     ChatRecord,
-    Speaker,
     ask_model,
     check_words,
     compare_with_chat,
@@ -147,7 +147,7 @@ def short(monkeypatch):
 @pytest.mark.slow
 def test_a_model_agrees_with_itself_and_disagrees_with_another(smollm2, short, stage):
     tokenizer = load_tokenizer(smollm2)
-    chat = Speaker(load_base(smollm2, FP32).eval(), tokenizer, RenderOptions())
+    chat = ChatModel(load_base(smollm2, FP32).eval(), tokenizer, RenderOptions())
     record = record_chat(chat, PROMPTS, make_rows(2))
     assert tuple(answer.text for answer in record.answers) == PROMPTS
     assert [len(answer.answer) for answer in record.answers] == [8, 8]
@@ -173,19 +173,19 @@ def make_rows(count: int) -> list[Example]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"template": "{{ other }}"}, "chat template is not that of training"),
         ({"stops": (0,)}, "answers end with other tokens"),
         ({"answers": (Answer(PROMPTS[0], (5, 6), (7,), True),)}, "writes a prompt in other tokens"),
     ],
 )
-def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, said):
+def test_an_artefact_that_would_speak_in_other_words_is_refused(smollm2, changes, message):
     tokenizer = load_tokenizer(smollm2)
     stops = tuple(sorted(stop_ids(tokenizer)))
     record = ChatRecord((), (), torch.empty(0, 0), None, RenderOptions(), tokenizer.template, stops)
     check_words(record, tokenizer)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         check_words(dataclasses.replace(record, **changes), tokenizer)
 
 
@@ -242,7 +242,7 @@ def written(tmp_path) -> ExportSource:
 
 def record_of(source: ExportSource, tokenizer) -> ChatRecord:
     chat = load_adapter(load_base(source.base_folder(), FP32, four_bit=False), source.adapter).eval()
-    return record_chat(Speaker(chat, tokenizer, RenderOptions()), PROMPTS[:1], make_rows(1))
+    return record_chat(ChatModel(chat, tokenizer, RenderOptions()), PROMPTS[:1], make_rows(1))
 
 
 def test_a_gguf_file_comes_with_modelfile_and_licence_and_is_asked(written, stage, short):

@@ -80,7 +80,7 @@ def test_every_scale_is_the_one_that_was_trained(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"use_dora": True}, "This adapter has DoRA"),
         ({"modules_to_save": ["lm_head"]}, "This adapter has modules saved whole"),
@@ -88,9 +88,9 @@ def test_every_scale_is_the_one_that_was_trained(name, tmp_path):
         ({"trainable_token_indices": [3, 4]}, "This adapter has embeddings of single tokens"),
     ],
 )
-def test_what_two_factors_cannot_say_is_refused(changes, said, tmp_path):
+def test_what_two_factors_cannot_say_is_refused(changes, message, tmp_path):
     base = small_base("llama", tmp_path / "base")
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         open_adapter(base, small_adapter(base, tmp_path / "adapter", **changes))
 
 

@@ -13,15 +13,15 @@ ASKED = [Answer(f"prompt {number}", (1, 2, 3), (4, 5), True) for number in range
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "message"),
     [
         ([LlamaCppAnswer("x", 3, False)] * 3, "does not come to an end where the chat did"),
         ([LlamaCppAnswer("x", 4, True)] * 3, "writes a prompt in 4 tokens where training wrote 3"),
     ],
 )
-def test_a_file_that_llama_cpp_reads_otherwise_is_refused(monkeypatch, tmp_path, answers, said):
+def test_a_file_that_llama_cpp_reads_otherwise_is_refused(monkeypatch, tmp_path, answers, message):
     monkeypatch.setattr(llama_cpp, "ask_llama_cpp", lambda path, prompts: answers)
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         compare_with_llama_cpp(tmp_path, ASKED)
 
 

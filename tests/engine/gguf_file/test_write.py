@@ -34,7 +34,10 @@ def test_llama_cpps_logits_are_those_of_base_and_adapter(name, tmp_path):
     assert kl < SAME_KL and same > 0.97
 
 
-@pytest.mark.parametrize(("kind", "most"), [("F16", 1e-4), ("BF16", 1e-2), ("Q8_0", 0.04), ("Q6_K", 0.2), ("Q5_K_M", 0.6), ("Q4_K_M", 1.4)])  # fmt: skip
+COARSER = [("F16", 1e-4), ("BF16", 1e-2), ("Q8_0", 0.04), ("Q6_K", 0.2), ("Q5_K_M", 0.6), ("Q4_K_M", 1.4)]
+
+
+@pytest.mark.parametrize(("kind", "most"), mostly_slow(COARSER, ("Q8_0", 0.04), ("Q4_K_M", 1.4)))
 @torch.no_grad()
 def test_coarser_types_load_and_stay_near(kind, most, tmp_path):
     base = small_base("llama", tmp_path / "base", hidden_size=256, num_attention_heads=8)
@@ -49,16 +52,18 @@ def test_the_file_says_what_it_is_and_names_no_place_of_this_machine(tmp_path):
     base = small_base("llama", tmp_path / "base")
     path = write_gguf(base, tmp_path, "Q8_0", About("My run", "org/Small-Base", "apache-2.0"))
     fields = gguf.GGUFReader(path).fields
-    said = {name: field.contents() for name, field in fields.items()}
-    assert said["general.name"] == "My run" and said["general.license"] == "apache-2.0"
-    assert said["general.base_model.0.name"] == "Small-Base" and said["general.base_model.0.organization"] == "org"
-    assert said["tokenizer.ggml.eos_token_id"] == 2 and "im_start" in said["tokenizer.chat_template"]
+    contents = {name: field.contents() for name, field in fields.items()}
+    assert contents["general.name"] == "My run" and contents["general.license"] == "apache-2.0"
+    assert (
+        contents["general.base_model.0.name"] == "Small-Base" and contents["general.base_model.0.organization"] == "org"
+    )
+    assert contents["tokenizer.ggml.eos_token_id"] == 2 and "im_start" in contents["tokenizer.chat_template"]
     assert str(tmp_path) not in path.read_bytes()[: 1 << 20].decode("utf-8", "replace")
     assert path.stat().st_size > 0 and not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("model_type", "changes", "said"),
+    ("model_type", "changes", "message"),
     [
         ("gpt_neox", {}, "A gpt_neox model is not written as GGUF here"),
         ("llama", {"hidden_act": "gelu"}, "the activation gelu"),
@@ -67,9 +72,9 @@ def test_the_file_says_what_it_is_and_names_no_place_of_this_machine(tmp_path):
         ("smollm3", {"no_rope_layer_interval": 3}, "another pattern of layers without positions"),
     ],
 )  # fmt: skip
-def test_what_llama_cpp_would_compute_otherwise_is_refused_with_the_way_out(model_type, changes, said, tmp_path):
+def test_what_llama_cpp_would_compute_otherwise_is_refused_with_the_way_out(model_type, changes, message, tmp_path):
     base = small_base(model_type, tmp_path / "base", **changes)
-    with pytest.raises(StudioError, match=said) as refused:
+    with pytest.raises(StudioError, match=message) as refused:
         write_gguf(base, tmp_path, "F16", About("small"))
     assert "Export the merged model instead" in refused.value.hint
 
@@ -86,7 +91,7 @@ def test_rows_are_paired_as_llama_cpp_rotates_them():
 
 
 @pytest.mark.parametrize("into", ["original", "as_chatted"])
-@pytest.mark.parametrize("name", ["llama", "phi4-mini", "gemma3"])
+@pytest.mark.parametrize("name", mostly_slow(["llama", "phi4-mini", "gemma3"], "phi4-mini"))
 def test_in_pieces_of_a_few_rows_the_file_is_the_same(name, into, tmp_path, monkeypatch):
     model_type, changes = FAMILIES[name]
     base = small_base(model_type, tmp_path / "base", **changes)

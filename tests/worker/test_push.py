@@ -59,9 +59,9 @@ def install_ollama(tmp_path, monkeypatch, *, fails=False):
     return log
 
 
-def work(tmp_path, said, **asked):
-    job = create_job(tmp_path / "pushes", "push", PushRequest(**asked))
-    return push.run(Context(job, said.append, os.getppid(), home=Home(tmp_path)))
+def work(tmp_path, events, **request):
+    job = create_job(tmp_path / "pushes", "push", PushRequest(**request))
+    return push.run(Context(job, events.append, os.getppid(), home=Home(tmp_path)))
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -71,15 +71,15 @@ def test_a_gguf_file_is_copied_to_where_lm_studio_finds_it(export, person, tmp_p
         place = tmp_path / "elsewhere"
         (person / ".lmstudio-home-pointer").write_text(str(place))
     place.mkdir()
-    said: list[ev.Event] = []
-    done = work(tmp_path, said, export=export, to="lmstudio", name="me/pirate")
+    events: list[ev.Event] = []
+    done = work(tmp_path, events, export=export, to="lmstudio", name="me/pirate")
     target = place / "models" / "me" / "pirate" / "run.Q8_0.gguf"
     assert isinstance(done, ev.Finished) and done.report.place == str(target)
     assert target.read_bytes() == (export / "run.Q8_0.gguf").read_bytes()
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    assert said[-1].done == said[-1].total == 100_000
+    assert events[-1].done == events[-1].total == 100_000
     with pytest.raises(StudioError, match="has a file of this name already"):
-        work(tmp_path, said, export=export, to="lmstudio", name="me/pirate")
+        work(tmp_path, events, export=export, to="lmstudio", name="me/pirate")
 
 
 def test_a_stopped_copy_leaves_nothing(export, person):
@@ -111,7 +111,7 @@ def test_what_ollama_says_against_it_is_passed_on(export, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("to", "name", "said"),
+    ("to", "name", "message"),
     [
         ("lmstudio", "me/pirate", "LM Studio is not on this machine"),
         ("lmstudio", "../pirate", "LM Studio needs a name such as me/model"),
@@ -120,9 +120,9 @@ def test_what_ollama_says_against_it_is_passed_on(export, tmp_path, monkeypatch)
         ("ollama", "--help", "is no name for Ollama"),
     ],
 )
-def test_what_is_missing_or_misnamed_is_one_sentence(export, person, tmp_path, monkeypatch, to, name, said):
+def test_what_is_missing_or_misnamed_is_one_sentence(export, person, tmp_path, monkeypatch, to, name, message):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StudioError, match=said):
+    with pytest.raises(StudioError, match=message):
         work(tmp_path, [], export=export, to=to, name=name)
 
 
