@@ -30,7 +30,10 @@
     const page = button?.id.replace(/^tab-|-button$/g, "");
     if (page && PAGES.includes(page) && linked() !== page) history.replaceState(null, "", `#${page}`);
   };
-  addEventListener("hashchange", () => PAGES.includes(linked()) && open(linked()));
+  addEventListener("hashchange", ({ newURL }) => {
+    const page = new URL(newURL).hash.slice(1); // by now `follow` may have written the open page over it
+    if (PAGES.includes(page)) open(page);
+  });
 
   // A tab that nobody sees asks the studio less often.
   document.addEventListener("visibilitychange", () => {

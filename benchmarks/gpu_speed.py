@@ -2,233 +2,199 @@
 
     python benchmarks/gpu_speed.py [--models NAME ...] [--tokens N ...] [--caps GIB ...] [--seconds S]
 
-**It has never run on a card**; a test rehearses it on a processor with tiny shapes (`--rehearse`).
+**It has never run on a card**; a test rehearses it on a processor with tiny shapes (`--rehearse`: every model, every
+contender, every cap).
 
-One process a measurement, a Markdown line as soon as it is there, and none is begun that cannot end within `--seconds`.
-Models are drawn on the card: no network, no file. Contenders are this engine as planned without checkpointing and with it
-on every layer, plain PEFT, PEFT with Liger's kernels, TRL's trainer and Unsloth; the last three only where installed.
-HFU is the arithmetic that was done, recomputation included, as a share of what a large product reaches on this card.
+One process a contender, a Markdown line as soon as its figures are there, and what belongs to one model fits one command
+of ten minutes: `--seconds` are shared out among the processes, our own and the peers people use first, so that none
+takes what the others need; what there was no time for is said. Models are drawn on the card: no network, and no file but
+for Unsloth, which loads from one. Contenders are this engine without checkpointing and with it on every layer, plain PEFT,
+PEFT with Liger's kernels, TRL's trainer and Unsloth; the last three only where installed. HFU is the arithmetic that was
+done, recomputation included, as a share of what a large product reaches on this card. The longest row is searched around
+the planned one, with rank 32 as in the table that Unsloth publishes; computer memory is used as planned.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_models import CONSUMER, draw_base, run_alone
+from benchmarks.gpu_longest import find_longest
+from benchmarks.gpu_models import shape_of, write_base
+from benchmarks.gpu_processes import (
+    CONSUMER,
+    LEAST_SECONDS,
+    TimeBudget,
+    begin,
+    check_card,
+    measure_alone,
+    report,
+    try_machine,
+)
+from benchmarks.gpu_steps import CONTENDERS, NEEDS, Stopwatch, layers_again, take_steps
 
-WARM, TIMED, RANK = 3, 8, 16
-NEEDS = {"peft + liger": "liger_kernel", "trl": "trl", "unsloth": "unsloth"}
-"""Which package a contender needs; one that is missing is said."""
-CONTENDERS = ("studio", "studio, checkpointed", "peft", "peft, checkpointed", "peft + liger", "trl", "unsloth")
-SHORTEST = 256
+MODELS = ("Llama-3.2-1B", "Qwen3-4B", "Llama-3.1-8B")
+TOKENS, CAPS_GIB = (2048, 4096), (8, 12, 16, 24)
+LONGEST = "longest rows"
+LONGEST_BEFORE = "peft, checkpointed"
+"""The first contender that waits until the longest rows are found."""
+LONGEST_WEIGHT = 4
+"""The longest rows may want so many times the time of a contender."""
+REHEARSED_TOKENS = 16
+"""A rehearsal's rows are so many times shorter."""
+EMPTY = " |" * 5
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["Llama-3.2-1B", "Llama-3.1-8B"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 4096])
-    parser.add_argument("--caps", nargs="*", type=int, default=[8, 12, 16, 24], help="GiB for the longest rows")
+    parser.add_argument("--models", nargs="+", help=f"default {MODELS[-1]}, in a rehearsal {', '.join(MODELS)}")
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--caps", nargs="*", type=int, default=list(CAPS_GIB), help="GiB for the longest rows")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--seconds", type=float, default=560)
-    parser.add_argument(
-        "--rehearse", action="store_true", help="tiny shapes on the processor; no figure means anything"
-    )
-    parser.add_argument("--one", nargs=4, metavar=("KIND", "CONTENDER", "MODEL", "NUMBER"), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help="that the command may take; default 560, a rehearsal an hour")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the processor, figures mean nothing")
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
-        kind, contender, model, number = chosen.one
-        work = {"speed": measure_speed, "longest": find_longest}[kind]
-        print(json.dumps(work(contender, model, int(number), rehearse=chosen.rehearse)))
+        kind, model, folder = chosen.one
+        if kind == "unsloth":
+            import unsloth  # noqa: F401  it patches what is imported after it
+        check_card(chosen.rehearse)
+        measure(kind, model, folder, chosen)
         return 0
-    if not chosen.rehearse and not _has_card():
-        print("This computer has no CUDA card: the benchmark has not been run.")
+    left = begin(__file__, ["--one", "machine", "", ""], chosen.seconds, rehearse=chosen.rehearse)
+    if left is None:
         return 2
-    end = time.monotonic() + chosen.seconds
     print("| model | tokens | contender | tokens/s | slowest | HFU | card busy | allocated MiB | reserved MiB |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    runs = [("speed", who, name, n) for name in chosen.models for n in chosen.tokens for who in chosen.contenders]
-    runs += [("longest", "studio", name, cap) for name in chosen.models for cap in chosen.caps]
-    longest = 5.0 if chosen.rehearse else 45.0
-    for kind, who, name, number in runs:
-        what = f"| {name} | {number if kind == 'speed' else f'longest row in {number} GB'} | {who} | "
-        missing = NEEDS.get(who)
-        if missing and importlib.util.find_spec(missing) is None:
-            print(f"{what}{missing} is not installed |" + " |" * 5, flush=True)
-            continue
-        if time.monotonic() + longest > end:
-            print(f"{what}no time left |" + " |" * 5, flush=True)
-            continue
-        begun = time.monotonic()
-        arguments = ["--one", kind, who, name, str(number), *(["--rehearse"] if chosen.rehearse else [])]
-        said, problem = run_alone(__file__, arguments, end - begun)
-        longest = max(longest, time.monotonic() - begun)
-        print(what + (problem + " |" + " |" * 5 if problem else _cells(json.loads(said))), flush=True)
+    compare(chosen.models or (MODELS if chosen.rehearse else MODELS[-1:]), chosen, left)
     return 0
 
 
-def _has_card() -> bool:
-    """Asked of the driver: torch would open a context on the card that is measured."""
-    from qlora_studio.planner.gpu import read_gpus
-
-    return bool(read_gpus())
-
-
-def _cells(found: dict[str, float]) -> str:
-    if "longest" in found:
-        return f"{found['longest']:.0f} tokens (planned {found['planned']:.0f}) |" + " |" * 5
-    return (
-        f"{found['rate']:.0f} | {found['slowest']:.0f} | {found['hfu']:.0%} | {found['busy']:.0%} | "
-        f"{found['allocated'] / 2**20:.0f} | {found['reserved'] / 2**20:.0f} |"
-    )
-
-
-def shape_of(model: str, rehearse: bool) -> Any:
-    from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-
-    shape = REFERENCE_SHAPES[model]
-    tiny = {"layers": 2, "vocab": 512, "hidden": 128, "intermediate": 256, "heads": 4, "kv_heads": 2, "head_dim": 32}
-    return shape.model_copy(update=tiny) if rehearse else shape
+def compare(models: Sequence[str], chosen: argparse.Namespace, seconds: float) -> None:
+    """All measurements of these models, within the seconds that are left."""
+    kinds = list(chosen.contenders)
+    if chosen.caps:
+        behind = CONTENDERS[CONTENDERS.index(LONGEST_BEFORE) :]
+        kinds.insert(next((place for place, kind in enumerate(kinds) if kind in behind), len(kinds)), LONGEST)
+    runs = [(model, kind) for model in models for kind in kinds]
+    there = [run for run in runs if not missing(run[1])]
+    weights = [LONGEST_WEIGHT if kind == LONGEST else 1 for _, kind in there]
+    time_left = TimeBudget(seconds, weights, LEAST_SECONDS[chosen.rehearse])
+    for model, kind in runs:
+        if absent := missing(kind):
+            for tokens in chosen.tokens:
+                print(f"| {model} | {tokens} | {kind} | {absent} is not installed |{EMPTY}", flush=True)
+        elif kind == LONGEST:
+            print_longest(model, chosen, time_left.share())
+        else:
+            print_speed(model, kind, chosen, time_left.share())
 
 
-def make_step(contender: str, shape: Any, tokens: int) -> tuple[Callable[[], None], int]:
-    """One optimizer step of a contender over so many tokens, and on how many layers it computes twice."""
-    import torch
+def missing(kind: str) -> str:
+    """The first package that a contender needs and this machine lacks; empty where it can run."""
+    return next((name for name in NEEDS.get(kind, ()) if importlib.util.find_spec(name) is None), "")
 
-    from qlora_studio.core.config import LoraSettings, TrainConfig
-    from qlora_studio.engine.forward import LossFunction
-    from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
-    from qlora_studio.engine.load import attach_adapter
-    from qlora_studio.engine.updates import make_optimizer
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    base = draw_base(shape, device, torch.bfloat16)
-    ids = torch.randint(0, shape.vocab, (1, tokens), device=device)
-    if contender in ("trl", "unsloth"):
-        return _trainer_step(contender, base, ids), shape.layers
-    if contender == "peft + liger":
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+def in_process(kind: str, model: str, chosen: argparse.Namespace, seconds: float | None) -> Any:
+    """The findings of one contender for one model; one that loads from a folder has it written first."""
+    more = ["--tokens", *map(str, chosen.tokens), "--caps", *map(str, chosen.caps)]
+    if kind != "unsloth" or seconds is None:
+        yield from measure_alone(__file__, ["--one", kind, model, "", *more], seconds, rehearse=chosen.rehearse)
+        return
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for found in measure_alone(
+            __file__, ["--one", "write", model, folder, *more], seconds, rehearse=chosen.rehearse
+        ):
+            yield found
+            return
+        left = max(1.0, seconds - (time.monotonic() - begun))
+        yield from measure_alone(__file__, ["--one", kind, model, folder, *more], left, rehearse=chosen.rehearse)
 
-        _apply_liger_kernel_to_instance(
-            model=base, rope=True, swiglu=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False
+
+def print_speed(model: str, kind: str, chosen: argparse.Namespace, seconds: float | None) -> None:
+    """A line for each length of a row: its figures, or why there are none."""
+    waiting, reason = list(chosen.tokens), "nothing was found"
+    for found in in_process(kind, model, chosen, seconds):
+        if "says" in found:
+            reason = found["says"]
+            continue
+        waiting.remove(found["asked"])
+        busy = f"{found['busy']:.0%}" if found["busy"] else "not told"
+        print(
+            f"| {model} | {found['asked']} | {kind} | {found['tokens'] / found['seconds']:.0f} | "
+            f"{found['tokens'] / found['slowest']:.0f} | {found['hfu']:.0%} | {busy} | "
+            f"{found['allocated'] / 2**20:.0f} | {found['reserved'] / 2**20:.0f} |",
+            flush=True,
         )
-    twice = shape.layers if "checkpointed" in contender or "liger" in contender else 0
-    if contender.startswith("studio"):
-        network: Any = attach_adapter(base, LoraSettings(rank=RANK), torch.float32, 0).train()
+    for tokens in waiting:
+        print(f"| {model} | {tokens} | {kind} | {reason} |{EMPTY}", flush=True)
+
+
+def print_longest(model: str, chosen: argparse.Namespace, seconds: float | None) -> None:
+    """A line for each cap: the longest row that trained, or how far the search came."""
+    best: dict[int, str] = {}
+    waiting, reason = list(chosen.caps), "nothing was found"
+
+    def say(cap: int, cell: str) -> None:
+        print(f"| {model} | longest row in {cap} GB | studio, as planned | {cell} |{EMPTY}", flush=True)
+
+    for found in in_process(LONGEST, model, chosen, seconds):
+        if "says" in found:
+            reason = found["says"]
+        elif "problem" in found:
+            waiting.remove(found["cap"])
+            say(found["cap"], found["problem"])
+        elif found["final"]:
+            waiting.remove(found["cap"])
+            say(found["cap"], f"{found['longest']} tokens (planned {found['planned']})")
+        elif found["longest"]:
+            best[found["cap"]] = f"at least {found['longest']} tokens (planned {found['planned']}); "
+    for cap in waiting:
+        say(cap, best.get(cap, "") + reason)
+
+
+def measure(kind: str, model: str, folder: str, chosen: argparse.Namespace) -> None:
+    """What one process does; it tells its findings as it goes."""
+    if kind == "machine":
+        report(try_machine())
+        return
+    shape = shape_of(model, chosen.rehearse)
+    if kind == "write":
+        import torch
+
+        write_base(shape, torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(folder))
+    elif kind == LONGEST:
+        for cap in chosen.caps:
+            find_longest(shape, cap, rehearse=chosen.rehearse)
     else:
-        network = _plain_adapter(base)
-    loss_of = LossFunction(network, pack=False)  # the chunked loss for all: TRL has one too
-    checkpoint_layers(network, twice)
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, TrainConfig().replace({"optim.learning_rate": 2e-4}), "adamw_8bit")
-    from qlora_studio.engine.batches import MicroBatch
-    from qlora_studio.engine.kernels.loss import find_targets
-
-    row = [ids[0].tolist()]
-    batch = MicroBatch((0,), ids, ((0, tokens),), find_targets(row, [0]).sent(lambda tensor: tensor.to(device)))
-
-    def step() -> None:
-        (loss_of.row_losses(batch).sum() / tokens).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step, twice
+        measure_speed(kind, shape, folder, chosen)
 
 
-def _plain_adapter(base: Any) -> Any:
-    """PEFT's own layers, as `get_peft_model` leaves them, adapters in the compute format."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(base, lora, autocast_adapter_dtype=False).train()
-
-
-def _trainer_step(contender: str, base: Any, ids: Any) -> Callable[[], None]:
-    """A training step of TRL's trainer on the same model; with Unsloth its patches are imported first."""
-    import tempfile
-
-    if contender == "unsloth":
-        import unsloth  # noqa: F401  patches transformers and TRL when it is imported
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), pad_token="a", eos_token="a"
-    )
-    rows = Dataset.from_list([{"input_ids": ids[0].tolist(), "labels": ids[0].tolist()}])
-    arguments = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, max_length=None, optim="adamw_8bit",
-        bf16=True, report_to=[], dataset_kwargs={"skip_prepare_dataset": True}, disable_tqdm=True,
-        use_cpu=ids.device.type == "cpu", save_strategy="no",
-    )  # fmt: skip
-    trainer = SFTTrainer(model=_plain_adapter(base), args=arguments, train_dataset=rows, processing_class=tokenizer)
-    trainer.create_optimizer()
-    batch = {"input_ids": ids, "labels": ids, "attention_mask": ids.new_ones(ids.shape)}
-
-    def step() -> None:
-        trainer.training_step(trainer.model, dict(batch), 1)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def measure_speed(contender: str, model: str, tokens: int, *, rehearse: bool) -> dict[str, float]:
-    """The median rate of some steps, HFU, the card's busy share and the most memory."""
-    import torch
-
+def measure_speed(contender: str, shape: Any, folder: str, chosen: argparse.Namespace) -> None:
+    """Reports the median rate of some steps, HFU, the card's busy share and the most memory, for each length of a row."""
     from qlora_studio.planner.time import flops_per_token
 
-    shape = shape_of(model, rehearse)
-    tokens = 128 if rehearse else tokens
-    step, twice = make_step(contender, shape, tokens)
-    cuda = torch.cuda.is_available()
-    wait = torch.cuda.synchronize if cuda else lambda: None
-    for _ in range(1 if rehearse else WARM):
-        step()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(2 if rehearse else TIMED):
-        wait()
-        begun = time.perf_counter()
-        step()
-        wait()
-        times.append(time.perf_counter() - begun)
-    median = sorted(times)[len(times) // 2]
-    return {
-        "rate": tokens / median,
-        "slowest": tokens / max(times),
-        "hfu": flops_per_token(shape, twice, tokens / 2) * tokens / median / measured_peak(rehearse),
-        "busy": busy_seconds(step) / median,
-        "allocated": torch.cuda.max_memory_allocated() if cuda else 0,
-        "reserved": torch.cuda.max_memory_reserved() if cuda else 0,
-    }
+    peak = measured_peak(chosen.rehearse)
+    asked = sorted(chosen.tokens)
+    lengths = [tokens // REHEARSED_TOKENS if chosen.rehearse else tokens for tokens in asked]
+    again = layers_again(contender, shape.layers)
 
+    def tell(found: dict[str, Any]) -> None:
+        done = flops_per_token(shape, again, found["tokens"]) * found["tokens"] / found["seconds"]
+        report({**found, "asked": asked[lengths.index(found["tokens"])], "hfu": done / peak})
 
-def busy_seconds(step: Callable[[], None]) -> float:
-    """Time in which the card computed during one step; 0 on a processor."""
-    import torch
-
-    with torch.profiler.profile() as seen:
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    kernels = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return float(sum(event.time_range.elapsed_us() for event in kernels)) / 1e6
+    take_steps(contender, shape, Stopwatch(lengths, tell, rehearse=chosen.rehearse), folder)
 
 
 def measured_peak(rehearse: bool) -> float:
@@ -245,34 +211,6 @@ def measured_peak(rehearse: bool) -> float:
         a @ a
     wait()
     return 10 * 2 * size**3 / (time.perf_counter() - begun)
-
-
-def find_longest(contender: str, model: str, cap: int, *, rehearse: bool) -> dict[str, float]:
-    """The longest row that really trains under a cap, found around what the plan says; every layer checkpointed."""
-    import torch
-
-    from qlora_studio.core.config import TrainConfig
-    from qlora_studio.engine.accelerator.choose import choose_accelerator
-    from qlora_studio.engine.planned import tensor_budget_bytes
-    from qlora_studio.planner.fit import make_plan
-    from qlora_studio.planner.tables import imagine_machine
-
-    shape = shape_of(model, rehearse)
-    plan = make_plan(TrainConfig().replace({"memory.offload": "none"}), shape, imagine_machine(cap))
-    planned = 256 if rehearse else plan.longest_context or 0
-    accelerator = choose_accelerator()
-    accelerator.cap(tensor_budget_bytes(plan))
-    low, high = 0, 2 * planned
-    while high - low > max(SHORTEST, planned // 16):
-        middle = (low + high) // 2
-        try:
-            step, _ = make_step(f"{contender}, checkpointed", shape, middle)
-            step()
-            low = middle
-        except torch.OutOfMemoryError:
-            high = middle
-        accelerator.release()
-    return {"longest": low, "planned": planned}
 
 
 if __name__ == "__main__":

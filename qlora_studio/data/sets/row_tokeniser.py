@@ -44,20 +44,20 @@ class Prepared:
     examples: Sequence[Example]
     rows: int
     """Conversations in all."""
-    findings: tuple[Finding, ...] = ()
-    too_long: int = 0
+    findings: tuple[Finding, ...]
+    too_long: int
     """Rows longer than the limit; they were dropped or cut, as the next two count."""
-    dropped: int = 0
-    cut: int = 0
-    refused: int = 0
+    dropped: int
+    cut: int
+    refused: int
     """Rows that cannot be rendered or have nothing to train."""
-    tokens: int = 0
-    trained_tokens: int = 0
-    reasoning_rows: int = 0
+    tokens: int
+    trained_tokens: int
+    reasoning_rows: int
     """Conversations whose last answer reasons first: where most do, chat lets the model reason as well."""
-    lengths: Sequence[int] = ()
+    lengths: Sequence[int]
     """Tokens of each rendered row before anything was dropped or cut; for the histogram and the planner."""
-    stop_ids: frozenset[int] = frozenset()
+    stop_ids: frozenset[int]
     mixture: tuple[Taken, ...] = ()
     """What was taken of each set, where there are several."""
     sha256: str = ""
