@@ -93,8 +93,8 @@ function draw() {
 
 // The chart in words, for those who do not see it.
 function describe(series) {
-  const said = series.filter((one) => one.points.length).map((one) => `${one.name} ${one.points.at(-1)[1].toFixed(3)} at ${props.value.unit} ${one.points.at(-1)[0]}`);
-  return `${words.title}: ${said.join(", ") || "no points yet"}`;
+  const parts = series.filter((one) => one.points.length).map((one) => `${one.name} ${one.points.at(-1)[1].toFixed(3)} at ${props.value.unit} ${one.points.at(-1)[0]}`);
+  return `${words.title}: ${parts.join(", ") || "no points yet"}`;
 }
 
 area.addEventListener("pointermove", (event) => {

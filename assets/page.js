@@ -69,15 +69,15 @@
   document.addEventListener(
     "scroll",
     ({ target }) => {
-      if (target.classList?.contains("qs-talk")) {
+      if (target.classList?.contains("qs-conversation")) {
         stays.set(target.ariaLabel, target.scrollHeight - target.scrollTop - target.clientHeight < 40);
       }
     },
     true,
   );
-  const scrollTalks = () => {
-    document.querySelectorAll(".qs-talk").forEach((talk) => {
-      if (stays.get(talk.ariaLabel) !== false) talk.scrollTop = talk.scrollHeight;
+  const scrollConversations = () => {
+    document.querySelectorAll(".qs-conversation").forEach((pane) => {
+      if (stays.get(pane.ariaLabel) !== false) pane.scrollTop = pane.scrollHeight;
     });
   };
 
@@ -109,7 +109,7 @@
     new MutationObserver(() => {
       follow();
       nameButtons();
-      scrollTalks();
+      scrollConversations();
     }).observe(tabs, { subtree: true, childList: true, characterData: true, attributeFilter: ["aria-selected"] });
   }
   nameButtons();

@@ -35,13 +35,13 @@ def find_longest(shape: Any, cap: int, *, rehearse: bool) -> None:
         report({"cap": cap, "problem": "the weights alone did not fit"})
         return
 
-    def tell(longest: int, *, final: bool = False) -> None:
+    def report_longest(longest: int, *, final: bool = False) -> None:
         report({"cap": cap, "planned": planned, "longest": longest, "final": final})
 
-    tell(search_longest(fits, planned, shape.max_positions, tell), final=True)
+    report_longest(search_longest(fits, planned, shape.max_positions, report_longest), final=True)
 
 
-def search_longest(fits: Callable[[int], bool], planned: int, most: int, tell: Callable[[int], None]) -> int:
+def search_longest(fits: Callable[[int], bool], planned: int, most: int, report_longest: Callable[[int], None]) -> int:
     """The longest row of up to `most` tokens for which `fits` holds, to a sixteenth of the planned one.
 
     From the planned row in steps that double, until one fits and the next does not; then between them. So a plan that is
@@ -53,7 +53,7 @@ def search_longest(fits: Callable[[int], bool], planned: int, most: int, tell: C
     while high - low > grain and low < most:
         if fits(tried):
             low = tried
-            tell(low)
+            report_longest(low)
         else:
             high = tried
         if low and high <= most:

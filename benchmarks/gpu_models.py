@@ -37,7 +37,8 @@ def draw_base(shape: Any, device: Any, dtype: Any, *, embeddings_on_host: bool =
     from transformers import AutoModelForCausalLM
 
     from qlora_studio.engine.copies import config_for
-    from qlora_studio.engine.load import keep_layout, look_tokens_up_on_host
+    from qlora_studio.engine.host_embeddings import look_tokens_up_on_host
+    from qlora_studio.engine.load import keep_layout
 
     torch.manual_seed(SEED)  # of the card as well
     with torch.device("meta"):

@@ -145,7 +145,7 @@ def report(found: dict[str, Any]) -> None:
     print(json.dumps(found), flush=True)
 
 
-def says_why_not(rehearse: bool) -> str:
+def find_hindrance(rehearse: bool) -> str:
     """Why this machine cannot run a benchmark, found out before any time of it is spent; empty where it can."""
     if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         return f"The benchmark has not been run: {', '.join(absent)} not installed."
@@ -161,7 +161,7 @@ def begin(script: str, arguments: Sequence[str], seconds: float | None, *, rehea
     everything is measured without, and that is said.
     """
     begun, note = time.monotonic(), ""
-    if reason := says_why_not(rehearse):
+    if reason := find_hindrance(rehearse):
         print(reason)
         return None
     found = _first(script, arguments, rehearse)

@@ -129,10 +129,10 @@ def print_speed(model: str, kind: str, chosen: argparse.Namespace, seconds: floa
         if "says" in found:
             reason = found["says"]
             continue
-        waiting.remove(found["asked"])
+        waiting.remove(found["wanted"])
         busy = f"{found['busy']:.0%}" if found["busy"] else "not told"
         print(
-            f"| {model} | {found['asked']} | {kind} | {found['tokens'] / found['seconds']:.0f} | "
+            f"| {model} | {found['wanted']} | {kind} | {found['tokens'] / found['seconds']:.0f} | "
             f"{found['tokens'] / found['slowest']:.0f} | {found['hfu']:.0%} | {busy} | "
             f"{found['allocated'] / 2**20:.0f} | {found['reserved'] / 2**20:.0f} |",
             flush=True,
@@ -146,7 +146,7 @@ def print_longest(model: str, chosen: argparse.Namespace, seconds: float | None)
     best: dict[int, str] = {}
     waiting, reason = list(chosen.caps), "nothing was found"
 
-    def say(cap: int, cell: str) -> None:
+    def fill_cell(cap: int, cell: str) -> None:
         print(f"| {model} | longest row in {cap} GB | studio, as planned | {cell} |{EMPTY}", flush=True)
 
     for found in in_process(LONGEST, model, chosen, seconds):
@@ -154,14 +154,14 @@ def print_longest(model: str, chosen: argparse.Namespace, seconds: float | None)
             reason = found["says"]
         elif "problem" in found:
             waiting.remove(found["cap"])
-            say(found["cap"], found["problem"])
+            fill_cell(found["cap"], found["problem"])
         elif found["final"]:
             waiting.remove(found["cap"])
-            say(found["cap"], f"{found['longest']} tokens (planned {found['planned']})")
+            fill_cell(found["cap"], f"{found['longest']} tokens (planned {found['planned']})")
         elif found["longest"]:
             best[found["cap"]] = f"at least {found['longest']} tokens (planned {found['planned']}); "
     for cap in waiting:
-        say(cap, best.get(cap, "") + reason)
+        fill_cell(cap, best.get(cap, "") + reason)
 
 
 def measure(kind: str, model: str, folder: str, chosen: argparse.Namespace) -> None:
@@ -186,15 +186,15 @@ def measure_speed(contender: str, shape: Any, folder: str, chosen: argparse.Name
     from qlora_studio.planner.time import flops_per_token
 
     peak = measured_peak(chosen.rehearse)
-    asked = sorted(chosen.tokens)
-    lengths = [tokens // REHEARSED_TOKENS if chosen.rehearse else tokens for tokens in asked]
+    wanted = sorted(chosen.tokens)
+    lengths = [tokens // REHEARSED_TOKENS if chosen.rehearse else tokens for tokens in wanted]
     again = layers_again(contender, shape.layers)
 
-    def tell(found: dict[str, Any]) -> None:
+    def report_length(found: dict[str, Any]) -> None:
         done = flops_per_token(shape, again, found["tokens"]) * found["tokens"] / found["seconds"]
-        report({**found, "asked": asked[lengths.index(found["tokens"])], "hfu": done / peak})
+        report({**found, "wanted": wanted[lengths.index(found["tokens"])], "hfu": done / peak})
 
-    take_steps(contender, shape, Stopwatch(lengths, tell, rehearse=chosen.rehearse), folder)
+    take_steps(contender, shape, Stopwatch(lengths, report_length, rehearse=chosen.rehearse), folder)
 
 
 def measured_peak(rehearse: bool) -> float:

@@ -26,10 +26,10 @@ class Stopwatch:
     A length has some steps to warm up, some that are timed, and one under the profiler.
     """
 
-    def __init__(self, lengths: Sequence[int], tell: Callable[[dict[str, Any]], None], *, rehearse: bool) -> None:
+    def __init__(self, lengths: Sequence[int], report: Callable[[dict[str, Any]], None], *, rehearse: bool) -> None:
         import torch
 
-        self.torch, self.cuda, self.tell = torch, torch.cuda.is_available(), tell
+        self.torch, self.cuda, self.report = torch, torch.cuda.is_available(), report
         self.warm, self.timed = WARM[rehearse], TIMED[rehearse]
         self.rows = [length for length in lengths for _ in range(self.warm + self.timed + 1)]
         """The length in tokens of the one row of each step."""
@@ -68,7 +68,7 @@ class Stopwatch:
 
     def _report(self) -> None:
         median = sorted(self.seconds)[len(self.seconds) // 2]
-        self.tell(
+        self.report(
             {
                 "tokens": self.rows[self.taken],
                 "seconds": median,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from qlora_studio.cli.jobs import follow
+from qlora_studio.cli.run_tables import comparison_table, curves_table, results_table
 from qlora_studio.cli.show import print_table, show_plan, when
 from qlora_studio.core.diagnosis import diagnose
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.measured import differences
-from qlora_studio.core.runs import RunView, best_first, common_answers, differing_settings, losses_at_marks
+from qlora_studio.core.runs import common_answers, losses_at_marks
 from qlora_studio.core.series import Along
-from qlora_studio.core.sweep import describe_value
 from qlora_studio.core.words import clock, gib
 from qlora_studio.studio import Studio
 
@@ -262,41 +261,15 @@ def compare(
     """Show the settings in which runs differ, what came of each, and their losses and answers side by side."""
     studio, console = Studio(), Console()
     runs = [studio.runs.open(name) for name in names]
-    table = Table("", *(escape(run.name) for run in runs), box=None, pad_edge=False)
-    for field, values in differing_settings(runs):
-        table.add_row(field, *(escape(describe_value(value)) for value in values))
-    table.add_section()
-    results: dict[str, list[str]] = {
-        "state": [str(run.state) for run in runs],
-        "steps": [f"{run.progress.step}/{run.progress.total_steps}" for run in runs],
-        "tokens": [f"{run.progress.tokens[-1][1]:,.0f}" if run.progress.tokens else "–" for run in runs],
-        "loss": [f"{run.progress.last.loss:.4f}" if run.progress.last else "–" for run in runs],
-        "held-out loss": [
-            f"{run.progress.evaluations[-1][1]:.4f}" if run.progress.evaluations else "–" for run in runs
-        ],
-        "peak memory": [gib(run.progress.peak_bytes) for run in runs],
-        "time": [clock(run.seconds) for run in runs],
-    }
-    for title, shown in results.items():
-        table.add_row(title, *shown)
-    console.print(table)
+    console.print(comparison_table(runs))
     if rows := losses_at_marks(runs, by, held_out=held_out):
         what = "Held-out loss, the last" if held_out else "Training loss, mean"
         console.print(f"\n{what} since the mark before:")
-        console.print(_curves(runs, by, rows))
+        console.print(curves_table(runs, by, rows))
     for prompt, answers in common_answers([studio.runs.answers(run.name) for run in runs]):
         console.print(f"\n[bold]{escape(prompt)}[/]")
         for run, answer in zip(runs, answers, strict=True):
             console.print(f"  [dim]{escape(run.name)}[/]  {escape(answer) if answer is not None else '–'}")
-
-
-def _curves(runs: Sequence[RunView], by: Along, rows: Sequence[tuple[float, list[float | None]]]) -> Table:
-    """A line for each mark, a column for each run."""
-    curves = Table("step" if by == "step" else by, *(escape(run.name) for run in runs), box=None, pad_edge=False)
-    for mark, losses in rows:
-        shown_mark = clock(mark) if by == "seconds" else f"{mark:,.0f}"
-        curves.add_row(shown_mark, *(f"{loss:.4f}" if loss is not None else "–" for loss in losses))
-    return curves
 
 
 @app.command("results")
@@ -306,31 +279,7 @@ def results(tag: Annotated[str, typer.Argument(help="The tag of a sweep, or any 
     runs = [studio.runs.open(run.name) for run in studio.runs.all() if tag in run.tags and not run.unreadable]
     if not runs:
         raise StudioError(f"No run has the tag '{tag}'.", "`qlora-studio runs list` shows tags.")
-    differing = [(field, values) for field, values in differing_settings(runs) if field != "saving.name"]
-    table = Table(
-        "Run",
-        *(field for field, _ in differing),
-        "Held-out",
-        "at step",
-        "State",
-        "Time",
-        "Peak",
-        box=None,
-        pad_edge=False,
-    )
-    table.columns[0].overflow = "fold"
-    for index in sorted(range(len(runs)), key=lambda index: best_first(runs[index])):
-        run, best = runs[index], runs[index].progress.held_out.best
-        table.add_row(
-            escape(run.name),
-            *(escape(str(values[index])) for _, values in differing),
-            f"{best[1]:.4f}" if best else "–",
-            str(best[0]) if best else "–",
-            run.state,
-            clock(run.seconds),
-            gib(run.progress.peak_bytes) if run.progress.peak_bytes else "–",
-        )
-    print_table(table)
+    print_table(results_table(runs))
 
 
 @app.command("record")

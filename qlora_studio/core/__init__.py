@@ -1,1 +1,1 @@
-"""Ground floor: frozen values that every room speaks. No files, no clock, no heavy library."""
+"""Ground floor: frozen values that every room uses. No files, no clock, no heavy library."""

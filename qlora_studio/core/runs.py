@@ -66,7 +66,7 @@ class CheckpointView:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One run whole: what it was told, how it went, where it lies."""
+    """One run whole: its settings, how it went, where it lies."""
 
     name: str
     title: str

@@ -24,7 +24,7 @@ Announce = Callable[[str], None]
 
 
 def fetch_base(name: str, models: Path, revision: str | None, announce: Announce) -> Path:
-    """The folder of a base that is not on the disk yet. Written whole or not at all. `announce` hears what happens."""
+    """The folder of a base that is not on the disk yet. Written whole or not at all. `announce` is called with what happens."""
     target = models / folder_name(name)
     stage = models / f".{target.name}.part"
     shutil.rmtree(stage, ignore_errors=True)

@@ -162,7 +162,7 @@ def write_safetensors(
     metadata: dict[str, str],
     advanced: Callable[[int], None] = lambda bytes: None,
 ) -> None:
-    """Writes the file under a temporary name and renames it when every byte is there; `advanced` hears bytes of data."""
+    """Writes the file under a temporary name and renames it when every byte is there; `advanced` gets bytes of data."""
     header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for entry in entries:

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from qlora_studio.core.conversation import Conversation, ToolCall, Turn
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.render.prompt import RenderOptions, RowRefused, render
+from qlora_studio.data.render.prompt import RenderOptions, render
+from qlora_studio.data.render.templated_row import RowRefused
 from qlora_studio.data.render.traits import read_traits
 from qlora_studio.engine.without_torch import leave_torch_out
 

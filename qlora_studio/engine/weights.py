@@ -32,7 +32,7 @@ class HashCache:
     """Under the home's cache."""
 
     def sha256(self, path: Path, advanced: Callable[[int], None] = lambda bytes: None) -> str:
-        """The hash of a file in hexadecimal, from the cache where it is the same file; `advanced` hears bytes read."""
+        """The hash of a file in hexadecimal, from the cache where it is the same file; `advanced` is called with the bytes read."""
         place = self.folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
         facts = _facts(path)
         try:

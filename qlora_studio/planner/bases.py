@@ -74,8 +74,8 @@ def resolve(
 ) -> ResolvedBase | FailedBase:
     """Finds out what `find_resolved` misses, keeps it, and returns what it then finds. Never raises a StudioError.
 
-    `announce` hears what is being done. What is kept is final, a failure too, until what it depends on changes; `again`
-    forgets it first.
+    `announce` is called with what is being done. What is kept is final, a failure too, until what it depends on
+    changes; `again` forgets it first.
     """
     if again:
         _forget(base, home)

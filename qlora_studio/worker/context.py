@@ -1,4 +1,4 @@
-"""What every job is given: its folder, its voice, the requests it must hear, and where things lie."""
+"""What every job is given: its folder, where its events go, the requests it must answer, and where things lie."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def export(context: Context, request: ExportRequest) -> ev.Event:
 
 
 def listening(context: Context) -> Emit:
-    """The job's voice, which says how long a phase still takes, and hears a stop whenever it says how far it is."""
+    """Emits the job's events, adds how long a phase still takes, and looks for a request to stop at each advance."""
     began = time.monotonic()
 
     def emit(event: ev.Event) -> None:

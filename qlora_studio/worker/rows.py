@@ -41,7 +41,7 @@ def held_out(context: Context, config: TrainConfig, tokenizer: ChatTokenizer) ->
 
 
 def watch(context: Context) -> Watch:
-    """Says how many rows are done and how long the rest takes, and hears a stop."""
+    """Emits how many rows are done and how long the rest takes, and looks for a request to stop."""
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:

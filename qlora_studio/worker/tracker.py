@@ -1,4 +1,4 @@
-"""A tracker that a person has asked for: it hears the curves through its own library, beside the journal."""
+"""A tracker that a person has asked for: it gets the curves through its own library, beside the journal."""
 
 from __future__ import annotations
 

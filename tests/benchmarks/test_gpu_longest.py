@@ -18,12 +18,12 @@ from benchmarks.gpu_longest import search_longest
     ids=["as planned", "longer", "shorter", "nothing", "at the model's end", "up to the model's end"],
 )
 def test_the_longest_row_is_found_to_a_sixteenth(holds, planned, most, found, tries):
-    tried, told = [], []
+    tried, reported = [], []
 
     def fits(tokens):
         tried.append(tokens)
         return tokens <= holds
 
-    assert search_longest(fits, planned, most, told.append) == found
-    assert (len(tried), told[-1:]) == (tries, [found] if found else []) and max(tried) <= most
+    assert search_longest(fits, planned, most, reported.append) == found
+    assert (len(tried), reported[-1:]) == (tries, [found] if found else []) and max(tried) <= most
     assert min(holds, most) - found <= planned // 16 + 1

@@ -63,7 +63,7 @@ def test_what_was_found_is_told_whatever_happens_then(tmp_path, how, last):
 
 def test_a_machine_that_lacks_a_package_is_told_before_anything_begins(monkeypatch):
     monkeypatch.setattr(gpu_processes, "NEEDED", ("json", "no_such_package"))
-    assert gpu_processes.says_why_not(True) == "The benchmark has not been run: no_such_package not installed."
+    assert gpu_processes.find_hindrance(True) == "The benchmark has not been run: no_such_package not installed."
 
 
 def test_without_time_nothing_is_begun():

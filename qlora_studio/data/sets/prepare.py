@@ -141,7 +141,7 @@ def held_out_elsewhere(request: RowsRequest, split: Split) -> frozenset[int]:
 def batches_without(
     rows: Iterable[StoredRow], held_out: frozenset[int], work: RowTokeniser, advanced: Callable[[int], None]
 ) -> Iterator[list[Conversation]]:
-    """The rows in batches, without those whose prompt another set holds out; `advanced` hears of rows that are done."""
+    """The rows in batches, without those whose prompt another set holds out; `advanced` gets the number of rows done."""
     for batch in _batches(row.read() for row in rows):
         kept = [row for row in batch if not held_out or prompt_hash(row) not in held_out]
         work.note_overlap(batch, kept)

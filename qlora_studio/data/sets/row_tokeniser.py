@@ -18,7 +18,8 @@ from qlora_studio.data.cleaning.row_findings import TokenFindings
 from qlora_studio.data.render.blocks import cut_text
 from qlora_studio.data.render.control import ControlTokenTyped
 from qlora_studio.data.render.encode import Draft, encode_drafts
-from qlora_studio.data.render.prompt import RenderOptions, RowRefused, drafts, make_layouts, stop_ids
+from qlora_studio.data.render.prompt import RenderOptions, drafts, make_layouts, stop_ids
+from qlora_studio.data.render.templated_row import RowRefused
 from qlora_studio.data.render.tokenizer import Tokenizer
 from qlora_studio.data.render.traits import read_traits
 from qlora_studio.data.sets.mix import Taken

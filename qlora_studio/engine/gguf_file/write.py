@@ -83,7 +83,7 @@ class GgufFile:
         return sum(tensor.bytes for tensor in self.tensors)
 
     def write(self, path: Path, advanced: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Writes the file; `advanced` hears bytes done and total. A file that is not whole never has this name."""
+        """Writes the file; `advanced` is called with bytes done and total. A file that is not whole never has this name."""
         part = path.with_name(path.name + ".part")
         for tensor in self.tensors:
             shape = tensor.shape

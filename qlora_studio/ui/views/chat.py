@@ -62,8 +62,8 @@ def show_text(text: str, *, formatted: bool = False) -> Html:
 def pane(name: str, messages: Sequence[Message], hint: str, *, formatted: bool = False) -> Html:
     """One side of the comparison, under its name."""
     shown = [_bubble(message, formatted) for message in messages]
-    body = tag("div", *shown, class_="qs-talk", role="log", aria_label=name, tabindex=0)
-    waiting = tag("p", hint, class_="qs-talk-hint")
+    body = tag("div", *shown, class_="qs-conversation", role="log", aria_label=name, tabindex=0)
+    waiting = tag("p", hint, class_="qs-conversation-hint")
     return tag("section", tag("header", tag("b", name)), body if shown else waiting, class_="qs-card qs-pane")
 
 

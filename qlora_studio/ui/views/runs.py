@@ -157,7 +157,7 @@ def peaks_card(runs: Sequence[RunView]) -> Html:
 
 
 def run_details(run: RunView) -> Html:
-    """One run: how it went, what it was told, planned beside measured, notes and samples."""
+    """One run: how it went, its settings, planned beside measured, notes and samples."""
     progress = run.progress
     held_out = progress.held_out
     figures = tiles(

@@ -8,8 +8,9 @@ import pytest
 
 from qlora_studio.core.config import DataConfig
 from qlora_studio.core.errors import StudioError
-from qlora_studio.data.render import prompt
-from qlora_studio.data.render.prompt import RowRefused, render
+from qlora_studio.data.render import prompt, templated_row
+from qlora_studio.data.render.prompt import render
+from qlora_studio.data.render.templated_row import RowRefused
 from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.data.sets.prepare import prepare
 from tests.data.render.template_rows import ROWS, conversation, find_losses, letters_for
@@ -73,8 +74,8 @@ def test_a_template_broken_on_purpose_is_caught_by_the_program(old, new, kind, m
     made = prepare([conversation(kind), conversation("one exchange")], broken, DataConfig())
     assert (len(made.examples), made.refused, [found.name for found in made.findings]) == (1, 1, ["template-drops"])
 
-    monkeypatch.setattr(prompt, "find_lost_of_answer", lambda *_: None)
-    monkeypatch.setattr(prompt, "find_lost_of_context", lambda *_: None)
+    monkeypatch.setattr(templated_row, "find_lost_of_answer", lambda *_: None)
+    monkeypatch.setattr(templated_row, "find_lost_of_context", lambda *_: None)
     if kind != "system":  # that turns stand in order is looked at before
         assert outcome(broken, kind).startswith("wrong")
 

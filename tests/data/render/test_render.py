@@ -6,7 +6,8 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
 from qlora_studio.core.example import IGNORED
-from qlora_studio.data.render.prompt import RenderOptions, RowRefused, prompt_ids, render, stop_ids
+from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, render, stop_ids
+from qlora_studio.data.render.templated_row import RowRefused
 from qlora_studio.data.render.templates import TEMPLATES
 from qlora_studio.engine.tokenizer import ChatTokenizer
 

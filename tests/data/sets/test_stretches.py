@@ -163,16 +163,16 @@ def test_the_law_of_sides_holds_over_all_processes(tmp_path, request_rows, monke
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_progress_comes_to_the_end_and_not_beyond(killed, tmp_path, request_rows, monkeypatch):
-    told = []
+    reports = []
     monkeypatch.setattr("qlora_studio.data.sets.prepare._SECONDS_BETWEEN_WORDS", 0)
     if killed:
         in_helpers(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL), 63)
         monkeypatch.setattr("qlora_studio.data.sets.prepare._BATCH_ROWS", 16)
-    tokenise_rows(request_rows, tmp_path / "cache", Watch(lambda done, total: told.append((done, total))))
-    total = told[0][1]
-    of_training = [done for done, whole in told if whole == total]
+    tokenise_rows(request_rows, tmp_path / "cache", Watch(lambda done, total: reports.append((done, total))))
+    total = reports[0][1]
+    of_training = [done for done, whole in reports if whole == total]
     assert of_training == sorted(of_training) and of_training[-1] == total
-    assert all(done <= whole for done, whole in told)
+    assert all(done <= whole for done, whole in reports)
     assert len(of_training) > 3
 
 
