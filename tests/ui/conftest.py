@@ -37,6 +37,7 @@ QUIET_BROWSER = [
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A workspace over an empty home. Jobs that it would start are noted and never come to life."""
+    from qlora_studio.ui.server.memory import read_memory
     from qlora_studio.ui.server.workspace import Workspace
 
     studio = Studio(Home(tmp_path))
@@ -48,6 +49,8 @@ def workspace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(studio.jobs, "start", start)
     monkeypatch.setattr("qlora_studio.ui.server.sync.CONFIRM_SECONDS", 1e9)  # a slow machine would confirm in between
+    memory = read_memory()  # else it changes on the page whenever it changes on the machine
+    monkeypatch.setattr("qlora_studio.ui.server.world.read_memory", lambda: memory)
     made = Workspace.open(studio)
     made.started = started
     return made
