@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,9 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
         from qlora_studio.worker.__main__ import work_alone
 
         os._exit(work_alone(folder, os.getppid()))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(9)
 
@@ -274,7 +278,8 @@ def disturb(folder: JobFolder, home: Home, rng: random.Random, seconds: float, t
         if journal and journal[-1].get("event") == "finished":
             return exact
         if code not in (0, 1, -signal.SIGKILL):
-            tally.wrong.append(f"{folder.name}: exit code {code}")
+            last_words = folder.log.read_text(encoding="utf-8", errors="replace").strip()[-600:]
+            tally.wrong.append(f"{folder.name}: exit code {code} after {fault or after}; {last_words}")
     tally.wrong.append(f"{folder.name}: did not come to its end")
     return exact
 
