@@ -30,7 +30,7 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.engine import checkpoints, saving
 from qlora_studio.engine.manifest import find_damage
-from qlora_studio.faults import VARIABLE
+from qlora_studio.faults import VARIABLE, InjectedError
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import JobFolder, create_job
 from qlora_studio.runs.supervisor import clear_requests
@@ -166,6 +166,8 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
         from qlora_studio.worker.__main__ import work_alone
 
         os._exit(work_alone(folder, os.getppid()))
+    except InjectedError:
+        os._exit(1)  # in the last line of the journal nothing is left to catch it: Python ends such a worker so
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -74,6 +74,21 @@ def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(ha
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("from_the_end", [0, 1])
+def test_an_unforeseen_error_in_the_last_lines_of_the_journal_costs_a_resume_at_most(harness, whole, from_the_end):
+    home, config, record = whole
+    counted = harness.new_run(home, config, 52 + from_the_end)  # the first run of a home says more than the others
+    assert harness.end(harness.begin(counted, home)) == 0
+    lines = len(harness.events(counted))
+    folder = harness.new_run(home, config, 55 + from_the_end)
+    code = harness.end(harness.begin(folder, home, f"journal:error@{lines - from_the_end}"))
+    assert code == 1, folder.log.read_text()
+    assert harness.events(folder)[-1]["event"] != "finished"
+    assert harness.end(harness.begin(folder, home)) == 0
+    assert harness.compare(folder, record, exact=True) == []
+
+
+@pytest.mark.slow
 def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     home, config, record = whole
     sampling = config.replace({"evaluation.prompts": "Count 3 | Count 4", "evaluation.answer_tokens": 5})
