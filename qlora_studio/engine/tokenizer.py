@@ -145,6 +145,9 @@ class ChatTokenizer:
             return self._shared.encode(texts)
         return self.inner.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False) if texts else []
 
+    def stop_caching(self) -> None:
+        self._shared.cache = None
+
     def decode(self, ids: Sequence[int]) -> str:
         text = self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)

@@ -163,3 +163,10 @@ def test_rows_are_prepared_again_where_the_quick_way_was_wrong(smollm2):
     tokenizer._shared._from_the_end = lambda work: None
     assert prepare(rows, tokenizer, DataConfig()).examples == right
     assert tokenizer._shared.cache is None
+
+
+def test_a_tokenizer_that_stops_caching_does_it_all_itself(smollm2):
+    tokenizer, texts = load_tokenizer(smollm2), ["a plain word"] * 64
+    assert any(isinstance(one, CachedEncoding) for one in tokenizer.encode(texts))
+    tokenizer.stop_caching()
+    assert not any(isinstance(one, CachedEncoding) for one in tokenizer.encode(texts))

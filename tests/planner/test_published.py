@@ -26,7 +26,7 @@ SLOPES = {  # thousand bytes per token of a layer computed again: PEFT in bf16, 
     "Gemma-3-12B": (296.3, 230.3),
     "Qwen3-14B": (316.5, 248.9),
 }
-RECORDED = {  # GiB at 512, 1024, 2048 and 4096 tokens, rank 16, every layer computed twice
+RECORDED = {  # GiB at 512, 1024, 2048 and 4096 tokens, rank 16, gradient checkpointing on every layer
     ("Llama-3.2-1B", "classic"): (3.3, 4.4, 6.5, 10.8),
     ("Llama-3.2-1B", "trl"): (1.8, 1.8, 2.0, 2.4),
     ("Llama-3.2-1B", "fused"): (1.9, 1.9, 2.0, 2.3),

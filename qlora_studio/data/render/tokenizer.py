@@ -79,6 +79,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def stop_caching(self) -> None:
+        """From here on every text goes to the tokenizer itself, none to what is known of others."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, control tokens included, nothing tidied."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qlora_studio.core.config import DataConfig
 from qlora_studio.core.conversation import Conversation
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import LawBroken, StudioError
 from qlora_studio.core.example import Example, origins, token_lengths
 from qlora_studio.data.cleaning.clean import lint_dataset
 from qlora_studio.data.render.layout import LayoutMistaken
@@ -97,7 +97,13 @@ def prepare_sources(
 
 
 def write_examples(
-    request: RowsRequest, split: Split, make_sink: Callable[[], S], sides: Sides, watch: Watch
+    request: RowsRequest,
+    split: Split,
+    make_sink: Callable[[], S],
+    sides: Sides,
+    watch: Watch,
+    *,
+    ways: Sequence[bool] = WAYS,
 ) -> tuple[Prepared, S]:
     """Gives the examples of one side, unmixed, to a sink; the counts and the sink. `sides` learns their prompts.
 
@@ -107,13 +113,14 @@ def write_examples(
     if not config.sources:
         raise StudioError("No data set is chosen.", "Import a file and choose its set.", field="data.sources")
     held_out, total = held_out_elsewhere(request, split), count_side(request, split)
-    for with_layouts in WAYS:
+    for with_layouts in ways:
         sink, progress = make_sink(), Progress(watch, total)
         work = RowTokeniser(request.tokenizer, config, sink, with_layouts=with_layouts, side=(sides, split))
         try:
             work.go(batches_without(read_side(request, split), held_out, work, progress.advance))
         except (LayoutMistaken, EncodingMistaken):
             continue
+        check_rows(work.counts.rows, total)
         return work.result(()), sink
     raise AssertionError("the slow way makes no layouts")
 
@@ -128,6 +135,12 @@ def count_side(request: RowsRequest, split: Split) -> int:
     """How many rows one side has, without reading them."""
     config = request.config
     return sum(count_rows(request.datasets, one.name, split, config.eval_share) for one in config.sources)
+
+
+def check_rows(done: int, expected: int) -> None:
+    """Raises LawBroken where a row of a set was neither taken nor refused, or came twice: rows are conserved."""
+    if done != expected:
+        raise LawBroken(f"{expected} rows were to be tokenised, and {done} were.")
 
 
 def held_out_elsewhere(request: RowsRequest, split: Split) -> frozenset[int]:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import struct
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from qlora_studio.data.sets.prepare import (
     Split,
     Watch,
     batches_without,
+    check_rows,
     count_side,
     held_out_elsewhere,
     read_side,
@@ -48,6 +50,8 @@ STRETCH_ROWS = 2048
 MOST_STRETCHES = 4096
 """Their numbers lie in a pipe, which holds 64 KiB."""
 LOOK_SECONDS = 0.02
+MISTAKEN = 3
+"""The exit code of a helper that found a quick way to be a mistake."""
 _NUMBER = struct.Struct("<q")
 
 
@@ -66,8 +70,9 @@ def write_stretches(
 ) -> Prepared | None:
     """Gives the examples of one side, unmixed, to `writer`; the counts. `sides` learns their prompts.
 
-    None, with nothing given or learned, where there are few rows, where only one process is wanted, or where a quick
-    way was found to be a mistake: then one process must do it all (`prepare.write_examples`). Raises what that raises.
+    None, with nothing given or learned, where there are few rows or only one process is wanted: then one does it all
+    (`prepare.write_examples`). Raises what that raises, and LayoutMistaken or EncodingMistaken, with nothing given or
+    learned either, where any of the processes found a quick way to be a mistake.
     """
     rows = count_side(request, split)
     if request.processes < 2 or rows < LEAST_ROWS:
@@ -77,8 +82,6 @@ def write_stretches(
         with _Stretches(request, split, folder, rows) as work, _one_thread_each():
             work.make_all(Progress(watch, rows))
         return work.collect(writer, sides)
-    except (LayoutMistaken, EncodingMistaken):
-        return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -125,8 +128,6 @@ class _Stretches:
         while self.helpers:
             self._look(progress)
             time.sleep(LOOK_SECONDS)
-            self.helpers = [helper for helper in self.helpers if _is_alive(helper)]
-        self._look(progress)
         missing = [number for number in range(self.count) if not self._account(number).exists()]
         self._make(missing, advance)
         progress.look(self.rows)
@@ -142,23 +143,29 @@ class _Stretches:
             sides.add(account.sides)
             writer.add_part(self._part(number), account.names)
             shutil.rmtree(self._part(number))
+        check_rows(counts.rows, self.rows)
         return make_prepared(counts, found, stop_ids(work.tokenizer, work.traits))
 
     def _fork(self, slot: int) -> None:
-        helper = os.fork()
+        try:
+            helper = os.fork()
+        except OSError:  # no room for another process: those that are there do it
+            return
         if helper:
             self.helpers.append(helper)
             return
+        code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             gc.freeze()  # what the parent has made stays in pages that both share
             self._make_untaken(lambda rows: self._advance_helper(slot, rows))
+            code = 0
         except (LayoutMistaken, EncodingMistaken):
-            (self.folder / "mistaken").touch()
+            code = MISTAKEN
         except BaseException:  # the parent makes what is missing, and meets the same error there
-            pass
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
 
     def _advance_helper(self, slot: int, rows: int) -> None:
         self._note_done(slot, rows)
@@ -171,7 +178,9 @@ class _Stretches:
 
     def _look(self, progress: Progress) -> None:
         """Raises Stopped, or LayoutMistaken where a helper found a quick way to be a mistake."""
-        if (self.folder / "mistaken").exists():
+        codes = {helper: _exit_code(helper) for helper in self.helpers}
+        self.helpers = [helper for helper, code in codes.items() if code is None]
+        if MISTAKEN in codes.values():
             raise LayoutMistaken
         progress.look(min(sum(number for (number,) in _NUMBER.iter_unpack(self.done[:])), self.rows - 1))
 
@@ -214,12 +223,10 @@ class _Stretches:
         return self._part(number) / "account"
 
 
-def _is_alive(process: int) -> bool:
-    """Whether a child still runs; one that has ended is taken note of, so that it can end."""
-    try:
-        return os.waitpid(process, os.WNOHANG) == (0, 0)
-    except ChildProcessError:
-        return False
+def _exit_code(process: int) -> int | None:
+    """That of a child, the signal as a negative number; None while it runs."""
+    ended, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 @contextmanager

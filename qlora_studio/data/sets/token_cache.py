@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +21,13 @@ from typing import Any
 from qlora_studio.core.config import DataConfig
 from qlora_studio.core.dataset import Finding
 from qlora_studio.core.errors import StudioError
+from qlora_studio.data.render.layout import LayoutMistaken
+from qlora_studio.data.render.tokenizer import EncodingMistaken
 from qlora_studio.data.sets.canonical import read_report
 from qlora_studio.data.sets.mix import Taken
 from qlora_studio.data.sets.prepare import (
     QUIET,
+    WAYS,
     Prepared,
     RowsRequest,
     Split,
@@ -163,9 +166,14 @@ def _write_side(request: RowsRequest, split: Split, place: tuple[Path, Sides], w
 
     try:
         writer = make_writer()
-        prepared = write_stretches(request, split, writer, sides, watch)
+        ways: Sequence[bool] = WAYS
+        try:
+            prepared = write_stretches(request, split, writer, sides, watch)
+        except (LayoutMistaken, EncodingMistaken):  # by a process that is gone: this one would not know it again
+            request.tokenizer.stop_caching()
+            prepared, ways = None, WAYS[1:]
         if prepared is None:
-            prepared, writer = write_examples(request, split, make_writer, sides, watch)
+            prepared, writer = write_examples(request, split, make_writer, sides, watch, ways=ways)
         writer.add_lengths(prepared.lengths)
         writer.finish(file, _facts(prepared))
     finally:

@@ -131,10 +131,14 @@ def test_a_mistake_that_a_helper_notices_is_mended_here(tmp_path, request_rows, 
         raise LayoutMistaken
 
     in_helpers(monkeypatch, notice)
-    examples = []
-    monkeypatch.setattr(stretches, "make_prepared", lambda *_: examples.append("collected"))
+    collected, quick, stopped, make = [], [], [], row_tokeniser.make_layouts
+    monkeypatch.setattr(request_rows.tokenizer, "stop_caching", lambda: stopped.append("caching"))
+    monkeypatch.setattr(stretches, "make_prepared", lambda *_: collected.append("a stretch"))
+    monkeypatch.setattr(row_tokeniser, "make_layouts", lambda *values: quick.append("layouts") or make(*values))
     assert_same(tokenise_rows(request_rows, tmp_path / "cache"), plain)
-    assert not examples, "nothing that a helper made is used"
+    assert not collected, "nothing that a helper made is used"
+    assert len(quick) == 2, "layouts are made for the stretches and the other side, not for the rows again"
+    assert stopped, "nor is what the mistaken cache knew"
 
 
 def test_a_stop_ends_all_of_them_at_once(tmp_path, request_rows, monkeypatch):
@@ -174,6 +178,29 @@ def test_progress_comes_to_the_end_and_not_beyond(killed, tmp_path, request_rows
     assert of_training == sorted(of_training) and of_training[-1] == total
     assert all(done <= whole for done, whole in reports)
     assert len(of_training) > 3
+
+
+def test_without_room_for_another_process_one_does_it_all(tmp_path, request_rows, monkeypatch):
+    def refuse():
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    plain = alone(request_rows, tmp_path / "alone")
+    monkeypatch.setattr(os, "fork", refuse)
+    assert_same(tokenise_rows(request_rows, tmp_path / "cache"), plain)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("lose", [True, False], ids=["lost", "twice"])
+def test_the_law_of_rows_holds_while_they_become_tokens(tmp_path, request_rows, monkeypatch, processes, lose):
+    batches = preparing._batches
+
+    def broken(rows):
+        for number, batch in enumerate(batches(rows)):
+            yield batch if number else batch[1:] if lose else [*batch, batch[0]]
+
+    monkeypatch.setattr(preparing, "_batches", broken)
+    with pytest.raises(LawBroken, match="rows were to be tokenised, and"):
+        tokenise_rows(replace(request_rows, processes=processes), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("rows", [-3, 3])
