@@ -73,13 +73,44 @@ def smallest_settings(situation: Situation) -> PlanSettings:
     precision = adapter_choices(situation)[-1]
     for offload in reversed(offload_choices(situation)):
         every = (
-            settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled)
-            for layers, tiled in product(checkpoint_choices(situation), tile_choices(situation))
+            least_checkpointing(situation, tokens, precision, offload, tiled_mlp=tiled)
+            for tiled in tile_choices(situation)
         )
         smallest = min(every, key=lambda settings: takes(situation, settings))
         if takes(situation, smallest) < NEVER:
             break
     return smallest
+
+
+def least_checkpointing(
+    situation: Situation, tokens: int, precision: Literal["fp32", "bf16"], offload: Offload, *, tiled_mlp: bool
+) -> PlanSettings:
+    """Of these settings with every possible count of checkpointed layers, those that take least.
+
+    Between the ends the bill is the greatest of several straight lines over the count: it falls, then rises, so the lowest
+    point is found by halving. At none, one and all of the layers some of what the lines are made of is not there.
+    """
+
+    def with_layers(layers: int) -> PlanSettings:
+        return settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled_mlp)
+
+    def bytes_with(layers: int) -> int:
+        return takes(situation, with_layers(layers))
+
+    choices = tuple(checkpoint_choices(situation))
+    if bytes_with(choices[-1]) >= NEVER:
+        choices = tuple(layers for layers in choices if bytes_with(layers) < NEVER) or choices
+    tried = {*choices[:2], choices[-1]}
+    low, high = 2, len(choices) - 2
+    while low < high:
+        middle = (low + high) // 2
+        if bytes_with(choices[middle]) <= bytes_with(choices[middle + 1]):
+            high = middle
+        else:
+            low = middle + 1
+    if low == high:
+        tried.add(choices[low])
+    return with_layers(min(sorted(tried), key=bytes_with))
 
 
 def smallest_bytes(situation: Situation) -> int:
