@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
 for name, value in {
     "GOMP_SPINCOUNT": "0",
+    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TORCHDYNAMO_DISABLE": "1",

@@ -81,7 +81,7 @@ def changed(tmp_path_factory) -> Path:
         pytest.param(
             EXPORTER, "['adapter', 'card', 'merged', 'gguf', 'gguf-lora', 'pack'] # pip", marks=pytest.mark.slow
         ),
-        (OBJECTIVE, "6.0"),
+        pytest.param(OBJECTIVE, "6.0", marks=pytest.mark.slow),
     ],
     ids=["format", "family", "exporter", "objective"],
 )

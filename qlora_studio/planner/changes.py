@@ -13,7 +13,7 @@ from qlora_studio.core.words import gib, gib_of
 from qlora_studio.planner.budget import find_budget
 from qlora_studio.planner.estimate import host_bytes
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.planner.search import NEVER, Situation, smallest_bytes, smallest_settings
+from qlora_studio.planner.search import NEVER, Situation, can_fit, smallest_bytes, smallest_settings
 
 RANKS = (512, 256, 128, 64, 32, 16, 8)
 """Ranks that are advised; below 8 little is learned."""
@@ -127,7 +127,7 @@ def _soften(situation: Situation, machine: Machine, ladders: Sequence[Sequence[C
 
 def _fits(situation: Situation, machine: Machine, changes: Sequence[Change]) -> bool:
     after = _changed(situation, machine, changes)
-    return after is not None and smallest_bytes(after) <= after.budget_bytes
+    return after is not None and can_fit(after)
 
 
 def _takes(situation: Situation, machine: Machine, changes: Sequence[Change]) -> str:

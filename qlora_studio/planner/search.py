@@ -118,6 +118,17 @@ def smallest_bytes(situation: Situation) -> int:
     return takes(situation, smallest_settings(situation))
 
 
+def can_fit(situation: Situation) -> bool:
+    """Whether any settings fit. Checkpointing on all layers mostly takes least, and answers first."""
+    tokens, precision = micro_batch_choices(situation)[0], adapter_choices(situation)[-1]
+    offload, layers = offload_choices(situation)[-1], tuple(checkpoint_choices(situation))[-1]
+    for tiled in reversed(tile_choices(situation)):
+        settings = settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled)
+        if takes(situation, settings) <= situation.budget_bytes:
+            return True
+    return smallest_bytes(situation) <= situation.budget_bytes
+
+
 def takes(situation: Situation, settings: PlanSettings) -> int:
     """Bytes of the card that settings take; more than any card has where they offload more than the computer can take."""
     over = settings.offload != "none" and host_bytes(situation.shape, settings) > situation.host_budget_bytes
@@ -218,7 +229,7 @@ def find_longest_context(situation: Situation) -> int | None:
     """Tokens of the longest row that would fit with everything else as it is; None where not even one token does."""
 
     def fits(tokens: int) -> bool:
-        return smallest_bytes(replace(situation, longest_row=tokens)) <= situation.budget_bytes
+        return can_fit(replace(situation, longest_row=tokens))
 
     return _largest(fits, situation.shape.max_positions)
 
@@ -228,7 +239,7 @@ def find_largest_rank(situation: Situation) -> int | None:
 
     def fits(rank: int) -> bool:
         config = situation.config.replace({"lora.rank": rank})
-        return smallest_bytes(replace(situation, config=config)) <= situation.budget_bytes
+        return can_fit(replace(situation, config=config))
 
     return _largest(fits, LARGEST_RANK)
 

@@ -25,6 +25,7 @@ from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.limits import describe_limits, find_unmergeable
 from qlora_studio.planner.shape import read_shape
 from tests.engine.architectures import ALL, DENSE, MIXTURES, SIZES, write_model
+from tests.matrix import mostly_slow
 
 RANK = 4
 COSTS = StepCosts(0, 0, 0, 0, 0, 0, (Moment(0),), Moment(0))
@@ -49,7 +50,7 @@ def load_with_adapter(folder: Path):
     return load.attach_adapter(model, LoraSettings(rank=RANK), torch.float32, seed=0)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", mostly_slow(ALL, *list(ALL)[::3]))
 def test_what_is_planned_is_what_is_loaded(family, tmp_path):
     folder = write_model(family, tmp_path)
     shape = shape_of(folder, family)

@@ -108,6 +108,7 @@ def test_a_paused_run_writes_a_checkpoint_and_no_adapter(tiny_folder, tmp_path, 
     assert checkpoints(tmp_path / "run") == ["step-000002"] and not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_a_kill_changes_nothing_of_where(tiny_folder, tmp_path, scripted):
     recorder, outcome = run(tiny_folder, tmp_path / "run", evaluation__patience=2)
     assert (outcome.ending, outcome.step, outcome.total_steps) == ("early", 5, 8) and not outcome.stopped
@@ -206,7 +207,7 @@ def test_after_a_failed_save_the_next_is_tried_within_a_minute():
     assert pacing.is_due
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", mostly_slow(["fp32", "fp16"], "fp32"))
 @pytest.mark.parametrize("count", mostly_slow([5, 50], 5))
 def test_losses_that_are_not_finite_at_random_steps_never_reach_the_weights(
     tiny_folder, tmp_path, monkeypatch, dtype, count

@@ -147,6 +147,7 @@ def test_a_tensor_left_on_the_host_is_noticed(tmp_path, monkeypatch):
         train(Case(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_wait_more_is_noticed(tmp_path, monkeypatch):
     inner = loss.next_token_losses
 
@@ -159,17 +160,20 @@ def test_a_wait_more_is_noticed(tmp_path, monkeypatch):
     assert train(Case(), tmp_path).waits == WAITS + Counter({"item": MICRO_BATCHES})
 
 
+@pytest.mark.slow
 def test_gradients_that_a_card_cannot_unscale_are_noticed(tmp_path):
     with pytest.raises(NotImplementedError, match="not implemented for 'BFloat16'"):
         train(Case(capability=TURING, dtype=torch.float16, adapter=torch.bfloat16), tmp_path)
 
 
+@pytest.mark.slow
 def test_grouped_queries_on_a_card_without_flash_go_to_the_memory_efficient_kernel(tmp_path):
     watched = train(Case(capability=TURING, dtype=torch.float16), tmp_path)
     assert set(watched.attention) == {"memory-efficient"}
     assert watched.waits == WAITS
 
 
+@pytest.mark.slow
 def test_attention_that_falls_back_to_the_plain_kernel_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.engine.fake_card.choose_attention", lambda config, device: "sdpa")
     watched = train(Case(capability=TURING, dtype=torch.float16), tmp_path)

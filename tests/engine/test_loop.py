@@ -24,6 +24,7 @@ from qlora_studio.engine.manifest import find_damage
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.updates import Updates
 from tests.engine.conftest import FP32, make_config, make_examples, make_plan
+from tests.matrix import mostly_slow
 
 
 class Recorder:
@@ -96,7 +97,7 @@ def test_stop_saves_the_adapter_before_leaving(tiny_adapter_model, tmp_path):
     assert find_damage(tmp_path / "run" / "adapter") == ""
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", mostly_slow(["adamw", "adamw_8bit"], "adamw"))
 @pytest.mark.parametrize("cut", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_a_stopped_run_goes_on_with_the_identical_curve(tiny_folder, tmp_path, optimizer, cut):
     changes = {"lora__dropout": 0.2, "optim__schedule": "linear", "optim__warmup_share": 0.2}
@@ -157,7 +158,8 @@ class Faults:
         return loss
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [4, 100])
 def test_out_of_memories_lose_no_step_and_change_no_loss(tiny_folder, tmp_path, monkeypatch, count):
     original = LossFunction.row_losses
 
@@ -396,6 +398,7 @@ def test_a_disk_that_is_full_costs_a_word_in_mid_run_and_at_its_end_leaves_the_l
     ]
 
 
+@pytest.mark.slow
 def test_evaluation_that_runs_out_of_memory_goes_on_smaller_and_so_does_training(
     tiny_adapter_model, tmp_path, monkeypatch
 ):
@@ -413,6 +416,7 @@ def test_evaluation_that_runs_out_of_memory_goes_on_smaller_and_so_does_training
     assert not outcome.stopped and outcome.held_out_after is not None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_limits_it_had_come_down_to(tiny_folder, tmp_path, monkeypatch):
     original, seen = LossFunction.row_losses, []
 
@@ -440,6 +444,7 @@ def test_a_resumed_run_keeps_the_limits_it_had_come_down_to(tiny_folder, tmp_pat
     assert max(seen) <= 100
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_has_no_limits_and_is_resumed(tiny_adapter_model, tmp_path):
     recorder = Recorder(stop_after=1)
     run = setup(tiny_adapter_model, tmp_path / "run")

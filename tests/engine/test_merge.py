@@ -231,7 +231,7 @@ def test_rounding_leaves_what_is_not_finite_and_what_is_on_the_grid():
 
 
 @pytest.mark.parametrize("into", ["original", "as_chatted"])
-@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, "plain", "dora", "joined projections"))
+@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, "plain", "dora"))
 def test_in_pieces_of_a_few_rows_a_merge_is_the_same(name, into, tmp_path, monkeypatch):
     """Pieces are as small as they come here: every kind of adapter crosses many of their borders."""
     base, adapter = MERGEABLE[name].write(tmp_path)

@@ -71,7 +71,7 @@ DORA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", DORA)
+@pytest.mark.parametrize("kind", mostly_slow(DORA, "with rslora and alpha"))
 @pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "gemma3_text"], "gemma3_text"))
 def test_dora_has_the_gradients_of_peft(family, kind, tmp_path):
     ours, plain = load_pair(family, tmp_path, DORA[kind])
@@ -81,6 +81,7 @@ def test_dora_has_the_gradients_of_peft(family, kind, tmp_path):
         assert relative(gradient_of(ours, ids), wanted) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mostly_slow(["mistral", "qwen3", "phi3", "gpt2"], "phi3", "gpt2"))
 def test_dora_has_the_gradients_of_peft_in_other_families(family, tmp_path):
     ours, plain = load_pair(family, tmp_path, DORA["plain"])
@@ -93,7 +94,7 @@ def test_dora_in_bf16_points_where_peft_does(tmp_path):
     assert torch.nn.functional.cosine_similarity(found, wanted, dim=0) > 0.999
 
 
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("use_dora", mostly_slow([False, True], False), ids=["lora", "dora"])
 @pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "phi3", "gemma3_text", "gpt2"], "llama"))
 def test_dropout_has_the_gradients_of_peft_over_the_same_numbers(family, use_dora, tmp_path, monkeypatch):
     ours, plain = load_pair(family, tmp_path, LoraSettings(rank=RANK, dropout=0.3, use_dora=use_dora))
@@ -255,6 +256,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", mostly_slow(RUNS, "dora, dropout"))
 def test_a_run_is_resumed_exactly_and_chatted_with_and_merged_as_trained(method, tiny_folder, tmp_path):
     def run(folder, stop_after=None, resume=None):

@@ -174,6 +174,7 @@ def run(model, start, examples, folder, tokens, *, pack, monkeypatch, dropout_st
     return torch.cat([value.flatten() for name, value in model.state_dict().items() if "lora_" in name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", mostly_slow([0.0, 0.1], 0.1))
 def test_one_by_one_together_and_packed_runs_end_at_the_same_weights(tiny_folder, tmp_path, monkeypatch, dropout):
     model = attach_adapter(load_base(tiny_folder, FP32), LoraSettings(rank=4, dropout=dropout), torch.float32, seed=1)

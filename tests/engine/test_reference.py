@@ -19,6 +19,7 @@ ROWS, LENGTH, BATCH, STEPS = 24, 20, 4, 12
 RATE = 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", pytest.param("linear", marks=pytest.mark.slow)])
 def test_losses_equal_those_of_trl_on_the_same_batches(tiny_adapter_model, tmp_path, schedule):
     examples = make_examples(ROWS, shortest=LENGTH, longest=LENGTH)

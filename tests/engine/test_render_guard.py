@@ -42,6 +42,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(render_guard, "ROW_SECONDS", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trap", "message"),
     [
@@ -64,6 +65,7 @@ def test_a_template_that_passed_on_short_rows_is_stopped_on_a_long_one(trap, mes
     assert len("y" * (1400 << 20)) > 0, "the bound on memory ends with the rendering"
 
 
+@pytest.mark.slow
 def test_several_threads_are_watched_each_for_itself(tmp_path, quick):
     tokenizer = tokenizer_with(LOOPS + PLAIN, tmp_path)
     rendered: list[str] = []

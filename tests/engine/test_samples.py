@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from qlora_studio.core import events as ev
@@ -34,6 +35,7 @@ def ask(model):
     yield "second", "same"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_has_the_curve_of_one_that_is_not(tiny_folder, tmp_path):
     sampled = run(tiny_folder, tmp_path / "sampled", ask)
     silent = run(tiny_folder, tmp_path / "silent", lambda model: ())

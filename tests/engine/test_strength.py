@@ -77,7 +77,7 @@ def strengths(base, written, wanted, kind, into, place):
 
 
 @pytest.mark.parametrize("into", mostly_slow(["original", "as_chatted"], "as_chatted"))
-@pytest.mark.parametrize("kind", mostly_slow([*KINDS, "merged"], "Q4_K_M", "merged"))
+@pytest.mark.parametrize("kind", mostly_slow([*KINDS, "merged"], "merged"))
 @pytest.mark.parametrize("strength", mostly_slow([RIGHT, NONE, HALF, DOUBLE], RIGHT, HALF))
 def test_a_layer_at_another_strength_is_noticed_at_every_precision(strength, kind, into, base, adapter, tmp_path):
     if base.joinpath("config.json").read_text().find("gemma2") > 0 and (strength == DOUBLE or kind in ("Q6_K", "F16")):

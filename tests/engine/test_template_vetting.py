@@ -48,6 +48,7 @@ def test_a_built_in_template_is_tried_by_name(model):
     assert vet_template(model(GOOD), "chatml-tools").knows_tools
 
 
+@pytest.mark.slow
 def test_a_template_that_loops_is_stopped_after_two_seconds(model):
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
     folder = model(GOOD + loops)

@@ -61,5 +61,6 @@ def test_every_family_has_the_same_tokens(smollm2, tmp_path):
     assert len(found) == len(ALL) + len(CLASSES)
 
 
+@pytest.mark.slow
 def test_the_small_model_has_the_same_tokens(smollm2):
     assert without_torch([Path(smollm2)]) == [describe(load_tokenizer(smollm2))]

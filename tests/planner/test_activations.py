@@ -55,7 +55,7 @@ SMALL = {
 """The families at about a tenth of their width, with the ratios of the real ones."""
 
 
-@pytest.fixture(scope="module", params=mostly_slow(SMALL, "llama", "gemma3_text"))
+@pytest.fixture(scope="module", params=mostly_slow(SMALL, "gemma3_text"))
 def loaded(request, tmp_path_factory):
     """A small copy, written and loaded by the engine, with an fp32 adapter."""
     shape = SMALL[request.param]
@@ -178,6 +178,7 @@ def test_two_rows_longer_than_a_window(loaded, layers, packed):
     assert_near(step_peak(shape, plan).total, peak_of(step), shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("precision", mostly_slow(["fp32", "bf16"], "bf16"))
 def test_other_number_formats(family, precision, tmp_path):
@@ -190,6 +191,7 @@ def test_other_number_formats(family, precision, tmp_path):
     assert step_peak(shape, plan).total == pytest.approx(peak_of(step), rel=0.05)
 
 
+@pytest.mark.slow
 def test_where_the_vocabulary_is_large_the_loss_is_the_peak(tmp_path):
     shape = SMALL["llama"].model_copy(update={"vocab": 32768})
     model = load.load_base(write_random_model(shape, tmp_path), load.Device(CpuAccelerator(), torch.bfloat16))

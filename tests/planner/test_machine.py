@@ -56,6 +56,7 @@ def test_the_build_of_torch_is_read_from_its_file(tmp_path, monkeypatch, text, b
     assert read_torch_build() == build
 
 
+@pytest.mark.slow
 def test_the_build_that_is_read_is_the_one_that_is_installed():
     code = "import torch; print(torch.__version__, torch.version.cuda or '')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -67,6 +67,7 @@ def test_dropout_keeps_nothing(family, layers, tmp_path):
     assert step_peak(SMALL[family], plan).total == pytest.approx(peak_of(one_step(model, 512)), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("family", mostly_slow(["llama", "qwen2", "qwen3"], "qwen3"))
 def test_dora_keeps_its_outputs(family, layers, tmp_path):

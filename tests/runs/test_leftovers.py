@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from qlora_studio.runs.leftovers import sweep_leftovers
 
 
@@ -20,6 +22,7 @@ def test_half_made_folders_of_the_dead_and_trash_go_and_all_else_stays(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
+@pytest.mark.slow
 def test_an_import_that_is_killed_leaves_nothing_after_the_next_start(home):
     """A real import, killed where its folder is half made; the next run that is made sweeps it."""
     code = (

@@ -66,6 +66,7 @@ def test_a_broken_mark_costs_its_place_and_nothing_else(line):
     assert names(line) == ["two", "one", "three"]
 
 
+@pytest.mark.slow
 def test_of_two_who_look_at_once_one_starts(tmp_path):
     code = f"""
 import time

@@ -63,6 +63,7 @@ def answers(url):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to send")
 def test_ending_the_command_ends_its_page(tmp_path):
     port = find_port(None)

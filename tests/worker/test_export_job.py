@@ -86,6 +86,7 @@ def test_a_pack_is_asked_in_a_fresh_process_and_names_no_place(place):
     assert not (place.run.path / "exports" / "export" / job.RECORD).exists()
 
 
+@pytest.mark.slow
 def test_an_export_that_is_not_what_was_chatted_with_fails_and_leaves_nothing(place, monkeypatch):
     right = FourBitRows.rows
     monkeypatch.setattr(FourBitRows, "rows", lambda weight, first, after: right(weight, first, after) * 0.7)

@@ -60,6 +60,7 @@ def test_a_longer_schedule_goes_on_with_the_same_curve_however_it_is_cut(harness
     assert harness.read_record(twin) == made
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_the_weights_of_another_and_needs_it_no_more(harness, ended):
     studio, folder, _ = ended
     config = studio.runs.anew("run-0", "last", **{"optim.epochs": 1.0})

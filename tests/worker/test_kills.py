@@ -10,11 +10,12 @@ import pytest
 
 from qlora_studio.engine import checkpoints
 from qlora_studio.runs.folder import JobFolder
+from tests.matrix import mostly_slow
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
 
 
-@pytest.mark.parametrize(("kills", "seconds"), [(60, 45.0), pytest.param(300, None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seconds"), mostly_slow([(5, 3.0), (60, 45.0), (300, None)], (5, 3.0)))
 def test_random_faults_cost_nothing(harness, tmp_path, kills, seconds):
     tally = harness.run_faults(tmp_path, kills, seed=kills, seconds=seconds)
     assert tally.wrong == []
@@ -28,6 +29,7 @@ def write_in_place(target, fill):
     (target / "MANIFEST.json").write_text("{}")
 
 
+@pytest.mark.slow
 def test_the_same_faults_catch_a_writer_that_is_not_whole_or_nothing(harness, tmp_path, monkeypatch):
     home, config = harness.make_home(tmp_path)
     folder = harness.new_run(home, config, 0)
@@ -65,6 +67,7 @@ def test_a_fault_at_each_point_of_a_save_costs_nothing(harness, whole, point, ac
     assert not list(folder.path.rglob(".stage")) and not list(folder.path.rglob(".trash"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_journal_costs_nothing_once_there_is_room(harness, whole):
     home, config, record = whole
     folder = harness.new_run(home, config, 50)

@@ -33,6 +33,7 @@ from qlora_studio.runs.supervisor import (
 from qlora_studio.worker.__main__ import failure
 from qlora_studio.worker.guard import inner_command
 from qlora_studio.worker.locks import SEARCH
+from tests.matrix import mostly_slow
 from tests.runs.holders import held
 
 GUARD = """
@@ -55,6 +56,7 @@ def make_runs(folder: Path, count: int) -> list[Path]:
     return [create_job(folder / "runs", f"run {number}", TrainRequest()).path for number in range(count)]
 
 
+@pytest.mark.slow
 def test_of_many_starts_at_once_one_trains_and_the_others_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HOLD_SECONDS", "300")
     runs = make_runs(tmp_path, 20)
@@ -70,6 +72,7 @@ def test_of_many_starts_at_once_one_trains_and_the_others_are_told(tmp_path, mon
     assert [run for run in runs if (run / "at-work").exists()] == [runs[codes.index(None)]]
 
 
+@pytest.mark.slow
 def test_a_start_beside_a_training_names_it(tmp_path):
     (run,) = [create_job(tmp_path / "runs", "second", TrainRequest())]
     with held(training_lock(run), "first"):
@@ -96,6 +99,7 @@ def wait_for_work(home: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_card_trains_for_one_home_and_another_card_for_another(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     first = start_in(tmp_path / "a", "GPU-1")
@@ -114,6 +118,7 @@ def test_a_card_trains_for_one_home_and_another_card_for_another(tmp_path, monke
     again.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search_first", [True, False])
 def test_a_search_for_a_rate_and_a_training_do_not_share_the_card(tmp_path, search_first):
     requests = [RateRequest(steps=3), TrainRequest()]
@@ -127,6 +132,7 @@ def test_a_search_for_a_rate_and_a_training_do_not_share_the_card(tmp_path, sear
     begun.communicate()
 
 
+@pytest.mark.slow
 def test_other_jobs_may_start_beside_a_training(tmp_path):
     job = create_job(tmp_path, "look", DoctorRequest())
     with held(tmp_path / ".training.lock", "first"):
@@ -213,7 +219,7 @@ sys.exit(worker.main(sys.argv))
 """The real door, guard and worker, whose work is to wait for a stop."""
 
 
-@pytest.mark.parametrize("wait_seconds", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("wait_seconds", mostly_slow([0.0, 0.3, 1.0], 0.3))
 def test_a_worker_whose_guard_is_killed_ends_by_itself(tmp_path, wait_seconds):
     job = create_job(tmp_path / "jobs", "look", DoctorRequest())
     script = tmp_path / "guarded.py"
@@ -237,7 +243,7 @@ def processes_of(script: Path) -> list[int]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", mostly_slow(["SIGTERM", "SIGINT", "SIGHUP"], "SIGTERM"))
 def test_a_stop_by_signal_reaches_the_worker_through_its_guard(tmp_path, name):
     job = create_job(tmp_path / "jobs", "look", DoctorRequest())
     script = tmp_path / "guarded.py"

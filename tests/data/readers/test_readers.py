@@ -154,6 +154,7 @@ def test_a_folder_without_data_says_so(tmp_path):
         list(read_rows(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", mostly_slow(["big.jsonl", "big.json", "big.csv", "big.jsonl.gz", "big.txt"], "big.json")
 )

@@ -69,7 +69,7 @@ def ask(endpoint, names):
 
 def test_every_answer_of_the_hub_is_a_commit_or_a_sentence():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         answers = ask(f"http://127.0.0.1:{server.server_port}", list(ANSWERS))
     finally:

@@ -32,6 +32,7 @@ def outcome(chat, kind):
     return "wrong: " + "; ".join(lost) if (lost := find_losses(row, examples, chat)) else "right"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FILES, reason="trl is not installed")
 @pytest.mark.parametrize("every", mostly_slow([1, 4], 4))
 def test_no_template_of_trl_loses_a_word_in_silence(every):

@@ -36,6 +36,7 @@ from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.conftest import FP32
 from tests.engine.gguf_file.small_models import small_adapter, small_base
+from tests.matrix import mostly_slow
 from tests.modelfile_reader import read_modelfile
 
 PROMPTS = ("What can you do?", "Explain what a bicycle is.")
@@ -259,6 +260,7 @@ def test_a_gguf_file_comes_with_modelfile_and_licence_and_is_asked(written, stag
     assert any(isinstance(event, ev.Noted) and "llama.cpp" in event.text for event in events)
 
 
+@pytest.mark.slow
 def test_a_pack_holds_its_parts_and_names_no_place_of_this_machine(written, stage, short, tmp_path):
     exporter, events = find_exporter("pack"), []
     exporter.write(written, stage, events.append)
@@ -288,7 +290,7 @@ def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
 
 
 @pytest.mark.parametrize("kind", ["merged", "gguf"])
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("broken", mostly_slow([False, True], True))
 def test_a_check_by_layers_comes_to_the_numbers_of_one_in_memory(kind, broken, written, stage, short, monkeypatch):
     source = dataclasses.replace(written, gguf="F32", merge_into="original")
     record = record_of(written, load_tokenizer(written.base_folder()))
