@@ -1,9 +1,11 @@
-"""How many small faults the tests notice: random one-line mutants of the program, each met with its room's tests.
+"""How many small faults the tests notice: random one-line mutants of the program, each met with the tests that run its line.
 
-    python benchmarks/mutants.py [--seed 0] [--count 100] [--room runs] [--seen-green]
+    python benchmarks/mutants.py [--seed 0] [--count 100] [--room runs] [--touched FILE]
 
-Works on a copy of the checkout. Prints every mutant that survives, then how many were caught. The tests of a mutant are
-those of its file first, then those of its room, without the slow ones; the first failure catches it.
+Works on a copy of the checkout. First the quick tests run once under coverage, which says what tests run which lines, in
+processes of their own as well. Then each mutant meets those of its line, those of its file's name first, and where they
+all pass the slow ones of its file's name; the first failure catches it. Prints every mutant that survives, then how many
+were caught. `--touched` keeps what tests run which lines, for several runs over the same checkout.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import functools
 import gc
 import importlib
+import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +30,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import coverage
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "data", "planner", "runs", "engine", "worker")
-USERS = ("test_docs.py", "runs", "planner", "cli", "ui")
-"""Where the values of `core` are put to use: their defaults and bounds show there."""
+QUICK, SLOW = "not slow and not browser", "slow and not browser"
 CPU_SECONDS = 600
 """A mutant that keeps its tests computing for longer than this is caught: it made something endless."""
 LIBRARIES = (
@@ -47,12 +52,28 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 
 
+Touched = dict[str, dict[str, list[str]]]
+"""Of each file and line the tests that run it, as pytest names them without parameters."""
+COVERAGE = """
+[run]
+source = {tree}/qlora_studio
+data_file = {folder}/coverage
+parallel = true
+dynamic_context = test_function
+context = ${{PYTEST_CURRENT_TEST-}}
+patch = subprocess, fork, _exit
+"""
+"""A process that a test starts finds the test's name in its environment."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One changed line of one file."""
 
     file: Path
     line: int
+    statement: tuple[int, int]
+    """First and last line of the statement; of one with a body, of its head."""
     what: str
     source: str
     """The whole file with the change in it."""
@@ -77,9 +98,15 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
                 compile(changed, str(file), "exec")
             except SyntaxError:
                 continue
-            yield Mutant(
-                file, node.lineno, f"{what}: {segment.splitlines()[0][:60]} -> {made.splitlines()[0][:60]}", changed
-            )
+            words = f"{what}: {segment.splitlines()[0][:60]} -> {made.splitlines()[0][:60]}"
+            yield Mutant(file, node.lineno, _statement_of(node, nodes), words, changed)
+
+
+def _statement_of(node: ast.expr | ast.stmt, nodes: list[ast.expr | ast.stmt]) -> tuple[int, int]:
+    around = [one for one in nodes if isinstance(one, ast.stmt) and any(inner is node for inner in ast.walk(one))]
+    innermost = max(around, key=lambda one: (one.lineno, -(one.end_lineno or 0)))
+    body = getattr(innermost, "body", None)
+    return innermost.lineno, body[0].lineno - 1 if body else innermost.end_lineno or innermost.lineno
 
 
 def _quiet_parts(node: ast.AST) -> Iterator[ast.AST]:
@@ -137,30 +164,83 @@ def _offset(text: str, line: int, column: int) -> int:
     return sum(map(len, lines[: line - 1])) + len(lines[line - 1].encode()[:column].decode())
 
 
-def tests_of(file: Path, tree: Path) -> list[str]:
-    """The tests of a file's own name first, then those of its room."""
-    room = file.relative_to(tree / "qlora_studio").parts[0].removesuffix(".py")
-    folder = tree / "tests" / room
-    own = [str(path) for path in sorted(folder.rglob(f"test_{file.stem}*.py"))]
-    users = [str(tree / "tests" / name) for name in USERS] if room == "core" else []
-    return [*own, str(folder), *users]
+def find_touched(tree: Path, folder: Path) -> Touched:
+    """Runs the quick tests once under coverage.
+
+    Raises:
+        SystemExit: one fails without a mutant, and would catch every one.
+    """
+    settings = folder / "coveragerc"
+    settings.write_text(COVERAGE.format(tree=tree, folder=folder), encoding="utf-8")
+    run = ["-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", "-q", "-n", "2", "-m", QUICK]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    done = subprocess.run(
+        [sys.executable, *run], cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"The tests fail without a mutant: mend them first.\n{done.stdout[-2000:]}")
+    parts = [str(path) for path in folder.glob("coverage.*")]
+    data = coverage.CoverageData(basename=str(folder / "whole"))
+    for part in parts:
+        one = coverage.CoverageData(basename=part)
+        one.read()
+        data.update(one)
+    touched: Touched = {}
+    for file in data.measured_files():
+        lines = data.contexts_by_lineno(file)
+        name = str(Path(file).relative_to(tree))
+        tests = {line: sorted({_test_of(one) for one in found}) for line, found in lines.items()}
+        touched[name] = {str(line): [test for test in found if _is_there(test, tree)] for line, found in tests.items()}
+    return touched
 
 
-def is_caught(mutant: Mutant, tree: Path) -> bool:
+@functools.cache
+def _is_there(test: str, tree: Path) -> bool:
+    """Whether pytest would find it: what it does not find it calls a failure."""
+    file, _, name = test.partition("::")
+    return bool(name) and f"\ndef {name}(" in (tree / file).read_text(encoding="utf-8")
+
+
+def _test_of(context: str) -> str:
+    """`tests/runs/test_lock.py::test_x` for what coverage calls a context; empty for the time between tests."""
+    started_by, _, inside = context.rpartition("|")
+    if "::" in started_by:
+        return started_by.split("[")[0].split(" ")[0]
+    module, _, name = inside.rpartition(".")
+    return f"{module.replace('.', '/')}.py::{name}" if name.startswith("test_") else ""
+
+
+def tests_of(mutant: Mutant, tree: Path, touched: Touched) -> list[tuple[str, list[str]]]:
+    """Markers and tests, in the order in which this mutant meets them."""
+    lines = touched.get(str(mutant.file.relative_to(tree)), {})
+    first, last = mutant.statement
+    found = {test for line in range(first, last + 1) for test in lines.get(str(line), ())}
+    if not found:  # a line that only an import runs: whatever runs any other line of this file
+        found = {test for tests in lines.values() for test in tests} if str(first) in lines else set()
+    room = mutant.file.relative_to(tree / "qlora_studio").parts[0].removesuffix(".py")
+    named = [str(path) for path in sorted((tree / "tests" / room).rglob(f"test_{mutant.file.stem}*.py"))]
+    own = sorted(test for test in found if str(tree / test.split("::")[0]) in named)
+    near = sorted(test for test in found if test.startswith(f"tests/{room}/") and test not in own)
+    others = sorted(found - {*own, *near})
+    return [(QUICK, own), (QUICK, near), (QUICK, others), (SLOW, named)]
+
+
+def is_caught(mutant: Mutant, tree: Path, touched: Touched) -> bool:
     """Whether the tests notice."""
     before = mutant.file.read_text(encoding="utf-8")
     mutant.file.write_text(mutant.source, encoding="utf-8")
     try:
-        return not all(passes(tests, tree) for tests in tests_of(mutant.file, tree))
+        return not all(passes(marker, tests, tree) for marker, tests in tests_of(mutant, tree, touched) if tests)
     finally:
         mutant.file.write_text(before, encoding="utf-8")
 
 
-def passes(tests: str, tree: Path) -> bool:
+def passes(marker: str, tests: list[str], tree: Path) -> bool:
     """Whether these tests end, and none fails. They run in a fork of this process, which has the libraries imported."""
     child = os.fork()
     if child == 0:
-        os._exit(run_pytest(tests, tree))
+        os._exit(run_pytest(marker, tests, tree))
     until = time.monotonic() + SECONDS
     while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > until:
@@ -171,7 +251,7 @@ def passes(tests: str, tree: Path) -> bool:
     return os.waitstatus_to_exitcode(found[1]) in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
-def run_pytest(tests: str, tree: Path) -> int:
+def run_pytest(marker: str, tests: list[str], tree: Path) -> int:
     """The exit code of pytest over a tree's tests, silent, in this process."""
     os.setpgid(0, 0)
     os.chdir(tree)
@@ -182,7 +262,7 @@ def run_pytest(tests: str, tree: Path) -> int:
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser", tests]))
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", marker, *tests]))
 
 
 def import_libraries() -> None:
@@ -193,25 +273,14 @@ def import_libraries() -> None:
     gc.freeze()
 
 
-def check_unchanged(rooms: list[str], tree: Path) -> None:
-    """A test that fails without a change would catch every mutant.
-
-    Raises:
-        SystemExit: the tests of a room fail as they are.
-    """
-    for room in rooms:
-        for tests in tests_of(tree / "qlora_studio" / room / "__init__.py", tree):
-            if not passes(tests, tree):
-                raise SystemExit(f"{Path(tests).relative_to(tree)} fails without a mutant: mend it first.")
-    print(f"the tests of {', '.join(rooms)} pass without a mutant", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--room", choices=ROOMS, help="Only this room; all of them otherwise.")
-    parser.add_argument("--seen-green", action="store_true", help="The unchanged tests were seen to pass; skip them.")
+    parser.add_argument(
+        "--touched", type=Path, help="Where it is kept what tests run which lines; read if it is there."
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import_libraries()
@@ -221,12 +290,15 @@ def main() -> None:
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
         rooms = [arguments.room] if arguments.room else list(ROOMS)
         files = [file for room in rooms for file in sorted((tree / "qlora_studio" / room).rglob("*.py"))]
-        if not arguments.seen_green:
-            check_unchanged(rooms, tree)
+        kept = arguments.touched or Path(folder) / "touched.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(find_touched(tree, Path(folder))), encoding="utf-8")
+            print(f"the tests pass without a mutant, {time.monotonic() - begun:.0f} s", flush=True)
+        touched: Touched = json.loads(kept.read_text(encoding="utf-8"))
         everything = [mutant for file in files for mutant in mutants_of(file)]
         for mutant in chance.sample(everything, min(arguments.count, len(everything))):
             tried += 1
-            if is_caught(mutant, tree):
+            if is_caught(mutant, tree, touched):
                 caught += 1
             else:
                 print(f"survived  {mutant.file.relative_to(tree)}:{mutant.line}  {mutant.what}", flush=True)

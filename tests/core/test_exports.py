@@ -76,6 +76,7 @@ def test_names_are_found_and_others_are_refused_with_those_there_are():
         ([{"loss": 1.9}], "original", "an earlier export measured loss 1.900 on this run's held-out rows beside the chat's 2.000"),
         ([{"loss": 2.1}], "as_chatted", "an earlier export measured loss 2.100"),
         ([{"loss": 1.9}, {"loss": 2.2}], "as_chatted", "an earlier export measured loss 2.200"),
+        ([{"loss": 1.9}, {}], "original", "an earlier export measured loss 1.900"),
         ([{"loss": 2.2, "precision": "Q4_K_M"}], "as_chatted", "it is the model you tried out"),
         ([{"loss": 1.9, "as_chatted": True}], "as_chatted", "it is the model you tried out"),
     ],

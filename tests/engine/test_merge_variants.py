@@ -26,7 +26,14 @@ def merged_model(variant_base, adapter, out, into="original"):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, *list(MERGEABLE)[::3]))
+QUICK = (
+    "many shards", "rank and alpha patterns", "dora with rslora and patterns", "biases trained", "saved head, tied",
+    "saved embeddings, untied", "lora on embeddings, tied", "single tokens, untied", "grown and saved",
+    "transposed layers", "base without prefix", "joined projections",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", mostly_slow(MERGEABLE, *QUICK))
 @torch.no_grad()
 def test_a_merge_equals_pefts_own(name, tmp_path):
     variant = MERGEABLE[name]

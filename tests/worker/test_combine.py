@@ -62,6 +62,22 @@ def test_it_becomes_a_run_that_is_exported_like_any_other(studio, two, tmp_path)
     assert [event.kl < 0.02 for event in events if isinstance(event, ev.Checked)] == [True]
 
 
+def test_what_does_not_fit_the_base_is_refused_before_it_is_a_run(studio, two, monkeypatch):
+    """As if the arithmetic had gone wrong: tensors of another width under the right names."""
+    right = combine.combine
+
+    def wrong(*arguments):
+        made = right(*arguments)
+        made.tensors.update(
+            {name: tensor[:, :-1].contiguous() for name, tensor in made.tensors.items() if "lora_A" in name}
+        )
+        return made
+
+    monkeypatch.setattr(combine, "combine", wrong)
+    with pytest.raises(StudioError):
+        work(studio, studio.combinations.start([("one", 0.7), ("two", 0.3)]), combine)
+
+
 def test_one_run_another_base_and_a_base_that_changed_are_refused(studio, two, tmp_path):
     with pytest.raises(StudioError, match="at least two runs"):
         studio.combinations.start([("one", 1.0)])

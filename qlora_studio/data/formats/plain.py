@@ -41,7 +41,7 @@ COMPLETIONS = ("completion", "response", "generation", "answer", "output")
 
 def fits_alpaca(fields: Fields) -> str:
     answer = fields.first(ALPACA_ANSWERS)
-    question = fields.first(ALPACA_QUESTIONS[:1])
+    question = fields.first(("instruction",))
     if question and answer:
         return f"the rows have '{fields.column(question)}' and '{fields.column(answer)}'"
     return ""

@@ -139,11 +139,10 @@ class TokenWriter:
             for name in ARRAYS:
                 with (self.folder / name).open("rb") as stream:
                     shutil.copyfileobj(stream, out, 1 << 20)
-        shutil.rmtree(self.folder, ignore_errors=True)
         stage.replace(path)
 
     def close(self) -> None:
-        """Removes what was written, where the table is not wanted."""
+        """Removes what the table was written from, whether it is whole or not wanted."""
         for stream in self.streams.values():
             stream.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -117,6 +117,31 @@ def test_answers_that_break_off_are_found_and_others_are_not():
     assert not [found for found in lint(whole) if found.name == "unfinished-answer"]
 
 
+LONG = "There is much to say about this, and all of it was said at length before today. "
+"""80 characters, a sentence that has its end."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (LONG + "After that we went down to the shore and the", "sure"),
+        (LONG + "After that we went down to the shore for the boats,", "sure"),
+        (LONG + "After that we went down to the shore for (", "sure"),
+        (LONG + "After that we went down to the shore and saw the boats", "likely"),
+        (LONG.replace(".", ";") + "after that we went down to the shore and saw boats", ""),
+        (LONG + "\nAfter that all of us went down again", "likely"),
+        (LONG + "\nThese words are seven and stand alone", ""),
+        (LONG + "\n- a point of a list may end in anything at all and the", ""),
+        (LONG + "After that we went down to the shore for 5 €", ""),
+        ("We went down to the shore and looked at it for the", ""),
+        ("Here it is: ```python and the rest is lost", "sure"),
+        ("```x```" + LONG + "After that we went down to the shore and the", ""),
+    ],
+)
+def test_an_answer_without_an_end_is_told_from_one_that_has_it(answer, found):
+    assert find_unfinished(answer) == found
+
+
 @pytest.mark.parametrize(
     "answer",
     [

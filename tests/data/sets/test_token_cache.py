@@ -41,6 +41,8 @@ def test_a_second_start_tokenises_nothing_and_gets_the_same(tmp_path, request_ro
     forbid_rendering(monkeypatch)
     again = tokenise_rows(request_rows(), tmp_path / "cache")
     assert (first.from_cache, again.from_cache) == (False, True)
+    names = [path.name for path in (tmp_path / "cache").rglob("*")]
+    assert "train.safetensors" in names and not [name for name in names if name.endswith((".part", ".mixed"))]
     for side, split in ((again.train, "train"), (again.held_out, "eval")):
         plain = memory[split]
         assert tuple(side.examples) == tuple(
