@@ -1,6 +1,7 @@
 """Several processes tokenise one set: what comes out is what one process makes, whatever becomes of the others."""
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -56,17 +57,29 @@ def assert_same(one, other):
 
 
 def in_helpers(monkeypatch, act, after=1):
-    """Lets `act` happen in every process but this one, instead of rendering the row after so many."""
-    here, drafts, seen = os.getpid(), row_tokeniser.drafts, []
+    """Lets `act` happen in every process but this one, instead of rendering the row after so many.
+
+    This one waits for the first of them, or it could have made all on a busy machine before another has begun.
+    """
+    here, drafts, seen, begun = os.getpid(), row_tokeniser.drafts, [], mmap.mmap(-1, 1)
+    write = stretches._Stretches._write
+
+    def wait_and_write(self, *values):
+        until = time.monotonic() + 60
+        while os.getpid() == here and not begun[0] and time.monotonic() < until:
+            time.sleep(0.01)
+        write(self, *values)
 
     def render(*values):
         if os.getpid() != here:
+            begun[0] = 1
             seen.append(1)
             if len(seen) > after:
                 act()
         return drafts(*values)
 
     monkeypatch.setattr(row_tokeniser, "drafts", render)
+    monkeypatch.setattr(stretches._Stretches, "_write", wait_and_write)
 
 
 def test_several_processes_make_what_one_makes(tmp_path, request_rows, monkeypatch):
