@@ -182,10 +182,11 @@ def test_tensors_that_the_kernels_do_not_take_are_left_to_torch(on_cpu):
     gate, up, inside = drawn()
     fused.product(gate, up)
     before = dict(kernels.calls)
-    columns, cube = torch.randn(8, 3).t(), torch.randn(1, 3, 8)
+    columns, row, cube = torch.randn(8, 3).t(), torch.randn(8), torch.randn(1, 3, 8)
     assert torch.equal(fused.product(columns, up), F.silu(columns) * up)
     assert torch.equal(fused.product(gate, columns), F.silu(gate) * columns)
-    assert torch.equal(fused.product(cube, cube), F.silu(cube) * cube)
+    for other in (row, cube):
+        assert torch.equal(fused.product(other, other), F.silu(other) * other)
     fused.gradients_(inside.double(), gate.double(), up)
     assert kernels.calls == before
 
