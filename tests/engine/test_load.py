@@ -76,6 +76,22 @@ def test_every_parameter_has_a_place_and_only_the_embeddings_are_on_the_host(fam
     assert len(on_host) == 1 and on_host[0] is embeddings
 
 
+def test_weights_are_repacked_only_for_a_model_that_never_trains_again(tiny_folder, monkeypatch):
+    """bitsandbytes repacks a layer that says it may, and what was repacked is read wrongly backward."""
+    monkeypatch.setattr(load, "_packed_is_fast", lambda: True)
+
+    def may_be_repacked():
+        return {module.support_avx512bf16_for_cpu for module in model.modules() if hasattr(module, "compute_dtype")}
+
+    model = load_base(tiny_folder, FP32)
+    assert may_be_repacked() == {False}
+    load.prepare_answers(model, FP32)
+    assert may_be_repacked() == {True}
+    monkeypatch.setattr(load, "_packed_is_fast", lambda: False)
+    load.prepare_answers(model, FP32)
+    assert may_be_repacked() == {False}
+
+
 def test_tokens_looked_up_on_the_host_give_the_same_logits(tiny_folder):
     model, ids = load_base(tiny_folder, FP32), torch.arange(3, 40).unsqueeze(0)
     wanted = model(ids).logits

@@ -1,6 +1,7 @@
 """Several processes tokenise one set: what comes out is what one process makes, whatever becomes of the others."""
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -56,17 +57,29 @@ def assert_same(one, other):
 
 
 def in_helpers(monkeypatch, act, after=1):
-    """Lets `act` happen in every process but this one, instead of rendering the row after so many."""
-    here, drafts, seen = os.getpid(), row_tokeniser.drafts, []
+    """Lets `act` happen in every process but this one, instead of rendering the row after so many.
+
+    This one waits for the first of them, or it could have made all on a busy machine before another has begun.
+    """
+    here, drafts, seen, begun = os.getpid(), row_tokeniser.drafts, [], mmap.mmap(-1, 1)
+    write = stretches._Stretches._write
+
+    def wait_and_write(self, *values):
+        until = time.monotonic() + 60
+        while os.getpid() == here and not begun[0] and time.monotonic() < until:
+            time.sleep(0.01)
+        write(self, *values)
 
     def render(*values):
         if os.getpid() != here:
+            begun[0] = 1
             seen.append(1)
             if len(seen) > after:
                 act()
         return drafts(*values)
 
     monkeypatch.setattr(row_tokeniser, "drafts", render)
+    monkeypatch.setattr(stretches._Stretches, "_write", wait_and_write)
 
 
 def test_several_processes_make_what_one_makes(tmp_path, request_rows, monkeypatch):
@@ -85,7 +98,10 @@ def test_helpers_take_part(tmp_path, request_rows, monkeypatch):
     marks.mkdir()
 
     def note(self, number, *values):
-        (marks / f"{number}.{'here' if os.getpid() == here else 'helper'}").touch()
+        mine, until = os.getpid() == here, time.monotonic() + 60
+        while mine and not list(marks.glob("*.helper")) and time.monotonic() < until:
+            time.sleep(0.01)  # on a busy machine all could be made before a helper has begun
+        (marks / f"{number}.{'here' if mine else 'helper'}").touch()
         write(self, number, *values)
 
     monkeypatch.setattr(stretches._Stretches, "_write", note)
