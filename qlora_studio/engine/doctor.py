@@ -136,7 +136,11 @@ def _check_triton() -> Check:
         return Check(name="Triton", state="ok", finding=f"{found}. {work}")
     where = "" if len(reasons) == len(ACTIVATIONS) else f" with {' and '.join(reasons)}"
     work = f"The elementwise work of gated MLPs{where} takes torch's own kernels"
-    return Check(name="Triton", state="ok", finding=f"{found}. {work}: {'; '.join(sorted(set(reasons.values())))}.")
+    return Check(
+        name="Triton",
+        state="ok",
+        finding=f"{found}. {work}: {'; '.join(sorted(set(reasons.values()))).removesuffix('.')}.",
+    )
 
 
 def _triton_version() -> str:

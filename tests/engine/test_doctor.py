@@ -103,11 +103,16 @@ OURS = "The elementwise work of gated MLPs"
         ),
         (
             True,
+            dict.fromkeys(("silu", "gelu_tanh", "gelu"), "Triton does not work here: Failed to find C compiler."),
+            f"Triton 3.9.0. {OURS} takes torch's own kernels: Triton does not work here: Failed to find C compiler.",
+        ),
+        (
+            True,
             {"silu": torch.OutOfMemoryError()},
             f"Triton 3.9.0. {OURS} with silu takes torch's own kernels: the card has no memory left to try Triton's.",
         ),
     ],
-    ids=["taken", "one refused", "missing", "no memory"],
+    ids=["taken", "one refused", "missing", "no compiler", "no memory"],
 )
 def test_triton_is_tried_on_a_card(monkeypatch, there, answers, finding):
     def answer(activation, device, dtype):
