@@ -1,6 +1,6 @@
 """The Triton kernels of the gated MLP: their numbers in Triton's interpreter, and that they compile for cards.
 
-Triton is no dependency, and a gigabyte: where it is not installed this is skipped. No card is needed.
+Triton is no dependency, and a gigabyte: where it is not installed this is skipped. A card is needed by the last test only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from qlora_studio.engine.kernels.fused_gate import VARIABLE
+from qlora_studio.engine.kernels.fused_gate import VARIABLE, try_kernels
+from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS
 
 ROOT, CASES = Path(__file__).resolve().parents[3], Path(__file__).with_name("interpreted_gate.py")
 pytestmark = pytest.mark.skipif(
@@ -51,6 +53,16 @@ def test_both_kernels_compile_for_cards(capability, tmp_path, monkeypatch):
                 rounds = set(re.findall(r"cvt\.(r\w)\.", made.asm["ptx"]))
                 by_hand = dtype == "fp32" or (dtype, capability) == ("bf16", 75)  # a card without bf16
                 assert rounds == (set() if by_hand else {"rn"})  # to the nearest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no card: that a card computes the same is not tested")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda one: one.name)
+def test_a_card_takes_them(activation, dtype, monkeypatch):
+    from qlora_studio.engine.kernels import triton_gate
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert try_kernels(activation, torch.device("cuda", 0), dtype) is triton_gate
 
 
 def compile_for(capability, kernel, dtype, name):
