@@ -8,10 +8,10 @@ contender, every cap).
 One process a contender, a Markdown line as soon as its figures are there, and what belongs to one model fits one command
 of ten minutes: `--seconds` are shared out among the processes, our own and the peers people use first, so that none
 takes what the others need; what there was no time for is said. Models are drawn on the card: no network, and no file but
-for Unsloth, which loads from one. Contenders are this engine without checkpointing and with it on every layer, plain PEFT,
-PEFT with Liger's kernels, TRL's trainer and Unsloth; the last three only where installed. HFU is the arithmetic that was
-done, recomputation included, as a share of what a large product reaches on this card. The longest row is searched around
-the planned one, with rank 32 as in the table that Unsloth publishes; computer memory is used as planned.
+for Unsloth, which loads from one. Contenders are this engine without checkpointing, with it on every layer and without Triton's
+kernels, plain PEFT, PEFT with Liger's kernels, TRL's trainer and Unsloth; the last three only where installed. HFU is the
+arithmetic that was done, recomputation included, as a share of what a large product reaches on this card. The longest row
+is searched around the planned one, with rank 32 as in the table that Unsloth publishes; computer memory is used as planned.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ RANK = 16
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEEDS = {"peft + liger": ("liger_kernel", "triton"), "trl": ("trl", "datasets"), "unsloth": ("unsloth", "trl")}
 """Which packages a contender needs; one that is missing is said."""
-CONTENDERS = ("studio", "studio, checkpointed", "unsloth", "trl", "peft, checkpointed", "peft + liger", "peft")
+PLAIN = "studio, plain elementwise"
+"""This engine without Triton's kernels, whether or not they are there."""
+CONTENDERS = ("studio", "studio, checkpointed", "unsloth", "trl", "peft, checkpointed", "peft + liger", "peft", PLAIN)
 """Our own first, then those that people use instead, last what the others are measured against."""
 WARM, TIMED = {True: 1, False: 3}, {True: 2, False: 8}
 """Steps that are not timed, and that are, for each length of a row; in a rehearsal and else."""
@@ -112,7 +115,7 @@ def take_steps(contender: str, shape: Any, watch: Stopwatch, folder: str) -> Non
 
 def layers_again(contender: str, layers: int) -> int:
     """On how many layers a contender computes forward twice: trainers on all, as they come."""
-    return 0 if contender in ("studio", "peft") else layers
+    return 0 if contender in ("studio", PLAIN, "peft") else layers
 
 
 def _take_own_steps(contender: str, base: Any, shape: Any, watch: Stopwatch) -> None:
@@ -123,10 +126,13 @@ def _take_own_steps(contender: str, base: Any, shape: Any, watch: Stopwatch) -> 
     from qlora_studio.core.example import Example
     from qlora_studio.engine.forward import LossFunction
     from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+    from qlora_studio.engine.kernels.fused_gate import VARIABLE
     from qlora_studio.engine.load import attach_adapter
     from qlora_studio.engine.updates import make_optimizer
 
     own = contender.startswith("studio")
+    if contender == PLAIN:
+        os.environ[VARIABLE] = "0"  # of this process, which measures nothing else
     if "liger" in contender:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 

@@ -11,6 +11,8 @@ import torch
 from qlora_studio.core.doctor import Check, install_torch
 from qlora_studio.engine.accelerator.attention import has_fused
 from qlora_studio.engine.accelerator.choose import choose_accelerator
+from qlora_studio.engine.kernels.fused_gate import FUSED_ON, try_kernels
+from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS
 from qlora_studio.engine.load import choose_device
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
@@ -116,10 +118,35 @@ def _check_attention() -> Check:
 
 
 def _check_triton() -> Check:
-    there = importlib.util.find_spec("triton") is not None
-    if there:
-        return Check(name="Triton", state="ok", finding=f"Triton {importlib.metadata.version('triton')}.")
-    return Check(name="Triton", state="ok", finding="No Triton; nothing here needs it.")
+    """Whether Triton is there and what it is used for: nothing needs it, so nothing here is bad news."""
+    found = f"Triton {_triton_version()}" if importlib.util.find_spec("triton") else "No Triton"
+    device = choose_device()
+    if device.type not in FUSED_ON:
+        return Check(name="Triton", state="ok", finding=f"{found}; nothing here needs it.")
+    reasons: dict[str, str] = {}
+    for activation in ACTIVATIONS:
+        try:
+            kernels = try_kernels(activation, device.torch, device.dtype)
+        except torch.OutOfMemoryError:
+            kernels = "the card has no memory left to try Triton's"
+        if isinstance(kernels, str):
+            reasons[activation.name] = kernels
+    if not reasons:
+        work = "The elementwise work of gated MLPs takes one kernel each way."
+        return Check(name="Triton", state="ok", finding=f"{found}. {work}")
+    where = "" if len(reasons) == len(ACTIVATIONS) else f" with {' and '.join(reasons)}"
+    work = f"The elementwise work of gated MLPs{where} takes torch's own kernels"
+    return Check(
+        name="Triton",
+        state="ok",
+        finding=f"{found}. {work}: {'; '.join(sorted(set(reasons.values()))).removesuffix('.')}.",
+    )
+
+
+def _triton_version() -> str:
+    """Of whichever package brings it: builds for other systems have names of their own."""
+    names = importlib.metadata.packages_distributions().get("triton", [])
+    return importlib.metadata.version(names[0]) if names else "of an unknown version"
 
 
 def _attempt(name: str, work: Callable[[], str], remedy: str) -> Check:

@@ -1,11 +1,15 @@
 """The engine's half of the doctor, on the machine that runs the test."""
 
+import importlib.metadata
+import importlib.util
+
 import pytest
 import torch
 
 from qlora_studio.core.doctor import Check, install_torch
+from qlora_studio.engine import doctor
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
-from qlora_studio.engine.doctor import _attempt, _check_attention, check_engine
+from qlora_studio.engine.doctor import _attempt, _check_attention, _check_triton, check_engine
 from qlora_studio.engine.load import Device
 
 
@@ -78,3 +82,60 @@ def test_a_build_without_kernels_for_the_card_is_bad_news(monkeypatch):
     (found,) = [check for check in check_engine(cards=1) if check.name == "torch"]
     assert (found.state, found.finding) == ("bad", "torch is built for older cards.")
     assert found.remedy == "Install a torch that is built for this card."
+
+
+OURS = "The elementwise work of gated MLPs"
+
+
+@pytest.mark.parametrize(
+    ("there", "answers", "finding"),
+    [
+        (True, {}, f"Triton 3.9.0. {OURS} takes one kernel each way."),
+        (
+            True,
+            {"gelu": "Triton's kernels give other numbers"},
+            f"Triton 3.9.0. {OURS} with gelu takes torch's own kernels: Triton's kernels give other numbers.",
+        ),
+        (
+            False,
+            dict.fromkeys(("silu", "gelu_tanh", "gelu"), "triton is not installed"),
+            f"No Triton. {OURS} takes torch's own kernels: triton is not installed.",
+        ),
+        (
+            True,
+            dict.fromkeys(("silu", "gelu_tanh", "gelu"), "Triton does not work here: Failed to find C compiler."),
+            f"Triton 3.9.0. {OURS} takes torch's own kernels: Triton does not work here: Failed to find C compiler.",
+        ),
+        (
+            True,
+            {"silu": torch.OutOfMemoryError()},
+            f"Triton 3.9.0. {OURS} with silu takes torch's own kernels: the card has no memory left to try Triton's.",
+        ),
+    ],
+    ids=["taken", "one refused", "missing", "no compiler", "no memory"],
+)
+def test_triton_is_tried_on_a_card(monkeypatch, there, answers, finding):
+    def answer(activation, device, dtype):
+        found = answers.get(activation.name, object())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    pretend_triton(monkeypatch, there)
+    monkeypatch.setattr(doctor, "FUSED_ON", ("cpu",))
+    monkeypatch.setattr(doctor, "try_kernels", answer)
+    assert _check_triton() == Check(name="Triton", state="ok", finding=finding)
+
+
+@pytest.mark.parametrize(("there", "word"), [(True, "Triton 3.9.0"), (False, "No Triton")])
+def test_triton_is_not_tried_on_a_processor(monkeypatch, there, word):
+    pretend_triton(monkeypatch, there)
+    monkeypatch.setattr(doctor, "choose_device", lambda: Device(CpuAccelerator(), torch.float32))
+    assert _check_triton().finding == f"{word}; nothing here needs it."
+
+
+def pretend_triton(monkeypatch, there):
+    metadata = {"packages_distributions": lambda: {"triton": ["pytorch-triton"]}, "version": lambda name: "3.9.0"}
+    for name, function in metadata.items():
+        monkeypatch.setattr(importlib.metadata, name, function)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)

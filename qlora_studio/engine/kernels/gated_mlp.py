@@ -35,6 +35,17 @@ class Activation:
     gradient: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     """(gradient, input, out)"""
 
+    def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`act(gate) · up` of both (rows, inner), as a new tensor."""
+        return self.of(gate).mul_(up)
+
+    def gradients_(self, inside: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> None:
+        """The gradients of gate and up in their place, from `inside`, that of their product, which is used up."""
+        active = self.of(gate).mul_(inside)
+        inside.mul_(up)
+        up.copy_(active)
+        self.gradient(inside, gate, gate)
+
 
 ACTIVATIONS = (
     Activation("silu", F.silu, lambda g, x, out: aten.silu_backward.grad_input(g, x, grad_input=out)),
@@ -187,7 +198,7 @@ def gated_down(parts: GatedParts, outs: Sequence[torch.Tensor]) -> torch.Tensor:
     mask = parts.down.mask(_gate_and_up(outs)[0])  # (tokens, inner)
     for rows in _rows(len(out), rows_at_once(out)):
         gate, up = _gate_and_up([whole[rows] for whole in outs])
-        product = parts.activation.of(gate).mul_(up)
+        product = parts.activation.product(gate, up)
         out[rows] = parts.down.of_dense(product, weight, None if mask is None else mask[rows])
     return out
 
@@ -218,15 +229,12 @@ def _block_through_down(parts: GatedParts, block: Block, weight: torch.Tensor, s
     gate, up = _gate_and_up(block.outs)
     low_rank = down.low_rank_gradient(gradient)
     if low_rank is not None and down.a is not None:
-        product = down.thin_out_(parts.activation.of(gate).mul_(up), block.mask)
+        product = down.thin_out_(parts.activation.product(gate, up), block.mask)
         inner = product @ down.a.to(gradient.dtype).t()
         sums.add(down, low_rank.t() @ product, (gradient.t() @ inner).mul_(down.scale))
         del product
     inside = down.input_gradient(gradient, low_rank, weight, mask=block.mask)  # (rows, inner)
-    active = parts.activation.of(gate).mul_(inside)
-    inside.mul_(up)
-    up.copy_(active)
-    parts.activation.gradient(inside, gate, gate)
+    parts.activation.gradients_(inside, gate, up)
 
 
 def through_first(

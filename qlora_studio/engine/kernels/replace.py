@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from qlora_studio.engine.kernels.fused_gate import fuse
 from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation, GatedParts, gated_mlp
 from qlora_studio.engine.kernels.linear import as_product, find_more
 from qlora_studio.engine.kernels.lora import replace_lora_forwards, report_slow_layers
@@ -37,13 +38,14 @@ class MlpKernel(Protocol):
 def replace_gated_mlps(model: nn.Module, kernel: MlpKernel = gated_mlp) -> int:
     """Gives every gated MLP the forward that keeps less; returns how many there are."""
     count = 0
+    fused = {activation.name: fuse(activation) for activation in ACTIVATIONS}  # one of each: it is tried once a model
     for module in model.modules():
         names = _first_names(module)
         activation = find_activation(module) if names is not None else None
         if names is None or activation is None:
             continue
         replaced: Any = module
-        replaced.forward = types.MethodType(_forward_of(kernel, names, activation), module)
+        replaced.forward = types.MethodType(_forward_of(kernel, names, fused[activation.name]), module)
         replaced.tiled = False
         count += 1
     return count
