@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def pytest_collection_finish() -> None:
     """What the imports left is not looked through again by each collection of garbage: a third of the time without."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """What a step takes on a processor depends on its threads: the plan counts two."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

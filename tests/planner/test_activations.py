@@ -33,6 +33,8 @@ from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.shape import read_shape, shape_from_config
 from tests.matrix import mostly_slow
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 RANK = 8
 SIZES = {"layers": 3, "vocab": 512, "max_positions": 4096}
 SMALL = {

@@ -21,6 +21,8 @@ from qlora_studio.planner.fit import make_plan
 from tests.matrix import mostly_slow
 from tests.planner.test_activations import RANK, SMALL, one_step, settings
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 MACHINE = Machine(memory_bytes=16 * GIB, memory_available_bytes=12 * GIB, cpu_bf16=True)
 METHODS = {
     "dora": {"lora.use_dora": True},
