@@ -50,6 +50,13 @@ def test_a_second_job_of_the_same_title_gets_a_number(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_journal_is_readable_text(tmp_path):
+    journal = Journal(tmp_path / "events.jsonl")
+    journal.append(ev.PhaseEntered(phase="für später"))
+    journal.close()
+    assert "für später" in (tmp_path / "events.jsonl").read_text(encoding="utf-8")
+
+
 def test_a_torn_last_line_is_left_alone_and_written_around(tmp_path):
     path = tmp_path / "events.jsonl"
     journal = Journal(path)

@@ -6,6 +6,7 @@ import pytest
 
 from qlora_studio.core.conversation import Conversation, Source, ToolCall, Turn
 from qlora_studio.core.example import IGNORED
+from qlora_studio.data.render.encode import _Edges
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, render, stop_ids
 from qlora_studio.data.render.templated_row import RowRefused
 from qlora_studio.data.render.templates import TEMPLATES
@@ -67,6 +68,24 @@ def test_a_template_that_changes_words_is_refused(letters):
         "rows.jsonl:4: field 'turn 1': The chat template drops or reorders turn 1 (user). "
         "Choose another template, or leave such rows out."
     )
+
+
+def test_words_may_stand_at_the_very_beginning(letters):
+    chat = with_template(letters, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    for turns in ((HI, HO), (Turn("system", "s"), HI, HO)):
+        (example,) = render(row(*turns), chat)
+        assert example.text == END.join(turn.content for turn in turns) + END
+        assert [example.text[slice(*span)] for span in example.text_spans] == ["ho" + END]
+
+
+def test_an_edge_is_clean_where_the_prompt_has_the_same_tokens_alone(letters):
+    edges, text = _Edges(letters), "<|im_start|>a b<|im_end|>c d"
+    encoding = letters.encode([text])[0]
+    assert edges.clean("hello there", 5, letters.encode(["hello there"])[0])
+    assert edges.clean(text, len(text) - 1, encoding)
+    assert list(edges.alone) == ["hello", "<|im_end|>c "], "looked back to the last control token, and kept"
+    edges.alone["hello"] = [1]
+    assert not edges.clean("hello there", 5, letters.encode(["hello there"])[0])
 
 
 def test_a_template_without_end_is_seen(letters):
