@@ -13,6 +13,7 @@ from qlora_studio.data.cleaning.text import (
     find_secrets,
     find_unfinished,
     fix_mojibake,
+    language_of,
 )
 
 LETTERS = "Zk3QpX9vLw2RtY7mNc4HbS8dFg6JxA1eUoTiPqWn5CzB0yVhKsGfDlM"
@@ -180,3 +181,42 @@ def test_rows_with_other_tools_are_no_copies():
     turns = (Turn("user", "question?"), Turn("assistant", "answer"))
     rows = [Conversation(turns=turns, tools=({"name": name},), source=Source("r", 1)) for name in ("a", "b")]
     assert list(cleaned(rows, ["drop-copies"])) == rows
+
+
+def read_as(text, codec):
+    return text.encode("utf-8").decode(codec)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (f"He said {read_as('café', 'cp1252')} twice", "He said café twice"),
+        (read_as("привет", "cp1251") + ", friend", "привет, friend"),
+        (f"{read_as('é', 'cp1252')}→{read_as('ü', 'cp1252')}", "é→ü"),
+        (f"→{read_as('привет', 'cp1251')}", "→привет"),
+        ("→" + "\u00c3\u0080", "→À"),
+        ("plain", "plain"),
+        ("naïve café → fine", "naïve café → fine"),
+        ("caf\ufffd", "caf\ufffd"),
+    ],
+)
+def test_text_that_was_read_in_another_code_page_is_read_again(wrong, right):
+    assert fix_mojibake(wrong) == right
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The cat sat on the mat and it was not there", "English"),
+        ("Der Hund und die Katze sind nicht da", "German"),
+        ("xyzzy plugh frobnicate", "unknown"),
+        ("the xyzzy", "unknown"),
+        ("Привет, как дела?", "Cyrillic"),
+        ("ab" * 40 + "привет", "unknown"),
+        ("x" * 600 + "привет " * 200, "unknown"),
+        ("こんにちは", "Japanese"),
+        ("the " + "word " * 100, "unknown"),
+    ],
+)
+def test_the_language_follows_from_script_or_small_words(text, language):
+    assert language_of(text) == language
