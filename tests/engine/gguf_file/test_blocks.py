@@ -13,6 +13,16 @@ from qlora_studio.engine.gguf_file.mixture import Mixture, bytes_of
 from tests.llama_cpp import quantize
 
 KINDS = [Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K]
+ALIKE = {Type.Q8_0: 1.0, Type.Q4_K: 0.9955, Type.Q5_K: 0.9825, Type.Q6_K: 0.984}
+"""Share of bytes that are the reference's at least; where its search rounds otherwise, the error decides."""
+ALIKE_WEIGHED = {
+    Type.Q8_0: 1.0,
+    Type.Q4_K: 0.995,
+    Type.Q5_K: 0.9945,
+    Type.Q6_K: 0.985,
+    Type.Q5_0: 0.99,
+    Type.Q5_1: 0.9985,
+}
 
 
 def rows(seed: int = 0) -> torch.Tensor:
@@ -40,8 +50,8 @@ def test_k_quants_are_as_good_as_llama_cpps_and_mostly_the_same_bytes(kind):
     weight = rows()
     ours, reference = encode(weight, kind), quantize(weight.numpy(), int(kind))
     assert ours.shape == reference.shape and ours.nbytes == bytes_of(weight.shape, kind)
-    assert error(ours, kind, weight) < 1.01 * error(reference, kind, weight)
-    assert (ours == reference).mean() > 0.97
+    assert error(ours, kind, weight) < 1.002 * error(reference, kind, weight)
+    assert (ours == reference).mean() >= ALIKE[kind]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, Type.Q5_0, Type.Q5_1])
@@ -52,7 +62,7 @@ def test_blocks_fitted_by_an_importance_matrix_are_llama_cpps(kind):
     ours, reference = encode(weight, kind, columns), quantize(weight.numpy(), int(kind), columns.numpy())
     assert ours.shape == reference.shape
     assert weighed_error(ours, kind, weight, columns) < 1.001 * weighed_error(reference, kind, weight, columns)
-    assert (ours == reference).mean() > 0.98
+    assert (ours == reference).mean() >= ALIKE_WEIGHED[kind]
     if kind != Type.Q8_0:  # eight bits take no notice
         plain = weighed_error(encode(weight, kind), kind, weight, columns)
         assert weighed_error(ours, kind, weight, columns) < 0.95 * plain
