@@ -36,6 +36,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "data", "planner", "runs", "engine", "worker")
+LONG = ("engine", "worker")
+"""Rooms whose slow tests take more than minutes: of these a mutant meets those of its file's name alone."""
 QUICK, SLOW = "not slow and not browser", "slow and not browser"
 CPU_SECONDS = 600
 """A mutant that keeps its tests computing for longer than this is caught: it made something endless."""
@@ -232,7 +234,8 @@ def tests_of(mutant: Mutant, tree: Path, touched: Touched) -> list[tuple[str, li
     near = sorted(test for test in found if test.startswith(f"tests/{room}/") and test not in own)
     others = sorted(found - {*own, *near})
     pages = ["tests/test_docs.py"] if room == "core" else []  # they show the fields of settings, which no line runs
-    return [(QUICK, own), (QUICK, near), (QUICK, [*others, *pages]), (SLOW, named)]
+    whole = [] if room in LONG else [str(tree / "tests" / room)]
+    return [(QUICK, own), (QUICK, near), (QUICK, [*others, *pages]), (SLOW, named or whole)]
 
 
 def is_caught(mutant: Mutant, tree: Path, touched: Touched) -> bool:
