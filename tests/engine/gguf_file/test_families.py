@@ -84,8 +84,9 @@ def test_phi_4_has_long_positions_whose_attention_grows_with_them():
     assert (found["rope.dimension_count"], found["rope.scaling.original_context_length"]) == (24, 512)
     given = {"rope_parameters": LONG | {"attention_factor": 1.5}}
     assert written(model_type, **(changes | given))["rope.scaling.attn_factor"] == 1.5
-    short = written(model_type, **(changes | {"max_position_embeddings": 512}))
-    assert short["rope.scaling.attn_factor"] == 1.0
+    for positions, expected in ((256, 1.0), (512, 1.0), (768, math.sqrt(1 + math.log(1.5) / math.log(512)))):
+        other = written(model_type, **(changes | {"max_position_embeddings": positions}))
+        assert other["rope.scaling.attn_factor"] == pytest.approx(expected)
     assert written("phi3", sliding_window=None, original_max_position_embeddings=256)["attention.sliding_window"] == 0
 
 
