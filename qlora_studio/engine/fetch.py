@@ -100,11 +100,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=quantization, dtype=torch.bfloat16, local_files_only=True
     )
-    model.config._name_or_path = DEMO_REPO
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(target)
-    # The GGUF carries a display name that is no id; the files written here name the model itself.
-    for path in (target / "config.json", target / "generation_config.json"):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("_name_or_path", None)
-        path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    # The GGUF carries a display name that is no id; source.json says which model this is.
+    path = target / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["_model_name_or_path"]
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
