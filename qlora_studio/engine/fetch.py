@@ -105,5 +105,5 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     # The GGUF carries a display name that is no id; source.json says which model this is.
     path = target / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    del values["_model_name_or_path"]
+    values.pop("_model_name_or_path", None)
     path.write_text(json.dumps(values, indent=2), encoding="utf-8")
