@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from types import SimpleNamespace
 
-from qlora_studio.runs.lock import ProcessLock, is_held, read_words
+from qlora_studio.runs import lock as lock_module
+from qlora_studio.runs.lock import FAR, ProcessLock, is_held, read_words
 from tests.runs.holders import held
 
 
@@ -46,3 +49,28 @@ def test_probes_never_make_a_dead_job_look_alive_nor_keep_a_worker_from_starting
         pass
     stop.set()
     asking.join()
+
+
+def test_on_windows_a_far_byte_is_locked_and_a_question_takes_it_for_a_moment(tmp_path, monkeypatch):
+    """What a stand-in of `msvcrt` hears: where the file stands each time, and what is locked."""
+    heard, busy = [], []
+
+    def locking(handle, how, count):
+        heard.append((how, count, os.lseek(handle, 0, os.SEEK_CUR)))
+        if busy:
+            raise OSError("somebody else has it")
+
+    windows = SimpleNamespace(locking=locking, LK_NBLCK="take", LK_UNLCK="leave")
+    monkeypatch.setattr(lock_module, "msvcrt", windows, raising=False)
+    monkeypatch.setattr(lock_module, "sys", SimpleNamespace(platform="win32"))
+    path = tmp_path / "a.lock"
+    taken = ProcessLock(path, "me")
+    assert taken.acquire() and heard == [("take", 1, FAR)]
+    assert read_words(path) == "me", "what is written begins where the file begins"
+    taken.release()
+    heard.clear()
+    assert not is_held(path) and heard == [("take", 1, FAR), ("leave", 1, FAR)]
+    busy.append(True)
+    heard.clear()
+    assert is_held(path) and heard == [("take", 1, FAR)]
+    assert not ProcessLock(path, "you").acquire() and read_words(path) == "me"

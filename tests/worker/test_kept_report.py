@@ -8,12 +8,14 @@ import pytest
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TokeniseRequest
+from qlora_studio.data.sets.prepare import Prepared
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import create_job
 from qlora_studio.studio import Studio
 from qlora_studio.worker import tokenise
 from qlora_studio.worker.context import Context
-from qlora_studio.worker.kept_report import KeptReport
+from qlora_studio.worker.kept_report import KEPT, KeptReport
+from qlora_studio.worker.tokenise import make_report
 
 ROWS = [{"instruction": f"What is {number} and one?", "output": f"It is {number + 1}."} for number in range(8)]
 
@@ -78,3 +80,20 @@ def test_everything_that_decides_a_report_is_in_its_name(config, home, tmp_path)
     report.write_text(json.dumps({**json.loads(report.read_text()), "sha256": "0" * 64}))
     names.append(name())
     assert len({first, *names}) == 1 + len(names)
+
+
+def test_the_oldest_reports_go_first_and_a_full_disk_costs_nothing(tmp_path):
+    report = make_report(
+        Prepared((), 0, (), 0, 0, 0, 0, 0, 0, 0, (), frozenset()), held_out_rows=0, limit=1, previews=()
+    )  # fmt: skip
+    place = tmp_path / "deep" / "token-reports"
+    for number in range(KEPT + 2):
+        kept = KeptReport(place / f"{number}.json")
+        kept.write(report)
+        os.utime(kept.file, (number, number))
+        assert kept.read() == report
+    assert sorted(int(path.stem) for path in place.iterdir()) == list(range(2, KEPT + 2))
+    assert {path.suffix for path in place.iterdir()} == {".json"}
+    assert KeptReport(place / "0.json").read() is None
+    (tmp_path / "file").touch()
+    KeptReport(tmp_path / "file" / "report.json").write(report)
