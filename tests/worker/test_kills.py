@@ -10,16 +10,15 @@ import pytest
 
 from qlora_studio.engine import checkpoints
 from qlora_studio.runs.folder import JobFolder
-from tests.matrix import mostly_slow
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks its workers")
 
 
-@pytest.mark.parametrize(("kills", "seconds"), mostly_slow([(5, 3.0), (60, 45.0), (300, None)], (5, 3.0)))
-def test_random_faults_cost_nothing(harness, tmp_path, kills, seconds):
-    tally = harness.run_faults(tmp_path, kills, seed=kills, seconds=seconds)
+@pytest.mark.slow
+def test_random_faults_cost_nothing(harness, tmp_path):
+    tally = harness.run_faults(tmp_path, 300, seed=300)
     assert tally.wrong == []
-    assert tally.kills >= min(kills, harness.FEWEST) and tally.runs >= 2, tally.summary()
+    assert tally.kills >= 300 and tally.runs >= 2, tally.summary()
 
 
 def write_in_place(target, fill):
