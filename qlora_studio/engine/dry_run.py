@@ -251,10 +251,11 @@ def _run(config: PreTrainedConfig, one: Copy) -> Run:
     def watch(_: nn.Module, __: Any, output: Any) -> None:
         (output[0] if isinstance(output, tuple) else output).register_hook(reach)
 
-    decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
+    handle = decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
     with count:
         keep_gradient: Callable[..., torch.Tensor] = GradientKept.apply
         loss = keep_gradient(model.get_decoder()(**inputs, use_cache=False).last_hidden_state)
+        handle.remove()
         held = count.now - one.tokens * config.get_text_config().hidden_size * one.dtype.itemsize
         count.most = count.now
         loss.backward()
@@ -275,6 +276,7 @@ def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> Any:
     replace_norms(model, norm_kernel(marks))
     replace_gated_mlps(model, mlp_kernel(marks))
     tile_mlps(model, one.layout.tiled)
+    model.train()
     checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
     return model
 
