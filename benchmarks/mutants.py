@@ -230,12 +230,12 @@ def tests_of(mutant: Mutant, tree: Path, touched: Touched) -> list[tuple[str, li
         found = {test for tests in lines.values() for test in tests} if str(first) in lines else set()
     room = mutant.file.relative_to(tree / "qlora_studio").parts[0].removesuffix(".py")
     named = [str(path) for path in sorted((tree / "tests" / room).rglob(f"test_{mutant.file.stem}*.py"))]
-    own = sorted(test for test in found if str(tree / test.split("::")[0]) in named)
-    near = sorted(test for test in found if test.startswith(f"tests/{room}/") and test not in own)
-    others = sorted(found - {*own, *near})
+    rest = [test for test in sorted(found) if str(tree / test.split("::")[0]) not in named]
+    near = [test for test in rest if test.startswith(f"tests/{room}/")]
+    others = [test for test in rest if test not in near]
     pages = ["tests/test_docs.py"] if room == "core" else []  # they show the fields of settings, which no line runs
     whole = [] if room in LONG else [str(tree / "tests" / room)]
-    return [(QUICK, own), (QUICK, near), (QUICK, [*others, *pages]), (SLOW, named or whole)]
+    return [(QUICK, named), (QUICK, near), (QUICK, [*others, *pages]), (SLOW, named or whole)]
 
 
 def is_caught(mutant: Mutant, tree: Path, touched: Touched) -> bool:
