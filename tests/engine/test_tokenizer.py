@@ -37,6 +37,17 @@ def test_what_the_data_room_asks_is_answered(folder):
     assert loaded.encode([]) == []
 
 
+@pytest.mark.parametrize(("named", "put_first", "found"), [(True, True, 256), (True, False, None), (False, True, None)])
+def test_a_beginning_token_is_one_that_the_tokenizer_puts_first(folder, named, put_first, found):
+    """Many models name one and never put it there."""
+    inner = load_tokenizer(folder).inner.backend_tokenizer
+    if not put_first:
+        inner.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    names = {"bos_token": "<s>"} if named else {}
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", **names).save_pretrained(folder)
+    assert load_tokenizer(folder).bos_id == found
+
+
 def test_a_base_without_template_says_so_and_takes_one_by_name(folder):
     with pytest.raises(StudioError, match="This model has no chat template"):
         load_tokenizer(folder).render([{"role": "user", "content": "hi"}])

@@ -134,6 +134,7 @@ LONG = "There is much to say about this, and all of it was said at length before
         (LONG + "\nThese words are seven and stand alone", ""),
         (LONG + "\n- a point of a list may end in anything at all and the", ""),
         (LONG + "After that we went down to the shore for 5 €", ""),
+        (LONG + "After that we went down to the shore for 5€", ""),
         ("We went down to the shore and looked at it for the", ""),
         ("Here it is: ```python and the rest is lost", "sure"),
         ("```x```" + LONG + "After that we went down to the shore and the", ""),
