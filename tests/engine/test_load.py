@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.plan import GIB
 from qlora_studio.engine import load
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
@@ -173,3 +173,45 @@ def test_a_base_that_does_not_load_is_a_sentence_with_the_file(tiny_folder, tmp_
     with pytest.raises(StudioError) as caught:
         load_base(folder, FP32)
     assert message in caught.value.message and str(caught.value).startswith(f"{folder / file}: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "This is a vit model (ViTModel), not one that writes text."),
+        ({"model_type": "llama", "architectures": ["LlamaModel", "Other"]}, "This is a llama model (LlamaModel, Other), not one that writes text."),
+        ({"model_type": "llama", "architectures": []}, "This is a llama model (unnamed), not one that writes text."),
+        ({"model_type": "vit", "architectures": ["ViTForCausalLM"]}, "This is a vit model (ViTForCausalLM), not one that writes text."),
+    ],
+)  # fmt: skip
+def test_a_model_that_writes_no_text_is_refused_by_its_configuration(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(StudioError) as caught:
+        load.read_text_config(tmp_path)
+    file = str(tmp_path / "config.json")
+    assert caught.value.problems == (Problem(message, "Choose a causal language model.", file, "architectures"),)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "OneForConditionalGeneration"])
+def test_one_architecture_that_writes_text_is_enough(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["Other", name]}))
+    assert load.read_text_config(tmp_path).model_type == "llama"
+
+
+@pytest.mark.parametrize(("rows", "after"), [((5,), 8), ((8,), 8), ((9,), 9), ((9, 11), 11), ((), 8)])
+def test_a_base_grows_to_the_tokens_that_an_adapter_brings_and_never_shrinks(rows, after):
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config)
+    before = model.get_input_embeddings().weight.detach().clone()
+    state = {f"{number}.embed_tokens.weight": torch.zeros(count, 8) for number, count in enumerate(rows)}
+    load._grow_embeddings(model, state | {"lm_head.weight": torch.zeros(30, 8)})
+    weight = model.get_input_embeddings().weight
+    assert len(weight) == len(model.lm_head.weight) == after and torch.equal(weight[:8], before)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError(" first.\nsecond."), "first."), (ValueError("no dot"), "no dot."), (KeyError(), "KeyError.")],
+)
+def test_of_a_librarys_error_the_first_line_is_said(error, line):
+    assert load._first_line(error) == line

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from qlora_studio.core.errors import StudioError
-from qlora_studio.engine.gguf_file.vocabulary import name_of_split, read_vocabulary
+from qlora_studio.engine.gguf_file import vocabulary
+from qlora_studio.engine.gguf_file.vocabulary import TokenType, name_of_split, read_vocabulary
 from qlora_studio.engine.gguf_file.write import About
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.gguf_file.small_models import small_base, write_gguf
@@ -55,7 +56,46 @@ def test_a_rule_without_a_name_is_refused_and_never_guessed(change):
 def test_more_tokens_than_rows_are_refused_and_fewer_are_filled_up(tmp_path):
     save("gpt-2", tmp_path, 300)
     tokenizer = load_tokenizer(tmp_path)
-    vocabulary = read_vocabulary(tokenizer, 310)
-    assert len(vocabulary.tokens) == len(vocabulary.types) == 310 and vocabulary.tokens[-1] == "[PAD309]"
+    filled = read_vocabulary(tokenizer, 310)
+    assert len(filled.tokens) == len(filled.types) == 310 and filled.tokens[-1] == "[PAD309]"
     with pytest.raises(StudioError, match="The tokenizer has 300 tokens and the model rows for 299"):
         read_vocabulary(tokenizer, 299)
+
+
+def test_every_id_has_a_kind_and_pieces_have_the_scores_of_their_merges():
+    added = {
+        0: {"content": "<unk>", "special": True},
+        1: {"content": "<s>", "special": True},
+        2: {"content": "a▁b", "special": False},
+    }
+    known = {0: "<unk>", 3: "<0x0A>", 4: "ab", 5: "abc", 6: "z", 7: "<unk>"}
+    pieces = [vocabulary._token(index, known, added, "<unk>") for index in range(9)]
+    assert pieces == [
+        ("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("a b", TokenType.USER_DEFINED),
+        ("<0x0A>", TokenType.BYTE), ("ab", TokenType.NORMAL), ("abc", TokenType.NORMAL), ("z", TokenType.NORMAL),
+        ("<unk>", TokenType.UNKNOWN), ("[PAD8]", TokenType.UNUSED),
+    ]  # fmt: skip
+    plain = [vocabulary._token(index, known, added, None) for index in (0, 2, 3, 7)]
+    assert plain == [
+        ("<unk>", TokenType.CONTROL), ("a▁b", TokenType.USER_DEFINED), ("<0x0A>", TokenType.NORMAL),
+        ("<unk>", TokenType.NORMAL),
+    ]  # fmt: skip
+    merges = [["a", "b"], ["ab", "c"], ["a", "bc"]]
+    scores = vocabulary._scores([text for text, _ in pieces], [kind for _, kind in pieces], merges)
+    assert scores == (-10000.0, -1000.0, -1000.0, 0.0, 0.0, -1.0, -4.0, -10000.0, -10000.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "prefixes"),
+    [
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, True),
+        ({"normalizer": {"type": "Prepend"}, "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False),
+        ({"pre_tokenizer": {"type": "Metaspace", "add_prefix_space": False}}, False),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, False),
+        ({}, False),
+    ],
+)
+def test_whether_a_space_comes_first_follows_from_the_rule(values, prefixes):
+    assert vocabulary._prefixes_space(values) == prefixes
