@@ -18,10 +18,10 @@ from qlora_studio.engine.combine import combine
 from qlora_studio.engine.load import choose_device
 from qlora_studio.engine.manifest import MANIFEST, find_damage, write_folder
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe
+from qlora_studio.runs.checkpoints import find_weights
 from qlora_studio.runs.folder import JobFolder, read_json, write_json
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.fingerprint import FILE, SCHEMA, identify_base, read_identity
-from qlora_studio.worker.loaded_run import chosen_adapter
 
 
 def run(context: Context) -> ev.Event:
@@ -41,12 +41,13 @@ def run(context: Context) -> ev.Event:
     with ExitStack() as stack:
         files = []
         for part in request.parts:
-            folder = chosen_adapter(context, JobFolder(part.run), part.checkpoint)
-            if damage := find_damage(folder):
+            weights = find_weights(JobFolder(part.run), part.checkpoint)
+            if damage := find_damage(weights):
                 raise StudioError(damage, "Choose another run or checkpoint.")
-            files.append(stack.enter_context(closing(AdapterFile(folder))))
+            files.append(stack.enter_context(closing(AdapterFile(weights))))
         made = combine([(file, part.weight) for file, part in zip(files, request.parts, strict=True)], request.how)
-        beside = [path for path in files[0].folder.iterdir() if path.name not in (*ADAPTER_FILES, MANIFEST)]
+    first = JobFolder(request.parts[0].run).adapter  # a checkpoint has nothing beside its weights but how to go on
+    beside = [path for path in first.glob("*") if path.name not in (*ADAPTER_FILES, MANIFEST)]
 
     def fill(stage: Path) -> None:
         values = made.config | {"base_model_name_or_path": base.label}

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import parse_weights
-from qlora_studio.core.jobs import ExportRequest
+from qlora_studio.core.jobs import CombinePart, CombineReport, CombineRequest, ExportRequest
 from qlora_studio.engine.adapter_file import AdapterFile
-from qlora_studio.engine.manifest import find_damage
+from qlora_studio.engine.checkpoints import ADAPTER_FILES
+from qlora_studio.engine.manifest import find_damage, write_folder
 from qlora_studio.home import Home
 from qlora_studio.runs import supervisor
-from qlora_studio.runs.folder import JobFolder, create_job
+from qlora_studio.runs.folder import JobFolder, create_job, read_json, write_json
 from qlora_studio.studio import Studio
 from qlora_studio.worker import adopt, combine, export
 from qlora_studio.worker.context import Context
@@ -99,3 +104,79 @@ def test_weights_are_read_and_refused():
     for text in ("0.7", "a,b", "nan,1", "1,2,3"):
         with pytest.raises(StudioError, match="is not 2 weights"):
             parse_weights(text, 2)
+
+
+def parts_of(trained, *parts):
+    return CombineRequest(
+        parts=tuple(
+            CombinePart(run=trained.home.runs / "one", weight=weight, checkpoint=kept) for kept, weight in parts
+        )
+    )
+
+
+def scaled(folder):
+    """What each pair of an adapter adds to its layer."""
+    file = AdapterFile(folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = file.config["lora_alpha"] / file.config["r"]
+    names = [name for name in tensors if "lora_A" in name]
+    return {name: scale * tensors[name.replace("lora_A", "lora_B")] @ tensors[name] for name in names}
+
+
+def test_two_checkpoints_of_one_run_are_combined_each_with_its_weight(trained):
+    done = trained.context(parts_of(trained, ("step-2", 0.75), ("step-3", 0.25)))
+    report = done.work(combine).report
+    run = trained.home.runs / "one"
+    made = scaled(done.folder.adapter)
+    two, three = (scaled(run / "checkpoints" / f"step-00000{step}") for step in (2, 3))
+    assert (report.rank, report.layers) == (8, 14) and done.phases()[-1] == "combining the adapters"
+    assert made.keys() == two.keys() and len(made) == 14
+    for name, value in made.items():
+        torch.testing.assert_close(value, 0.75 * two[name] + 0.25 * three[name], atol=1e-6, rtol=1e-4)
+
+
+def test_what_a_combination_writes_beside_its_weights(trained):
+    run = trained.home.runs / "one"
+    record = read_json(run / "fingerprint.json")
+    write_json(run / "fingerprint.json", record | {"thinks": True})
+    write_folder(run / "adapter", lambda stage: _copy(run / "checkpoints" / "step-000003", stage))
+    done = trained.context(parts_of(trained, ("step-2", 1.0), ("", 1.0)))
+    assert done.work(combine) == ev.Finished(report=CombineReport(layers=14, rank=8))
+    folder = done.folder.adapter
+    assert find_damage(folder) == "" and sorted(path.name for path in folder.iterdir()) == [
+        "MANIFEST.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json",
+    ]  # fmt: skip
+    config = (folder / "adapter_config.json").read_text()
+    assert config.startswith('{\n "') and json.loads(config)["base_model_name_or_path"] == "tiny"
+    assert list(json.loads(config)) == sorted(json.loads(config))
+    kept = read_json(done.folder.path / "fingerprint.json")
+    assert kept == {
+        "schema": record["schema"], "base": "tiny", "revision": None, "identity": record["identity"], "thinks": True,
+        "template_sha256": record["template_sha256"],
+    }  # fmt: skip
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def _copy(checkpoint, stage):
+    for name in ADAPTER_FILES:
+        shutil.copyfile(checkpoint / name, stage / name)
+    (stage / "tokenizer_config.json").write_text("{}")
+
+
+def test_a_damaged_part_and_another_template_are_refused(trained):
+    run = trained.home.runs / "one"
+    (run / "checkpoints" / "step-000002" / "state.json").write_text("{")
+    with pytest.raises(StudioError, match=r"state\.json") as refused:
+        trained.context(parts_of(trained, ("", 1.0), ("step-2", 1.0))).work(combine)
+    assert refused.value.hint == "Choose another run or checkpoint."
+    other = trained.home.runs / "two"
+    shutil.copytree(run, other)
+    for kept, refuses in (("0" * 64, True), (None, False)):
+        write_json(other / "fingerprint.json", read_json(run / "fingerprint.json") | {"template_sha256": kept})
+        request = CombineRequest(parts=(CombinePart(run=run, weight=1.0), CombinePart(run=other, weight=1.0)))
+        if refuses:
+            with pytest.raises(StudioError, match="different chat templates"):
+                trained.context(request).work(combine)
+        else:
+            assert isinstance(trained.context(request).work(combine), ev.Finished)
