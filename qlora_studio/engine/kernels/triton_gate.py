@@ -1,7 +1,8 @@
 """`act(gate) · up` and its gradients, one Triton kernel each way. Imported only where Triton is: `fused_gate` decides.
 
 Read in any of the engine's formats, computed in fp32, rounded once. Rows may lie apart: gate and up can be halves of one
-matrix. Written for cards; on a processor only Triton's interpreter runs them.
+matrix. Written for cards, and launched on the one that is current, as a process here has only one; on a processor only
+Triton's interpreter runs them.
 
 The kernels' arguments have no annotations but `tl.constexpr`: Triton would compile those as well, and fail.
 """
@@ -20,16 +21,14 @@ def product(gate: torch.Tensor, up: torch.Tensor, name: str) -> torch.Tensor:
     """`act(gate) · up` for both (rows, inner) as a new tensor; `name` is that of an `Activation`."""
     out = gate.new_empty(gate.shape)
     strides = out.stride(0), gate.stride(0), up.stride(0)
-    with torch.cuda.device_of(gate):
-        _product[_grid(gate)](out, gate, up, gate.shape[1], *strides, name, BLOCK, enable_fp_fusion=True)
+    _product[_grid(gate)](out, gate, up, gate.shape[1], *strides, name, BLOCK, enable_fp_fusion=True)
     return out
 
 
 def gradients_(inside: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, name: str) -> None:
     """The gradients of gate and up in their place, from `inside`, that of their product; all (rows, inner)."""
     strides = inside.stride(0), gate.stride(0), up.stride(0)
-    with torch.cuda.device_of(gate):
-        _gradients[_grid(gate)](inside, gate, up, gate.shape[1], *strides, name, BLOCK, enable_fp_fusion=True)
+    _gradients[_grid(gate)](inside, gate, up, gate.shape[1], *strides, name, BLOCK, enable_fp_fusion=True)
 
 
 def _grid(gate: torch.Tensor) -> tuple[int, int]:
