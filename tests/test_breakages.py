@@ -111,7 +111,7 @@ def test_a_breakage_that_is_put_back_is_noticed(tree, broken):
     text = file.read_text(encoding="utf-8")
     assert text.count(broken.line) == 1
     file.write_text(text.replace(broken.line, broken.was), encoding="utf-8")
-    options = ["-x", "-n", "0", "-m", "not slow and not browser", "-p", "no:cacheprovider", f"--rootdir={tree}"]
+    options = ["-x", "-n", "0", "-m", "not browser", "-p", "no:cacheprovider", f"--rootdir={tree}"]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
