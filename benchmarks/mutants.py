@@ -4,8 +4,8 @@
 
 Works on a copy of the checkout. First the quick tests run once under coverage, which says what tests run which lines, in
 processes of their own as well. Then each mutant meets those of its line, those of its file's name first, and where they
-all pass the slow ones of its file's name; the first failure catches it. Prints every mutant that survives, then how many
-were caught. `--touched` keeps what tests run which lines, for several runs over the same checkout.
+all pass the slow ones of its file's name, or of a room that has few; the first failure catches it. Prints every mutant that
+survives, then how many were caught. `--touched` keeps what tests run which lines, for several runs over the same checkout.
 """
 
 from __future__ import annotations

@@ -54,6 +54,17 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No token, no proxy, and the hub may be reached: each is as a test puts it."""
+    from qlora_studio import hub
+
+    for name in (*hub.TOKEN_NAMES, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home folder, found through the environment as a person would set it."""
     folder = tmp_path / "home"

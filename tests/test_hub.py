@@ -9,15 +9,9 @@ from qlora_studio import hub
 from qlora_studio.core.errors import StudioError
 from tests.hub_server import SHA, Hub, HubModel, serve
 
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
+
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"0" * 1000, "pytorch_model.bin": b"0" * 9000}
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path):
-    for name in (*hub.TOKEN_NAMES, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("NO_PROXY", "*")
 
 
 @pytest.fixture

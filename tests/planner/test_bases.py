@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from qlora_studio import hub
 from qlora_studio.core.bases import BaseRef, FailedBase, ResolvedBase, UnresolvedBase
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import LinearShape, MeasuredShape, Moment, StepCosts
@@ -16,6 +15,8 @@ from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
 from tests.hub_server import SHA, Hub, HubModel, serve
 from tests.planner.test_shape import SMOL, write_config
+
+pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 ODD = SMOL | {"model_type": "granite"}
 COSTS = StepCosts(1, 1, 0, 0, 0, 0, (Moment(1),), Moment(1))
@@ -40,14 +41,6 @@ class DryRun:
 @pytest.fixture
 def home(tmp_path):
     return Home(tmp_path / "home")
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path):
-    for name in (*hub.TOKEN_NAMES, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("NO_PROXY", "*")
 
 
 def nothing(message: str) -> None:
