@@ -13,6 +13,7 @@ Needs no card and no network. Ctrl-C ends it with what was found so far.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -150,7 +151,7 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets one that came before it had a group of its own
         signal.signal(signal.SIGINT, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        os.closerange(3, 1024)  # what this process holds, such as a lock of its caller, is not the worker's
+        leave_what_is_open()
         os.environ["QLORA_STUDIO_HOME"] = str(home.root)
         os.environ[VARIABLE] = fault
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -171,6 +172,19 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
         sys.stderr.flush()
     finally:
         os._exit(9)
+
+
+def leave_what_is_open() -> None:
+    """What the caller holds, such as a lock, is not the worker's.
+
+    The numbers stay taken: a file object of the caller that is cleared away later closes its number, and not the file of
+    the worker that would have got it.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3, 1024):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            os.dup2(nothing, number)
 
 
 def end(process: int, after: float | None = None) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qlora_studio.ui.server.environment import StubsLeftOut
+
 SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 for name, value in {
@@ -24,6 +26,7 @@ for name, value in {
     "GRADIO_ANALYTICS_ENABLED": "False",
 }.items():
     os.environ.setdefault(name, value)
+sys.meta_path.insert(0, StubsLeftOut())
 
 FETCH = """
 import sys

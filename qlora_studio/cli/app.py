@@ -68,11 +68,15 @@ def root(
     """Tune a language model on the graphics card you already have: 4-bit QLoRA, chat, export."""
 
 
+COMMAND = typer.main.get_command(app)
+"""Made of the functions once: that takes as long as a small command."""
+
+
 def run() -> int:
     """Runs one command. 0: done; 1: the work failed; 2: the input was wrong; 130: Ctrl-C, or asked to terminate."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)
+        code = COMMAND(standalone_mode=False)
         return int(code or 0)
     except StudioError as error:
         return print_problems(error)

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from qlora_studio.core.series import Point
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.ladder import Limits
 from qlora_studio.engine.manifest import find_damage, remove, write_folder
+from qlora_studio.engine.numerics import Numerics
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
 
@@ -57,18 +58,21 @@ class Position:
     """Schedule and loss scale, as `Updates.state` gives them."""
     limits: Limits | None = None
     """The limits in force; None in a checkpoint of an earlier version."""
+    numerics: Numerics = field(default_factory=dict)
+    """With what the steps were computed; empty in a checkpoint of an earlier version."""
 
     def to_json(self) -> dict[str, Any]:
         limits = None if self.limits is None else asdict(self.limits)
         measured = {"held_out_before": self.held_out.before, "evaluations": self.held_out.evaluations}
-        return {"step": self.step, **measured, **self.updates, "limits": limits}
+        return {"step": self.step, **measured, **self.updates, "limits": limits, "numerics": dict(self.numerics)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Position:
         updates = {name: values[name] for name in ("schedule", "scaler")}
         limits = Limits(**values["limits"]) if values.get("limits") else None
         evaluations = tuple((int(step), float(loss)) for step, loss in values.get("evaluations", ()))
-        return cls(values["step"], HeldOut(values["held_out_before"], evaluations), updates, limits)
+        held_out = HeldOut(values["held_out_before"], evaluations)
+        return cls(values["step"], held_out, updates, limits, dict(values.get("numerics", {})))
 
 
 @dataclass(frozen=True, slots=True)

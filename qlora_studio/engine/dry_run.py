@@ -226,7 +226,7 @@ def _build_adapted(config: PreTrainedConfig, layers: int, dtype: torch.dtype) ->
 
 def _has_gated_mlps(config: PreTrainedConfig) -> bool:
     """Whether the engine's kernel would take any of its MLPs, and could do so in tiles."""
-    return replace_gated_mlps(_build_adapted(config, 2, torch.bfloat16), mlp_kernel(Marks())) > 0
+    return bool(replace_gated_mlps(_build_adapted(config, 2, torch.bfloat16), mlp_kernel(Marks())))
 
 
 def _run(config: PreTrainedConfig, one: Copy) -> Run:
@@ -251,11 +251,10 @@ def _run(config: PreTrainedConfig, one: Copy) -> Run:
     def watch(_: nn.Module, __: Any, output: Any) -> None:
         (output[0] if isinstance(output, tuple) else output).register_hook(reach)
 
-    handle = decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
+    decoder_layers(model.get_decoder())[-1].register_forward_hook(watch)
     with count:
         keep_gradient: Callable[..., torch.Tensor] = GradientKept.apply
         loss = keep_gradient(model.get_decoder()(**inputs, use_cache=False).last_hidden_state)
-        handle.remove()
         held = count.now - one.tokens * config.get_text_config().hidden_size * one.dtype.itemsize
         count.most = count.now
         loss.backward()

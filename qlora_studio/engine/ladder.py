@@ -140,7 +140,7 @@ class MemoryLadder:
             raise StudioError(
                 f"One row of {longest} tokens does not fit: "
                 f"{self.accelerator.peak().allocated_bytes / GIB:.2f} GiB were in use when memory ran out.",
-                "Lower data.max_length or lora.rank, or choose a smaller base.",
+                "Lower the max sequence length or the rank, or choose a smaller base.",
             )
         limits, change = found
         self.set_limits(limits)

@@ -163,8 +163,8 @@ def _no_room(folder: Path, device: Device) -> StudioError:
     return StudioError(
         f"The model does not fit: memory ran out on {device.accelerator.label} while it was loaded, "
         f"after {there:.2f} GiB.",
-        "Close other programs that use the memory, raise memory.budget_gib, set memory.offload to both, or choose a "
-        "smaller base.",
+        "Close other programs that use the memory, raise the memory budget, set offload to both, or "
+        "choose a smaller base.",
         where=str(folder),
         field="memory.budget_gib",
     )

@@ -29,6 +29,7 @@ from qlora_studio.engine.evaluate import evaluate
 from qlora_studio.engine.forward import LossFunction, without_dropout
 from qlora_studio.engine.kernels.replace import report_slow_paths
 from qlora_studio.engine.ladder import Descent, MemoryLadder, planned_limits
+from qlora_studio.engine.numerics import describe_change, read_numerics
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.engine.samples import write_samples
@@ -171,6 +172,9 @@ class TrainingLoop:
         self.held_out = position.held_out
         self.updates.load_state(position.updates)
         self.emit(ev.Resumed(step=self.step))
+        now = read_numerics(self.setup.model, self.setup.accelerator)
+        if (change := describe_change(position.numerics, now)) is not None:
+            self.emit(ev.Noted(text=change))
 
     def _take(self, step: Step) -> None:
         """One optimizer step, and its event."""
@@ -203,7 +207,7 @@ class TrainingLoop:
                 raise
             raise StudioError(
                 f"Memory ran out in the update of step {self.step + 1}.",
-                "Lower lora.rank, or choose the optimizer adamw_8bit.",
+                "Lower the rank, or choose the optimizer adamw_8bit.",
             ) from error
 
     def _measure(self, step: Step) -> Measured:
@@ -286,7 +290,7 @@ class TrainingLoop:
         if self._lost_patience and self.step < len(self.steps):
             best = self.held_out.best
             after = f" since step {best[0]}" if best else ""
-            text = f"The held-out loss has not become better{after}: the run ends here, as evaluation.patience says."
+            text = f"The held-out loss has not become better{after}: the run ends here, as its patience says."
             self.emit(ev.Noted(text=text))
         self.emit(ev.PhaseEntered(phase="training"))
 

@@ -156,7 +156,7 @@ def make_pretoken_cache(tokenizer: Tokenizer) -> PretokenCache | None:
     if normalizer and normalizer["type"] not in ("NFC", "NFKC", "NFD", "NFKD"):  # these leave ASCII as it is
         return None
     after = _state(tokenizer.post_processor)
-    if any(step.get("trim_offsets") and step["type"] == "ByteLevel" for step in after.get("processors", [after])):
+    if any(step.get("trim_offsets") for step in after.get("processors", [after])):
         return None  # where a token begins then depends on where in the text it stands
     patterns = _patterns(_state(tokenizer.pre_tokenizer))
     added = tokenizer.get_added_tokens_decoder()

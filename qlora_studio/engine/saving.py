@@ -11,6 +11,7 @@ from qlora_studio.core.held_out import HeldOut
 from qlora_studio.engine.checkpoints import Keeping, Position, RunCheckpoints, TunedModel
 from qlora_studio.engine.ladder import MemoryLadder
 from qlora_studio.engine.manifest import find_damage
+from qlora_studio.engine.numerics import read_numerics
 from qlora_studio.engine.setup import Setup
 from qlora_studio.engine.updates import Updates
 
@@ -55,7 +56,8 @@ class Saving:
     def save(self, step: int, held_out: HeldOut) -> None:
         """Writes the checkpoint of the step that the weights are at. Raises a StudioError where it cannot."""
         begun = time.monotonic()
-        position = Position(step, held_out, self.updates.state(), self.ladder.limits)
+        numerics = read_numerics(self.setup.model, self.setup.accelerator)
+        position = Position(step, held_out, self.updates.state(), self.ladder.limits, numerics)
         path = self.checkpoints.save(self.updates.optimizer, position)
         self.pacing.saved(begun)
         self.emit(ev.CheckpointSaved(step=step, path=path))

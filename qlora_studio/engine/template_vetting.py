@@ -41,15 +41,15 @@ _OUT_OF_MEMORY = 3
 class TemplateReport:
     """What a template was seen to do."""
 
-    knows_tools: bool = False
-    knows_thinking: bool = False
-    knows_system: bool = False
-    rewrites_turns: bool = False
+    knows_tools: bool
+    knows_thinking: bool
+    knows_system: bool
+    rewrites_turns: bool
     """Earlier turns are written differently once there are later ones: each answer becomes an example of its own."""
-    end_of_turn: str = ""
-    sample: str = ""
+    end_of_turn: str
+    sample: str
     """A small conversation, rendered."""
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...]
 
 
 def vet_template(folder: Path, template: str | None = None) -> TemplateReport:

@@ -93,7 +93,7 @@ class ChatTokenizer:
         if not self.template:
             raise StudioError(
                 "This model has no chat template.",
-                "Choose one by name (model.template); it is saved with the adapter.",
+                "Choose a chat template by name; it is saved with the adapter.",
                 where=self.where,
                 field="model.template",
             )

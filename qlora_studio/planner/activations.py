@@ -6,7 +6,8 @@ agree with the allocator within a few percent (docs/memory.md). Sizes are bytes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from qlora_studio.core.micro_batches import GRAIN, filled
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
@@ -33,9 +34,8 @@ WHOLE_LOGITS = 16
 """Bytes per logit where all exist at once: compute format, fp32, probabilities, their gradient and its copy."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepPeak:
-    """Bytes at the worst moment of forward and backward, by what they are."""
+class StepPeak(NamedTuple):
+    """Bytes at the worst moment of forward and backward, by what they are. A search makes a million of them."""
 
     activations: int
     loss: int
@@ -96,15 +96,14 @@ def _margin(shape: ModelShape) -> float:
 def _at(shape: ModelShape, kept: float, moment: Moment, settings: PlanSettings) -> StepPeak:
     """What there is at a moment. A measured line may meet zero tokens below zero; that is no workspace."""
     tokens = computed_tokens(settings)
-    pairs = tokens * _row_tokens(settings)
-    held = kept + moment.per_token * tokens + moment.per_pair * pairs
-    return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed) + _block_bytes(shape, moment, settings))
+    held = kept + moment.per_token * tokens + moment.per_pair * (tokens * _row_tokens(settings))
+    blocks = _block_bytes(shape, moment, settings, tokens)
+    return StepPeak(round(held) + min(0, moment.fixed), 0, max(0, moment.fixed) + blocks)
 
 
-def _block_bytes(shape: ModelShape, moment: Moment, settings: PlanSettings) -> int:
+def _block_bytes(shape: ModelShape, moment: Moment, settings: PlanSettings, tokens: int) -> int:
     """What kernels hold that work in blocks: norms in fp32, gated MLPs of their inner tensors, and attention."""
-    tokens, device = computed_tokens(settings), settings.device
-    total = 0.0
+    device, total = settings.device, 0.0
     if not (device == "cuda" and moment.norm_fused):
         total += 12 * min(NORM_NUMBERS[device], tokens * moment.norm_width)
     total += 2 * settings.compute_bytes * moment.inner_width * min(MLP_ROWS[device], tokens)

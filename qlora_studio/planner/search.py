@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Literal
 
@@ -94,6 +95,7 @@ def least_checkpointing(
     def with_layers(layers: int) -> PlanSettings:
         return settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled_mlp)
 
+    @cache
     def bytes_with(layers: int) -> int:
         return takes(situation, with_layers(layers))
 
@@ -119,14 +121,19 @@ def smallest_bytes(situation: Situation) -> int:
 
 
 def can_fit(situation: Situation) -> bool:
-    """Whether any settings fit. Checkpointing on all layers mostly takes least, and answers first."""
+    """Whether any settings fit."""
+    return fits_checkpointed(situation) or smallest_bytes(situation) <= situation.budget_bytes
+
+
+def fits_checkpointed(situation: Situation) -> bool:
+    """Whether it fits with every layer checkpointed that may be, however much is offloaded: mostly that takes least."""
     tokens, precision = micro_batch_choices(situation)[0], adapter_choices(situation)[-1]
-    offload, layers = offload_choices(situation)[-1], tuple(checkpoint_choices(situation))[-1]
-    for tiled in reversed(tile_choices(situation)):
-        settings = settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled)
-        if takes(situation, settings) <= situation.budget_bytes:
-            return True
-    return smallest_bytes(situation) <= situation.budget_bytes
+    layers = tuple(checkpoint_choices(situation))[-1]
+    return any(
+        takes(situation, settings_for(situation, tokens, layers, precision, offload, tiled_mlp=tiled))
+        <= situation.budget_bytes
+        for offload, tiled in product(reversed(offload_choices(situation)), reversed(tile_choices(situation)))
+    )
 
 
 def takes(situation: Situation, settings: PlanSettings) -> int:
@@ -228,27 +235,39 @@ def settings_for(
 def find_longest_context(situation: Situation) -> int | None:
     """Tokens of the longest row that would fit with everything else as it is; None where not even one token does."""
 
-    def fits(tokens: int) -> bool:
-        return can_fit(replace(situation, longest_row=tokens))
+    def with_row(tokens: int) -> Situation:
+        return replace(situation, longest_row=tokens)
 
-    return _largest(fits, situation.shape.max_positions)
+    return _find_largest(with_row, situation.shape.max_positions)
 
 
 def find_largest_rank(situation: Situation) -> int | None:
     """The largest rank that would fit with everything else as it is; None where not even rank 1 does."""
 
-    def fits(rank: int) -> bool:
-        config = situation.config.replace({"lora.rank": rank})
-        return can_fit(replace(situation, config=config))
+    def with_rank(rank: int) -> Situation:
+        return replace(situation, config=situation.config.replace({"lora.rank": rank}))
 
-    return _largest(fits, LARGEST_RANK)
+    return _find_largest(with_rank, LARGEST_RANK)
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """The largest whole number up to `most` for which a condition holds that only ever turns false."""
-    if not fits(1):
-        return None
-    low, high = 1, most
+def _find_largest(situation_with: Callable[[int], Situation], most: int) -> int | None:
+    """The largest number from 1 to `most` whose situation fits; None where none does.
+
+    The settings that mostly take least are asked first: trying all of them costs many times as much, and adds little or
+    nothing to the number.
+    """
+    fitting, step = _largest(lambda number: fits_checkpointed(situation_with(number)), 0, most), 1
+    while fitting < most:
+        further = min(fitting + step, most)
+        if not can_fit(situation_with(further)):
+            return _largest(lambda number: can_fit(situation_with(number)), fitting, further - 1) or None
+        fitting, step = further, 4 * step
+    return fitting
+
+
+def _largest(fits: Callable[[int], bool], known: int, most: int) -> int:
+    """The largest whole number for which a condition holds that only ever turns false; `known` is one for which it does."""
+    low, high = known, most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

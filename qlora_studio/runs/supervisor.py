@@ -110,7 +110,7 @@ def start(folder: JobFolder, command: list[str] | None = None, *, card: str | No
 
 
 def wait_for_word(folder: JobFolder, process: subprocess.Popen[bytes], written_bytes: int) -> None:
-    """Returns once the journal has grown past the `said` bytes: the worker holds its lock and has begun."""
+    """Returns once the journal has grown past `written_bytes`: the worker holds its lock and has begun."""
     until = time.monotonic() + START_SECONDS
     while not (folder.events.exists() and folder.events.stat().st_size > written_bytes):
         if process.poll() == BUSY:

@@ -34,7 +34,7 @@ def run(context: Context) -> ev.Event:
         return ev.Stopped()
     if not held_out.examples and not prompts:
         raise StudioError(
-            "This run holds nothing out, so there is nothing to measure.", "Train with data.eval_share above 0."
+            "This run holds nothing out, so there is nothing to measure.", "Train with an evaluation share above 0."
         )
     losses: dict[str, float] = {}
     if held_out.examples:

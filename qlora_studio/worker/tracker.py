@@ -27,7 +27,7 @@ def open_tracker(config: TrainConfig, folder: Path) -> Track:
     except ImportError:
         raise StudioError(
             f"{title} is not installed here.",
-            f"Install it with `pip install {package}`, or set saving.tracker to none.",
+            f"Install it with `pip install {package}`, or choose no tracker.",
             field="saving.tracker",
         ) from None
     atexit.register(writer.close)

@@ -232,6 +232,7 @@ def test_an_empty_history_says_what_to_do(cli):
     assert cli("data", "list")[:2] == (0, "There are no data sets yet. `qlora-studio data import FILE` makes one.\n")
 
 
+@pytest.mark.slow
 def test_help_is_quick():
     """Processor time, not wall time: the one promise about speed that a busy machine cannot break."""
     process = subprocess.Popen(

@@ -14,6 +14,7 @@ from qlora_studio.core.example import Example
 from qlora_studio.core.plan import MemoryEstimate, MemoryPlan
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.load import Device, attach_adapter, load_base
+from qlora_studio.engine.updates import make_optimizer
 
 VOCAB = 256
 FP32 = Device(CpuAccelerator(), torch.float32)
@@ -49,6 +50,17 @@ def tiny_adapter_model(tiny_folder):
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     return model
+
+
+@pytest.fixture
+def optimizer(tiny_adapter_model) -> torch.optim.Optimizer:
+    """Of the tiny adapter, after a first step with gradients of one."""
+    parameters = [parameter for parameter in tiny_adapter_model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, make_config(optim__learning_rate=1e-3), "adamw")
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
 
 
 def make_examples(count: int, seed: int = 0, shortest: int = 6, longest: int = 60) -> list[Example]:

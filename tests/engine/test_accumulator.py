@@ -17,6 +17,7 @@ from qlora_studio.engine.load import attach_adapter, load_base
 from qlora_studio.engine.objectives.protocol import ObjectiveLoss, RowLosses
 from qlora_studio.engine.objectives.supervised import Supervised
 from tests.engine.conftest import FP32, make_examples, relative
+from tests.matrix import mostly_slow
 
 WHOLE = 10_000
 
@@ -52,7 +53,7 @@ def test_loss_and_gradient_are_the_mean_over_all_trained_tokens(tiny_adapter_mod
     assert relative(gradient, gradient_of(tiny_adapter_model)) < 1e-5
 
 
-@pytest.mark.parametrize("tokens", [60, 90, 150, WHOLE])
+@pytest.mark.parametrize("tokens", mostly_slow([60, 90, 150, WHOLE], 60, WHOLE))
 def test_the_gradient_does_not_depend_on_the_micro_batches(tiny_adapter_model, tokens):
     examples = make_examples(8, seed=3)
     loss, gradient = accumulate(tiny_adapter_model, examples, tokens=1)
@@ -69,7 +70,7 @@ def test_packed_and_padded_rows_have_the_same_gradient(tiny_adapter_model, token
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["here", "offloaded"])
-@pytest.mark.parametrize("checkpointed", [1, 2])
+@pytest.mark.parametrize("checkpointed", mostly_slow([1, 2], 2))
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_adapter_model, checkpointed, offload):
     examples = make_examples(4, seed=4)
     _, reference = accumulate(tiny_adapter_model, examples)
@@ -98,7 +99,11 @@ def model_with_dropout(tiny_folder):
 
 @pytest.mark.parametrize(
     "how",
-    [{"tokens": 60}, {"tokens": 130}, {"tokens": 130, "checkpointed": 2}, {"pack": False}],
+    mostly_slow(
+        [{"tokens": 60}, {"tokens": 130}, {"tokens": 130, "checkpointed": 2}, {"pack": False}],
+        {"tokens": 130, "checkpointed": 2},
+        {"pack": False},
+    ),
     ids=["rows", "some", "checkpointed", "padded"],
 )
 def test_dropout_is_the_same_however_a_step_is_cut(model_with_dropout, how):
@@ -155,7 +160,7 @@ class Pairs:
         )
 
 
-@pytest.mark.parametrize("tokens", [1, 90, WHOLE])
+@pytest.mark.parametrize("tokens", mostly_slow([1, 90, WHOLE], 90))
 def test_rows_of_a_pair_may_stand_in_different_micro_batches(model_with_dropout, tokens):
     examples = make_examples(6, seed=3)
     accumulator = make_accumulator(model_with_dropout, examples, tokens=tokens, objective=Pairs())

@@ -71,6 +71,7 @@ def test_the_best_step_stays_beside_the_newest_and_is_the_adapter(tiny_folder, t
     assert weights(tmp_path / "run" / "adapter") != weights(tmp_path / "run" / "checkpoints" / "step-000008")
 
 
+@pytest.mark.slow
 def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, scripted):
     recorder, _ = run(tiny_folder, tmp_path / "run", saving__adapter="last")
     assert recorder.of(ev.AdapterSaved) == [ev.AdapterSaved(step=8, held_out=8.0)]
@@ -78,6 +79,7 @@ def test_last_is_there_for_who_wants_it(tiny_folder, tmp_path, scripted):
     assert checkpoints(tmp_path / "run") == ["step-000003", "step-000008"], "the best is kept all the same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", mostly_slow([2, 3, 4, 6], 4))
 def test_a_run_cut_anywhere_ends_with_the_same_curve_the_same_best_and_the_same_adapter(
     tiny_folder, tmp_path, scripted, cut
@@ -114,7 +116,7 @@ def test_patience_ends_a_run_and_a_kill_changes_nothing_of_where(tiny_folder, tm
     assert (outcome.ending, outcome.step, outcome.total_steps) == ("early", 5, 8) and not outcome.stopped
     assert recorder.of(ev.AdapterSaved) == [ev.AdapterSaved(step=3, held_out=2.0)]
     assert recorder.of(ev.Noted)[-1].text == (
-        "The held-out loss has not become better since step 3: the run ends here, as evaluation.patience says."
+        "The held-out loss has not become better since step 3: the run ends here, as its patience says."
     )
     first, _ = run(tiny_folder, tmp_path / "cut", Recorder(stop_after=4), evaluation__patience=2)
     checkpoint, _ = newest_checkpoint(tmp_path / "cut" / "checkpoints")

@@ -126,7 +126,7 @@ def assert_planned(found: Measured) -> None:
     assert found.peak <= found.peak_planned <= 1.05 * found.peak
 
 
-@pytest.mark.parametrize("name", mostly_slow(CASES, "llama", "qwen3, checkpointed"))
+@pytest.mark.parametrize("name", mostly_slow(CASES))
 def test_a_step_on_a_card_takes_what_is_planned(name, tmp_path):
     assert_planned(measure(CASES[name], tmp_path))
 
@@ -137,6 +137,7 @@ def test_every_family_takes_what_is_planned(case, tmp_path):
     assert_planned(measure(case, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_plan_below_the_peak_is_noticed(tmp_path, monkeypatch):
     """What the plan of the first mixtures and of grouped queries on Turing was: too small, and nobody looked."""
     monkeypatch.setattr(activations, "_repeated_bytes", lambda shape, settings: 0)

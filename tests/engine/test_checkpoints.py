@@ -16,8 +16,7 @@ from qlora_studio.engine.checkpoints import (
     read_position,
 )
 from qlora_studio.engine.ladder import Limits
-from qlora_studio.engine.updates import make_optimizer
-from tests.engine.conftest import FP32, make_config
+from tests.engine.conftest import FP32
 
 HELD_OUT = HeldOut(1.5, ((2, 1.25),))
 UPDATES = {"schedule": {"last_epoch": 3}, "scaler": {}}
@@ -29,17 +28,7 @@ def make_checkpoints(model, folder, keep=2) -> RunCheckpoints:
 
 
 def position(step: int) -> Position:
-    return Position(step, HELD_OUT, UPDATES, Limits(100, 1, 2))
-
-
-@pytest.fixture
-def optimizer(tiny_adapter_model):
-    parameters = [parameter for parameter in tiny_adapter_model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, make_config(optim__learning_rate=1e-3), "adamw")
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    return optimizer
+    return Position(step, HELD_OUT, UPDATES, Limits(100, 1, 2), {"torch": "2.13.0"})
 
 
 def test_weights_optimizer_random_numbers_and_position_come_back(tiny_adapter_model, optimizer, tmp_path):
@@ -105,11 +94,11 @@ def test_a_mistake_in_the_program_is_not_called_a_full_disk(tiny_adapter_model, 
         make_checkpoints(tiny_adapter_model, tmp_path / "run").save(optimizer, position(5))
 
 
-def test_a_position_of_an_earlier_version_has_no_limits():
+def test_a_position_of_an_earlier_version_has_no_limits_and_no_numerics():
     values = position(3).to_json()
     assert Position.from_json(values) == position(3)
-    del values["limits"]
-    assert Position.from_json(values) == Position(3, HELD_OUT, UPDATES, None)
+    del values["limits"], values["numerics"]
+    assert Position.from_json(values) == Position(3, HELD_OUT, UPDATES, None, {})
 
 
 def test_states_within_states_and_plain_numbers_come_back(tiny_adapter_model, optimizer, tmp_path):

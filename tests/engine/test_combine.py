@@ -107,3 +107,27 @@ def test_other_ranks_and_more_than_lora_are_refused(base, tmp_path):
     dora = AdapterFile(small_adapter(base, tmp_path / "dora", use_dora=True))
     with pytest.raises(StudioError, match="Only plain LoRA adapters can be combined"):
         combine([different[0], (dora, 1.0)], "cat")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_new_adapter_s_settings_are_whole_and_lesser_ranks_are_filled_with_nothing(tmp_path, turned):
+    def adapter(name, modules, fan_in_fan_out):
+        folder = tmp_path / name
+        folder.mkdir()
+        values = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "fan_in_fan_out": fan_in_fan_out}
+        (folder / CONFIG).write_text(json.dumps(values))
+        save_file({
+            f"base_model.model.{module}.lora_{side}.weight": torch.ones(1, 3) if side == "A" else torch.ones(2, 1)
+            for module in modules for side in "AB"
+        }, folder / WEIGHTS)  # fmt: skip
+        return AdapterFile(folder)
+
+    made = combine([(adapter("one", ["a", "b"], turned), 0.5), (adapter("two", ["b"], not turned), -1.0)], "cat")
+    assert made.config == {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "r": 2, "lora_alpha": 2,
+        "lora_dropout": 0.0, "bias": "none", "target_modules": ["a", "b"], "fan_in_fan_out": turned,
+    }  # fmt: skip
+    assert {name.removeprefix("base_model.model."): value.tolist() for name, value in made.tensors.items()} == {
+        "a.lora_A.weight": [[1, 1, 1], [0, 0, 0]], "a.lora_B.weight": [[1, 0], [1, 0]],
+        "b.lora_A.weight": [[1, 1, 1], [-2, -2, -2]], "b.lora_B.weight": [[1, 1], [1, 1]],
+    }  # fmt: skip

@@ -2,7 +2,10 @@
 
 import json
 
-from qlora_studio.engine.companions import copy_companions
+import pytest
+
+from qlora_studio.core.errors import Problem, StudioError
+from qlora_studio.engine.companions import copy_companions, copy_licences
 
 
 def test_the_copy_names_no_place_and_no_code_and_keeps_all_else(tmp_path):
@@ -30,3 +33,44 @@ def test_a_config_that_names_nothing_stays_byte_for_byte(tmp_path):
     (tmp_path / "base" / "tokenizer_config.json").write_text(text)
     copy_companions(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("tokenizer.json", 256),
+        ("tokenizer_config.json", 64),
+        ("chat_template.jinja", 4),
+        ("generation_config.json", 1),
+        ("NOTICE", 4),
+    ],
+)
+def test_a_file_that_is_far_too_large_is_not_copied(tmp_path, name, most):
+    base, adapter, out = (tmp_path / folder for folder in ("base", "adapter", "out"))
+    for folder in (base, adapter, out):
+        folder.mkdir()
+    with (base / name).open("wb") as file:
+        file.truncate(most << 20)  # sparse: nothing is written
+    if name in ("chat_template.jinja", "generation_config.json", "NOTICE"):
+        copy_companions(base, adapter, out)
+        assert (out / name).stat().st_size == most << 20
+    with (base / name).open("r+b") as file:
+        file.truncate((most << 20) + 1)
+    with pytest.raises(StudioError) as caught:
+        copy_companions(base, adapter, out)
+    size = f"{(most << 20) + 1:,}"
+    assert caught.value.problems[0] == Problem(
+        f"A file that belongs to the model cannot be copied: {name} has {size} bytes, and none has so many.",
+        "Put the real file in its place, or download the model again.",
+        str(base),
+    )
+
+
+def test_licences_are_named_in_order(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    for name in ("USE_POLICY.md", "LICENCE", "License-2.txt", "LICENSING", "readme"):
+        (base / name).write_text(name)
+    assert copy_licences(base, out) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import MeasuredShape, Moment, StepCosts
 from qlora_studio.engine import dry_run
 from qlora_studio.engine.dry_run import Copy, Layout, Run, attends_in_squares, measure
@@ -179,3 +180,46 @@ def test_a_pass_is_counted_to_the_byte(family, copy):
     assert (one.held, one.end_peak, one.kept, one.layer_peak, summed(one.end_marks), summed(one.layer_marks)) == PASSES[
         family, copy
     ]
+
+
+def test_a_folder_is_measured_from_its_own_config_and_after_its_adapter_was_tried(monkeypatch, tmp_path):
+    calls = []
+
+    def read(folder, **options):
+        calls.append((folder, options))
+        return tiny()
+
+    def refuse(config):
+        calls.append(config.model_type)
+        raise StudioError("An adapter would not reach it.")
+
+    monkeypatch.setattr(dry_run.AutoConfig, "from_pretrained", read)
+    monkeypatch.setattr(dry_run, "check_adapter", refuse)
+    with pytest.raises(StudioError, match=r"^An adapter would not reach it\.$"):
+        dry_run.measure_folder(tmp_path)
+    assert calls == [(tmp_path, {"trust_remote_code": False, "local_files_only": True}), "llama"]
+
+
+def test_passes_with_other_marks_cannot_be_put_together():
+    one, two = (Mark(10, norm_numbers=64),), (Mark(20, norm_numbers=128), Mark(30))
+    with pytest.raises(ValueError, match="shorter"):
+        dry_run._fit_marks({64: (two, 0), 128: (one, 0)})
+    assert dry_run._fit_marks({64: (one, 4), 128: (two[:1], 4)}) == [
+        Moment((16 - 6) / 64, -4, norm_width=1.0, norm_fused=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("points", "moment"),
+    [
+        ({64: 70, 128: 134}, Moment(1.0, 6)),
+        ({64: 6, 128: 6}, Moment(0.0, 6)),
+        ({10: 100, 20: 400, 40: 1600}, Moment(0.0, 0, 2.0)),
+        ({10: 5 + 30 + 100, 20: 5 + 60 + 400, 40: 5 + 120 + 1600}, Moment(3.0, 5, 2.0)),
+    ],
+)
+def test_two_points_are_a_line_and_three_a_parabola_that_goes_through_them(points, moment):
+    found = dry_run._fit(points)
+    assert found == moment
+    for tokens, bytes in points.items():
+        assert dry_run._value(found, tokens) == pytest.approx(bytes)

@@ -11,13 +11,14 @@ from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.ladder import Limits, MemoryLadder
 from qlora_studio.engine.objectives.supervised import Supervised
 from tests.engine.conftest import FP32, make_examples
+from tests.matrix import mostly_slow
 
 
 def ladder(model, tokens, report=lambda descent: None):
     return MemoryLadder(model, FP32.accelerator, Limits(tokens, 0, 2), report)
 
 
-@pytest.mark.parametrize("tokens", [1, 100, 400, 4000])
+@pytest.mark.parametrize("tokens", mostly_slow([1, 100, 400, 4000], 1, 400))
 def test_evaluation_loss_is_the_mean_over_all_trained_tokens_for_any_micro_batch(tiny_adapter_model, tokens):
     examples = make_examples(9, seed=6)
     loss_function = LossFunction(tiny_adapter_model)

@@ -10,6 +10,8 @@ import torch
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.errors import StudioError
 from qlora_studio.engine import ladder as ladder_module
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.accelerator.protocol import Peak
 from qlora_studio.engine.kernels import checkpointing, gated_mlp
 from qlora_studio.engine.kernels.checkpointing import decoder_layers
 from qlora_studio.engine.ladder import Descent, Limits, MemoryLadder, planned_limits, smaller_limits
@@ -140,10 +142,14 @@ def test_checkpointed_inputs_are_offloaded_only_where_the_plan_says_so(tiny_adap
     assert moved == ([False, False] if offload else []), "a processor pins nothing"
 
 
-def test_at_the_bottom_one_sentence_names_the_row(tiny_adapter_model):
+def test_at_the_bottom_one_sentence_names_the_row(tiny_adapter_model, monkeypatch):
     ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(100, 2, 2))
-    with pytest.raises(StudioError, match=r"^One row of 150 tokens does not fit: \d+\.\d\d GiB were in use when"):
+    monkeypatch.setattr(CpuAccelerator, "peak", lambda self: Peak(5 << 28, 9 << 30))
+    with pytest.raises(StudioError) as refused:
         ladder.until_it_fits(Work(tiny_adapter_model, 1, MemoryError()), longest=150)
+    assert refused.value.problems[0].message == (
+        "One row of 150 tokens does not fit: 1.25 GiB were in use when memory ran out."
+    )
 
 
 def test_any_other_error_passes_at_once_and_leaves_the_random_state_as_it_was(tiny_adapter_model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -45,7 +47,7 @@ def test_of_a_merged_folder(name, pass_tokens, tmp_path, monkeypatch):
     assert steps[-1][0] == steps[-1][1] and [done for done, _ in steps] == [*range(1, len(steps) + 1)]
 
 
-@pytest.mark.parametrize("name", mostly_slow(FAMILIES, "llama", "gemma3"))
+@pytest.mark.parametrize("name", mostly_slow(FAMILIES, "gemma3"))
 def test_of_a_gguf_file(name, tmp_path):
     model_type, changes = FAMILIES[name]
     base = small_base(model_type, tmp_path / "base", **changes)
@@ -80,3 +82,44 @@ def test_experts_in_files_of_their_own_are_refused(tmp_path):
     base, _ = MERGEABLE["attention of a mixture"].write(tmp_path)
     with pytest.raises(StudioError, match="cannot be checked layer by layer"):
         layers_of_merged(base, FP32)
+
+
+def test_probes_go_in_together_padded_and_no_further_than_they_are_asked():
+    seen = []
+
+    def answer(input_ids, attention_mask, use_cache):
+        seen.append((input_ids.tolist(), attention_mask.tolist(), use_cache))
+        return SimpleNamespace(logits=torch.tensor([[[0.0, 0], [0, torch.inf]]])[:, :, :2].nan_to_num(posinf=50.0))
+
+    model = layerwise.LayerwiseModel.__new__(layerwise.LayerwiseModel)
+    model.model, model.device = answer, FP32
+    found = model._ask([Probe((5, 6, 7, 8), (0, 2)), Probe((9, 10), (0,))])
+    assert seen == [([[5, 6, 7], [9, 0, 0]], [[1, 1, 1], [1, 0, 0]], False)]
+    assert model._wanted == [(0, 0), (0, 2), (1, 0)]
+    torch.testing.assert_close(found, torch.tensor([[-0.6931472, -0.6931472], [-50.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [([10, 10], [[10, 10]]), ([10, 11], [[10], [11]]), ([20], [[20]]), ([30, 5, 5], [[30], [5, 5]]), ([], [])],
+)
+def test_as_many_probes_go_together_as_fill_a_pass(monkeypatch, widths, groups):
+    monkeypatch.setattr(layerwise, "PASS_TOKENS", 20)
+    probes = [Probe(tuple(range(40)), (0, width - 1)) for width in widths]
+    assert [[one.positions[-1] + 1 for one in group] for group in layerwise._group(probes)] == groups
+
+
+@pytest.mark.parametrize(("free", "fits"), [(110, False), (111, True)])
+def test_a_tenth_is_left_to_compute_with(monkeypatch, free, fits):
+    monkeypatch.setattr(layerwise.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert layerwise.fits_in_memory(100) == fits
+
+
+def test_a_weight_of_another_shape_is_named(tiny_folder):
+    model = layers_of_merged(tiny_folder, FP32)
+    model.read = lambda name: torch.zeros(3)
+    with pytest.raises(
+        StudioError, match=r"model\.embed_tokens\.weight has the shape \(3,\), and the model \(256, 64\)"
+    ):
+        model.log_probabilities(PROBES)
+    assert layers_of_merged(tiny_folder, FP32).log_probabilities([Probe((1, 2), ())]).shape == (0, 0)

@@ -112,7 +112,7 @@ def test_memory_that_runs_out_while_loading_is_said_in_words(tiny_folder, monkey
         "The model does not fit: memory ran out on the card while it was loaded, after 0.50 GiB."
     )
     assert (problem.where, problem.field) == (str(tiny_folder), "memory.budget_gib")
-    assert "memory.offload" in problem.hint
+    assert "set offload to both" in problem.hint
     assert is_out_of_memory(caught.value)  # so that the merged model is checked on the processor instead
 
 

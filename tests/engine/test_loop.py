@@ -292,6 +292,7 @@ def test_fp16_searches_its_loss_scale_says_so_and_loses_no_step(fp16_model, tmp_
     assert recorder.losses[-1] < recorder.losses[0]
 
 
+@pytest.mark.slow
 def test_fp16_gradients_that_are_never_finite_end_the_run_with_its_weights(fp16_model, tmp_path, monkeypatch):
     original = LossFunction.row_losses
 
@@ -316,6 +317,7 @@ def last_checkpoint(folder):
     return checkpoint
 
 
+@pytest.mark.slow
 def test_an_error_inside_a_step_leaves_a_checkpoint_from_which_the_curve_is_the_same(
     tiny_folder, tmp_path, monkeypatch
 ):
@@ -479,6 +481,7 @@ def test_the_probe_tries_the_largest_micro_batch_and_changes_nothing(tiny_adapte
     assert all(parameter.grad is None for parameter in tiny_adapter_model.parameters())
 
 
+@pytest.mark.slow
 def test_speed_and_time_left_are_of_this_process_also_after_a_resume(tiny_adapter_model, tmp_path, monkeypatch):
     """Every update takes two seconds by a clock that only updates move."""
     clock, apply = [100.0], Updates.apply
@@ -502,6 +505,7 @@ def test_speed_and_time_left_are_of_this_process_also_after_a_resume(tiny_adapte
     assert sum(event.tokens for event in logged) == 2 * sum(len(row.input_ids) for row in made.train)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_when_so_many_minutes_are_over(tiny_adapter_model, tmp_path, monkeypatch):
     clock, apply = [0.0], Updates.apply
 

@@ -206,3 +206,29 @@ def test_what_is_removed_is_out_of_sight_before_it_is_deleted(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "rmtree", watched)
     remove(tmp_path / "whole")
     assert seen == [".trash/whole"] and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError("no library"), AttributeError("renameat2"), TypeError("None")])
+def test_a_system_without_the_call_says_that_folders_did_not_change_places(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    for name in ("one", "two"):
+        write_folder(tmp_path / name, fill_with(name))
+    assert manifest.exchange(tmp_path / "one", tmp_path / "two") and find_damage(tmp_path / "one") == ""
+    assert (tmp_path / "one" / "a.txt").read_text() == "two"
+    assert not manifest.exchange(tmp_path / "one", tmp_path / "nowhere"), "the call is there and refuses"
+    monkeypatch.setattr(manifest.ctypes, "CDLL", fail)
+    assert manifest.exchange(tmp_path / "one", tmp_path / "two") is False
+    assert (tmp_path / "one" / "a.txt").read_text() == "two"
+
+
+def test_what_an_earlier_kill_left_in_the_trash_makes_room(tmp_path):
+    def fill(words):
+        return lambda stage: (stage / "file").write_text(words) and None
+
+    write_folder(tmp_path / "one", fill("old"))
+    (tmp_path / manifest.TRASH / "one" / "half").mkdir(parents=True)
+    trash = manifest.move_away(tmp_path / "one")
+    assert trash == tmp_path / manifest.TRASH / "one" and not (tmp_path / "one").exists()
+    assert sorted(path.name for path in trash.iterdir()) == ["MANIFEST.json", "file"]

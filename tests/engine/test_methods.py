@@ -82,7 +82,7 @@ def test_dora_has_the_gradients_of_peft(family, kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", mostly_slow(["mistral", "qwen3", "phi3", "gpt2"], "phi3", "gpt2"))
+@pytest.mark.parametrize("family", mostly_slow(["mistral", "qwen3", "phi3", "gpt2"], "phi3"))
 def test_dora_has_the_gradients_of_peft_in_other_families(family, tmp_path):
     ours, plain = load_pair(family, tmp_path, DORA["plain"])
     assert relative(gradient_of(ours, random_ids()), gradient_of(plain, random_ids())) < 1e-5
@@ -134,7 +134,7 @@ def test_a_fresh_adapter_changes_nothing(lora, dtype, tmp_path):
 # PiSSA and OLoRA
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rslora", mostly_slow([False, True], True))
 def test_pissa_starts_at_the_largest_directions_and_trains_one_half(rslora, tmp_path):
     lora = LoraSettings(rank=RANK, alpha=6, use_rslora=rslora, init="pissa")
     model = attach_adapter(load_base(write_model("llama", tmp_path), FP32), lora, torch.float32, 1).train()
@@ -163,7 +163,7 @@ def test_pissa_starts_at_the_largest_directions_and_trains_one_half(rslora, tmp_
 RATE = TrainConfig(optim=OptimConfig(learning_rate=1e-2))
 
 
-@pytest.mark.parametrize("rank", [RANK, 100], ids=["narrow", "wider than some layers"])
+@pytest.mark.parametrize("rank", mostly_slow([RANK, 100], 100), ids=["narrow", "wider than some layers"])
 def test_olora_starts_where_peft_does(rank, tmp_path):
     """PEFT takes the first columns and rows of a whole QR decomposition."""
     lora = LoraSettings(rank=rank, alpha=6, init="olora")
@@ -208,6 +208,7 @@ def test_what_cannot_go_with_a_start_from_the_base_is_refused_by_name(changes, i
 # LoRA+ and NEFTune
 
 
+@pytest.mark.slow
 def test_lora_plus_takes_the_steps_of_peft(tmp_path):
     config = TrainConfig(optim=OptimConfig(learning_rate=1e-3, loraplus_ratio=16, weight_decay=0.01))
     ours, theirs = load_pair("llama", tmp_path, LoraSettings(rank=RANK))
@@ -225,6 +226,7 @@ def test_lora_plus_takes_the_steps_of_peft(tmp_path):
             assert torch.allclose(parameter, ended[name], atol=2e-5), name
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_however_a_step_is_cut_and_off_in_evaluation(tiny_adapter_model):
     add_noise(tiny_adapter_model, 5.0)
     examples = make_examples(6, seed=3)

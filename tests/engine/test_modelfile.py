@@ -36,3 +36,11 @@ def test_a_value_that_the_syntax_cannot_hold_is_refused():
 def test_the_reader_refuses_what_ollama_refuses(bad):
     with pytest.raises(ValueError):
         read_modelfile(bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("plain", '"plain"'), ("", '""'), ('a "b"', '"""a "b""""'), ("a\nb", '"""a\nb"""'), ("'", '"\'"')],
+)
+def test_a_value_is_quoted_thrice_only_where_it_must_be(value, written):
+    assert quote(value) == written

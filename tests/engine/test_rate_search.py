@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from qlora_studio.core.jobs import RatePoint, RateReport
-from qlora_studio.engine.loop import train
+from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.ladder import planned_limits
+from qlora_studio.engine.loop import TrainingLoop, train
 from qlora_studio.engine.rate_search import RateSearch, choose
 from tests.engine.conftest import make_examples
 from tests.engine.test_loop import Recorder, setup
@@ -36,6 +39,7 @@ def test_a_trial_comes_to_what_a_run_of_so_many_steps_comes_to(tiny_adapter_mode
     assert found.base_loss == pytest.approx(run.held_out.before, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_adapter_is_as_it_was_and_every_trial_begins_there(tiny_adapter_model, tmp_path):
     made = setup(tiny_adapter_model, tmp_path, held_out=make_examples(5, seed=3))
     before = {name: value.clone() for name, value in tiny_adapter_model.state_dict().items() if "lora_" in name}
@@ -86,3 +90,46 @@ def test_a_choice_at_the_edge_says_so(rate, message):
     points = tuple(RatePoint(rate=number, loss=1.0) for number in (1.0, 2.0, 3.0))
     assert message in RateReport(steps=9, points=points, held_out=True, rate=rate).sentence
     assert "better still" not in RateReport(steps=9, points=points, held_out=True, rate=2.0).sentence
+
+
+@pytest.mark.parametrize(
+    ("offload", "moved"), [("none", False), ("embeddings", False), ("boundaries", True), ("both", True)]
+)
+def test_search_and_run_put_boundaries_where_the_plan_says(tiny_adapter_model, tmp_path, offload, moved):
+    made = setup(tiny_adapter_model, tmp_path)
+    made = dataclasses.replace(made, plan=made.plan.model_copy(update={"offload": offload}))
+    found = RateSearch(made, 3, lambda done, total: None, never)
+    run = TrainingLoop(made, Recorder().emit, lambda: "")
+    assert (found.ladder.offload, run.ladder.offload) == (moved, moved)
+    assert found.ladder.limits == run.ladder.limits == planned_limits(made.plan, tiny_adapter_model)
+
+
+def test_an_update_that_is_not_finite_ends_a_trial_and_the_next_begins_from_the_start(
+    tiny_adapter_model, tmp_path, monkeypatch
+):
+    made = setup(tiny_adapter_model, tmp_path, held_out=make_examples(3, seed=3))
+    original, passes = LossFunction.row_losses, []
+
+    def poison(self, batch):
+        losses = original(self, batch)
+        if losses.requires_grad:
+            passes.append(1)
+            return losses * (math.nan if len(passes) == 2 else 1)
+        return losses
+
+    monkeypatch.setattr(LossFunction, "row_losses", poison)
+    found = search(made, steps=2, rates=(1e-3, 2e-3))
+    assert [point.loss is None for point in found.points] == [True, False]
+    assert (found.steps, found.held_out) == (2, True)
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(3, 3), (64, 64), (65, 64), (0, None)])
+def test_so_many_rows_are_measured(tiny_adapter_model, tmp_path, held_out, expected):
+    examples = make_examples(held_out, seed=3)
+    made = setup(tiny_adapter_model, tmp_path, held_out=examples, optim__epochs=3)
+    found = RateSearch(made, 9, lambda done, total: None, never)
+    if expected is None:  # the rows of the last four of nine steps
+        assert found.measured_on == [made.train[row] for step in found.steps[5:] for row in step.rows]
+        assert len(found.steps) == 9
+    else:
+        assert found.measured_on == examples[:expected]

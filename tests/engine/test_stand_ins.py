@@ -3,17 +3,22 @@
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from qlora_studio.engine import stand_ins
 from qlora_studio.engine.stand_ins import (
+    ATTENTION,
     RANK,
     AdaptedLinear,
     FrozenLinear,
     GradientKept,
     GroupedProduct,
     StorageCount,
+    attention_of,
     build,
     features_of,
+    planned_experts,
     shorten,
     without_numbers,
 )
@@ -103,3 +108,79 @@ def test_a_copy_ties_its_weights_as_the_model_does():
         model = build(shorten(config, 2), torch.bfloat16)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (config_of("llama"), ATTENTION),
+        (config_of("falcon"), "sdpa"),
+        (config_of("gpt_oss"), "eager"),
+        (PreTrainedConfig(), ATTENTION),
+    ],
+    ids=["llama", "a table of its own", "no fused kernels", "no known class"],
+)
+def test_attention_is_the_stand_in_but_where_a_class_takes_none(config, name):
+    assert attention_of(config) == name
+
+
+class Experts:
+    """Two experts of 4 inner numbers for tokens of 3, with what transformers' classes of experts have."""
+
+    def __init__(self, *, gate: bool, bias: bool, transposed: bool) -> None:
+        self.has_gate, self.has_bias, self.is_transposed = gate, bias, transposed
+        wide = 8 if gate else 4
+        first = torch.ones(2, 3, wide) if transposed else torch.ones(2, wide, 3)
+        self.down_proj, self.down_proj_bias = torch.ones(2, 3, 4), torch.ones(2, 3)
+        if gate:
+            self.gate_up_proj, self.gate_up_proj_bias = first, torch.ones(2, wide)
+        else:
+            self.up_proj, self.up_proj_bias = first, torch.ones(2, wide)
+        self.seen: list[tuple[int, ...]] = []
+
+    def _apply_gate(self, product):
+        self.seen.append(tuple(product.shape))
+        return product[..., :4]
+
+    def act_fn(self, product):
+        self.seen.append(tuple(product.shape))
+        return product
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_every_kind_of_experts_goes_through_with_its_inner_width(gate, bias, transposed):
+    experts = Experts(gate=gate, bias=bias, transposed=transposed)
+    hidden = torch.ones(5, 3, dtype=torch.bfloat16, requires_grad=True)
+    chosen, weights = torch.tensor([[0, 1]] * 5), torch.ones(5, 2)
+    out = planned_experts(experts, hidden, chosen, weights)
+    assert (tuple(out.shape), out.dtype, experts.seen) == ((5, 3), torch.bfloat16, [(10, 8 if gate else 4)])
+    out.sum().backward()
+    assert hidden.grad.shape == hidden.shape
+
+
+def test_what_experts_give_comes_back_to_its_token_weighed(monkeypatch):
+    """With products that only copy, each token gets the sum of its own numbers times the weights of its experts."""
+    monkeypatch.setattr(stand_ins.GroupedProduct, "apply", lambda x, weight, outputs, tokens: x)
+    experts = Experts(gate=False, bias=False, transposed=False)
+    hidden = torch.tensor([[1.0, 2, 3], [10, 20, 30], [100, 200, 300]])
+    chosen, weights = torch.tensor([[1, 0], [0, 1], [1, 1]]), torch.tensor([[2.0, 3], [1, 1], [0.5, 0]])
+    out = planned_experts(experts, hidden, chosen, weights)
+    assert out.tolist() == [[5, 10, 15], [20, 40, 60], [50, 100, 150]]
+    biased = Experts(gate=False, bias=True, transposed=False)
+    biased.up_proj_bias, biased.down_proj_bias = (
+        torch.tensor([[1.0] * 3, [2.0] * 3]),
+        torch.tensor([[5.0] * 3, [7.0] * 3]),
+    )
+    out = planned_experts(biased, torch.zeros(3, 3), chosen, torch.ones(3, 2))
+    assert out.tolist() == [[15] * 3, [15] * 3, [18] * 3], "of both experts 1 + 5 and 2 + 7; twice the second"
+
+
+def test_a_layer_s_backward_pass_makes_its_weight_again_and_keeps_no_input():
+    layer = FrozenLinear(3, 5, True)
+    x = torch.ones(2, 3, requires_grad=True)
+    out = layer(x)
+    assert out.grad_fn.saved_tensors == () and tuple(out.shape) == (2, 5)
+    (gradient,) = torch.autograd.grad(out, x, torch.ones(2, 5))
+    assert tuple(gradient.shape) == (2, 3)

@@ -38,6 +38,7 @@ def model(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_good_template_is_described(model):
     report = vet_template(model(GOOD))
     assert (report.end_of_turn, report.knows_system, report.knows_tools) == ("<|im_end|>", True, False)
@@ -92,6 +93,7 @@ def test_a_broken_template_is_refused_in_words(model, template, message):
         raise StudioError.of(try_template(load_tokenizer(model(template))).problems)
 
 
+@pytest.mark.slow
 def test_the_trial_passes_on_what_it_found(model):
     folder = model(GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' else 'x' }}"))
     with pytest.raises(StudioError, match="drops or reorders turn 1") as caught:

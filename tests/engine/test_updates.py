@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 
 from qlora_studio.engine.accumulator import StepSums
-from qlora_studio.engine.updates import LEAST_LOSS_SCALE, Updates, make_optimizer
+from qlora_studio.engine.updates import LEAST_LOSS_SCALE, Updates, make_optimizer, trained_groups
 from tests.engine.conftest import make_config
 
 
@@ -117,3 +118,64 @@ def test_optimizers_take_rate_and_decay_from_the_config(name, kind):
     optimizer = make_optimizer([torch.nn.Parameter(torch.ones(2))], config, name)
     assert isinstance(optimizer, kind)
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.03, 0.2)
+
+
+class Adapter(torch.nn.Module):
+    """Two trained factors and a frozen weight, by the names that PEFT gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Module()
+        for name in ("lora_A", "lora_B"):
+            self.layer.add_module(name, torch.nn.ModuleDict({"default": torch.nn.Linear(2, 2, bias=False)}))
+        self.base = torch.nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_lora_plus_has_a_group_of_its_own_for_the_second_factors():
+    model = Adapter()
+    a, b = model.layer.lora_A["default"].weight, model.layer.lora_B["default"].weight
+
+    def groups(ratio):
+        config = make_config(optim__learning_rate=0.5, optim__loraplus_ratio=ratio)
+        found = trained_groups(model, config.optim)
+        optimizer = make_optimizer(found, config, "adamw")
+        return [(list(map(id, group["params"])), group["lr"]) for group in optimizer.param_groups]
+
+    assert groups(1) == [([id(a), id(b)], 0.5)]
+    assert groups(4) == [([id(a)], 0.5), ([id(b)], 2.0)]
+
+
+def test_a_resumed_schedule_has_the_rates_of_its_own_length_in_every_group():
+    def updates(total):
+        config = make_config(optim__learning_rate=0.5, optim__loraplus_ratio=4, optim__schedule="linear", optim__warmup_share=0)  # fmt: skip
+        optimizer = make_optimizer(trained_groups(Adapter(), config.optim), config, "adamw")
+        return Updates(optimizer, config.optim, total, torch.amp.GradScaler("cpu", enabled=False))
+
+    short, longer = updates(4), updates(8)
+    for _ in range(2):
+        short.end_step()
+    assert [group["lr"] for group in short.optimizer.param_groups] == [0.25, 1.0]
+    state = short.state()
+    assert state["schedule"]["lr_lambdas"] == [None, None] and state["schedule"]["last_epoch"] == 2
+    json.dumps(state)
+    longer.load_state(state)
+    assert [group["lr"] for group in longer.optimizer.param_groups] == [0.375, 1.5]
+    assert (longer.learning_rate, longer.schedule.get_last_lr()) == (0.375, [0.375, 1.5])
+
+
+def test_a_scale_that_does_not_fall_is_not_lowered():
+    parameter, updates = make_updates(scaled=True)
+    backward(parameter, 1.0, updates)
+    assert not updates.lower_scale(updates.measure(sums(1.0))), "there was no overflow"
+    assert updates.scaler.get_scale() == 65536
+
+
+@pytest.mark.parametrize(("share", "total", "warmup"), [(0.0, 10, 0), (0.25, 10, 3), (0.2, 10, 2), (0.9, 3, 3)])
+def test_the_warmup_is_a_share_of_all_steps_rounded_up(share, total, warmup):
+    _, updates = make_updates(total=total, warmup_share=share, schedule="linear")
+    rates = []
+    for _ in range(total):
+        rates.append(updates.learning_rate)
+        updates.end_step()
+    assert rates[:warmup] == pytest.approx([0.1 * step / max(1, warmup) for step in range(warmup)])
+    assert total == warmup or rates[warmup] == pytest.approx(0.1)

@@ -167,6 +167,7 @@ def test_several_rows_and_few_trained_tokens(loaded, packed):
     assert_near(step_peak(shape, plan).total, peak_of(step), shape)
 
 
+@pytest.mark.slow
 @LAYOUTS
 @pytest.mark.parametrize("layers", mostly_slow([0, 3], 3), ids=lambda count: f"{count} twice")
 def test_two_rows_longer_than_a_window(loaded, layers, packed):

@@ -8,8 +8,13 @@ from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.plan import GIB
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.search import (
+    LARGEST_RANK,
     Situation,
+    can_fit,
     checkpoint_choices,
+    find_largest_rank,
+    find_longest_context,
+    fits_checkpointed,
     least_checkpointing,
     offload_choices,
     settings_for,
@@ -52,3 +57,29 @@ def test_a_count_that_was_chosen_is_the_one_there_is(choice):
     situation = Situation(REFERENCE_SHAPES["Llama-3.2-1B"], config, "cuda", "bf16", 8 * GIB, 512)
     (layers,) = checkpoint_choices(situation)
     assert least_checkpointing(situation, 512, "bf16", "none", tiled_mlp=False).checkpointed_layers == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "budget_gib", "host_gib", "whole_layers"),
+    [
+        ("Llama-3.2-3B", 5, 4, True),  # memory of the computer is short: layers that offload nothing take less
+        ("Qwen3-4B", 4, 1, True),
+        ("Llama-3.1-8B", 8, 64, False),
+        ("SmolLM2-135M", 4, 64, False),
+        ("Gemma-3-4B", 1, 64, False),
+    ],
+)
+def test_the_longest_context_and_the_largest_rank_are_the_last_for_which_any_settings_fit(
+    name, budget_gib, host_gib, whole_layers
+):
+    shape, host = REFERENCE_SHAPES[name], host_gib * GIB
+    start = Situation(shape, TrainConfig(), "cuda", "bf16", budget_gib * GIB, 100, host_budget_bytes=host)
+    context, rank = find_longest_context(start), find_largest_rank(start)
+    for found, most, situation_with in (
+        (context, shape.max_positions, lambda number: replace(start, longest_row=number)),
+        (rank, LARGEST_RANK, lambda number: replace(start, config=start.config.replace({"lora.rank": number}))),
+    ):
+        assert can_fit(situation_with(1)) == (found is not None)
+        assert found is None or can_fit(situation_with(found))
+        assert found in (None, most) or not can_fit(situation_with(found + 1))
+    assert whole_layers == (context is not None and not fits_checkpointed(replace(start, longest_row=context)))

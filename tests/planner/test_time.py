@@ -17,6 +17,7 @@ from qlora_studio.planner.time import (
     measured_speed,
     work_of,
 )
+from tests.matrix import mostly_slow
 
 EIGHT, ONE, SMOL = (REFERENCE_SHAPES[name] for name in ("Llama-3.1-8B", "Llama-3.2-1B", "SmolLM2-135M"))
 CARDS = {"4090": (165.2e12, 1008e9), "3060": (25.6e12, 360e9), "4060": (30.0e12, 272e9)}
@@ -95,7 +96,7 @@ def test_the_measurement_of_the_nearest_size_is_taken():
     assert basis == "by what this card reached with Llama-3.1-8B"
 
 
-@pytest.mark.parametrize("steps", [0, 3, 5])
+@pytest.mark.parametrize("steps", mostly_slow([0, 3, 5], 5))
 def test_a_few_steps_say_nothing(steps):
     plan = with_settings(EIGHT, machine("3060"), 2048, 16)
     assert measured_speed(EIGHT, plan, [step(tokens=10, rate=1.0)] * steps) is None

@@ -20,6 +20,7 @@ from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Journal
 from qlora_studio.runs.lock import ProcessLock
 from qlora_studio.runs.store import RunStore
+from tests.matrix import mostly_slow
 from tests.runs.holders import held
 
 WORKER = """
@@ -108,7 +109,7 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no process groups to send signals to")
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", mostly_slow(["SIGKILL", "SIGINT", "SIGHUP"], "SIGKILL"))
 def test_a_worker_lives_on_when_all_that_started_it_is_ended_and_the_next_look_finds_it(job, name):
     command = [sys.executable, "-c", STARTER, str(job.path), WORKER]
     starter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -43,6 +43,7 @@ def test_a_taken_port_that_was_asked_for_is_refused_and_any_free_one_found_other
         assert find_port(None) not in (0, port)
 
 
+@pytest.mark.slow
 def test_the_page_loads_no_model_library_and_writes_no_stub_files():
     code = (
         "import sys; from pathlib import Path; from qlora_studio.ui.server.environment import prepare; prepare(Path('/nowhere'))\n"

@@ -15,9 +15,9 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.exports import parse_weights
 from qlora_studio.core.jobs import CombinePart, CombineReport, CombineRequest, ExportRequest
-from qlora_studio.engine.adapter_file import AdapterFile
+from qlora_studio.engine.adapter_file import WEIGHTS, AdapterFile
 from qlora_studio.engine.checkpoints import ADAPTER_FILES
-from qlora_studio.engine.manifest import find_damage, write_folder
+from qlora_studio.engine.manifest import find_damage, sha256, write_folder
 from qlora_studio.home import Home
 from qlora_studio.runs import supervisor
 from qlora_studio.runs.folder import JobFolder, create_job, read_json, write_json
@@ -135,6 +135,18 @@ def test_two_checkpoints_of_one_run_are_combined_each_with_its_weight(trained):
         torch.testing.assert_close(value, 0.75 * two[name] + 0.25 * three[name], atol=1e-6, rtol=1e-4)
 
 
+def test_parts_that_hold_the_same_weights_are_named(trained):
+    """Once the weights of a run's adapter were taken for each of its checkpoints, and nothing showed it."""
+    run = trained.home.runs / "one"
+    done = trained.context(parts_of(trained, ("step-2", 1.0), ("step-3", 1.0)))
+    done.work(combine)
+    assert done.notes() == []
+    write_folder(run / "adapter", lambda stage: _copy(run / "checkpoints" / "step-000003", stage))
+    done = trained.context(parts_of(trained, ("step-3", 1.0), ("step-2", 1.0), ("", 0.5)))
+    done.work(combine)
+    assert done.notes() == ["one (step-3) and one hold the same weights: one part, counted twice."]
+
+
 def test_what_a_combination_writes_beside_its_weights(trained):
     run = trained.home.runs / "one"
     record = read_json(run / "fingerprint.json")
@@ -153,6 +165,10 @@ def test_what_a_combination_writes_beside_its_weights(trained):
     assert kept == {
         "schema": record["schema"], "base": "tiny", "revision": None, "identity": record["identity"], "thinks": True,
         "template_sha256": record["template_sha256"],
+        "parts": [
+            {"name": "one (step-2)", "weight": 1.0, "sha256": sha256(run / "checkpoints" / "step-000002" / WEIGHTS)},
+            {"name": "one", "weight": 1.0, "sha256": sha256(run / "adapter" / WEIGHTS)},
+        ],
     }  # fmt: skip
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}

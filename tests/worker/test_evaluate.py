@@ -87,7 +87,7 @@ def test_with_neither_rows_nor_prompts_there_is_nothing_to_measure(trained, live
     no_rows(monkeypatch)
     with pytest.raises(StudioError, match="holds nothing out, so there is nothing to measure") as refused:
         trained.context(request_of(trained)).work(evaluate)
-    assert "data.eval_share above 0" in refused.value.hint
+    assert "an evaluation share above 0" in refused.value.hint
 
 
 def test_a_stop_ends_it_while_rows_are_read_and_between_two_answers(trained, live, monkeypatch):

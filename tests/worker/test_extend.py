@@ -79,6 +79,7 @@ def test_a_new_run_starts_from_the_weights_of_another_and_needs_it_no_more(harne
     assert losses[1] < studio.runs.open(new.name).progress.base_loss
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_refused_in_words(harness, ended):
     studio, _, _ = ended
     config = studio.runs.anew("run-0")
@@ -96,6 +97,7 @@ def test_what_cannot_be_started_from_is_refused_in_words(harness, ended):
         studio.runs.anew("run-0", "step-999")
 
 
+@pytest.mark.slow
 def test_a_run_that_never_took_a_step_cannot_be_given_more(ended):
     studio, _, _ = ended
     empty = studio.runs.create(studio.runs.open("run-0").config.replace({"saving.name": "empty"}))

@@ -57,6 +57,7 @@ def test_after_too_many_memory_kills_it_stops_with_a_sentence(tmp_path):
     assert json.loads((folder.path / "limits.json").read_text()) == {"rungs": MOST_STALLED}
 
 
+@pytest.mark.slow
 def test_memory_kills_are_counted_against_progress_and_not_to_a_number(tmp_path):
     """A worker that brings one more step each time before it is killed is started again however often."""
     folder, deaths = create_job(tmp_path, "one", TrainRequest()), MOST_STALLED + 12

@@ -42,6 +42,7 @@ POINTS = ["save.begin", "save.adapter", "save.optimizer", "save.state", "save.fi
           "save.placed", "save.trashed"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "action"),
     [
@@ -101,6 +102,7 @@ def test_sample_answers_change_no_bit_of_a_run(harness, whole):
     assert {one["prompt"] for one in samples} == {"Count 3", "Count 4"} and {one["step"] for one in samples} >= {0, 10}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_after_its_last_step_still_reports_that_steps_loss(harness, whole):
     home, config, record = whole
     first = harness.events(JobFolder(home.runs / "run-0"))
@@ -115,6 +117,7 @@ def test_a_run_that_is_killed_after_its_last_step_still_reports_that_steps_loss(
     assert resumed[-1]["report"]["loss"] == first[-1]["report"]["loss"] == record.losses[max(record.losses)]
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_benchmark_is_not_one_of_its_workers(harness, whole, monkeypatch):
     """Ctrl-C goes to a whole group of processes: a worker has its own, and none is left behind."""
     home, config, _ = whole

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 _SHINGLE_WORDS = 3
-_PERMUTATIONS, _BANDS = 64, 16
+_PERMUTATIONS = 64
+_MIXING = 0x9E3779B97F4A7C15
+"""2**64 divided by the golden ratio, made odd: Knuth's multiplicative hash."""
+_SEED = 20260101
+_SHIFT = 24
 _EQUAL = 46
 """Sketches that agree in 46 of 64 places: a Jaccard similarity of about 0.72 of the three-word shingles, which is one
 word changed in twenty."""
@@ -85,12 +89,11 @@ class NearDuplicates:
         sketches = np.concatenate(self.sketches)
         self.sketches = [sketches]
         found: dict[int, int] = {}
-        width = _PERMUTATIONS // _BANDS
-        for band in range(_BANDS):
-            keys = np.ascontiguousarray(sketches[:, band * width : (band + 1) * width]).view(np.uint64)[:, 0]
-            late, early = _pairs(keys).T
+        for keys in np.ascontiguousarray(sketches).view(np.uint64).T:  # four places of 16 bits are a band
+            pairs = _pairs(keys)
+            late, early = pairs.T
             alike = (sketches[late] == sketches[early]).sum(axis=1) >= _EQUAL
-            for row, earlier in zip(late[alike].tolist(), early[alike].tolist(), strict=True):
+            for row, earlier in pairs[alike].tolist():
                 found.setdefault(row, earlier)
         return [(self.rows[row], self.rows[earlier]) for row, earlier in sorted(found.items())]
 
@@ -99,11 +102,9 @@ def _pairs(keys: np.ndarray) -> np.ndarray:
     """Rows whose key an earlier row has, each with the first of its kind; shape (pairs, 2), by row."""
     import numpy as np
 
-    order = np.argsort(keys, kind="stable")
-    same = np.concatenate(([False], keys[order][1:] == keys[order][:-1]))
-    begins = np.maximum.accumulate(np.where(same, 0, np.arange(len(keys))))
-    pairs = np.stack((order[same], order[begins[same]]), axis=1)
-    return pairs[np.argsort(pairs[:, 0], kind="stable")]
+    _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
+    late = np.flatnonzero(first[kind] != np.arange(len(keys)))
+    return np.stack((late, first[kind[late]]), axis=1)
 
 
 def _sketch(words: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -117,12 +118,18 @@ def _sketch(words: np.ndarray, begins: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         shingles = words.copy()
         for step in range(1, _SHINGLE_WORDS):
-            shingles = shingles * np.uint64(0x9E3779B97F4A7C15) + np.roll(words, -step)
+            shingles = shingles * np.uint64(_MIXING) + np.roll(words, -step)
         # the last shingles of a row would reach into the next: they repeat the row's first one instead
         ends = np.append(begins[1:], len(words))
         for step in range(1, _SHINGLE_WORDS):
             shingles[ends - step] = shingles[begins]
-        generator = np.random.default_rng(20260101)
-        factors = generator.integers(1, 2**63, _PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        columns = [np.minimum.reduceat((shingles * factor) >> np.uint64(24), begins) for factor in factors]
+        columns = [np.minimum.reduceat((shingles * factor) >> np.uint64(_SHIFT), begins) for factor in _factors()]
     return np.stack(columns, axis=1).astype(np.uint16)
+
+
+def _factors() -> np.ndarray:
+    """Odd numbers of 64 bits, always the same, shape (permutations,)."""
+    import numpy as np
+
+    generator = np.random.default_rng(_SEED)
+    return generator.integers(np.iinfo(np.uint64).max, size=_PERMUTATIONS, dtype=np.uint64) | np.uint64(1)

@@ -34,6 +34,8 @@ UNFINISHED_SHARE = 0.12
 """Where more rows than this end without a stop, that is how answers are written there."""
 _FIRST_ANSWERS = 1000
 """Answers whose words are kept: one that a fifth of all rows give is among the first."""
+_WORST_FIRST = ("error", "warning", "note")
+_LINE_BITS = 40
 _LANGUAGE_EVERY = 20
 """One row in so many is asked for its language: shares need no more."""
 
@@ -139,11 +141,11 @@ class _Places:
         if source.file not in self.files:
             self.files[source.file] = len(self.names)
             self.names.append(source.file)
-        self.lines.append(self.files[source.file] << 40 | source.line)
+        self.lines.append(self.files[source.file] << _LINE_BITS | source.line)
 
     def __getitem__(self, row: int) -> str:
-        packed = self.lines[row]
-        return str(Source(self.names[packed >> 40], packed & (1 << 40) - 1))
+        file, line = divmod(self.lines[row], 1 << _LINE_BITS)
+        return str(Source(self.names[file], line))
 
 
 class Lint:
@@ -229,9 +231,8 @@ class Lint:
     def findings(self) -> tuple[Finding, ...]:
         """What was found in all rows, the worst first."""
         self._compare_rows()
-        order = {"error": 0, "warning": 1, "note": 2}
         found = [self._finding(name) for name in KINDS if self.counts[name]]
-        return tuple(sorted(found, key=lambda finding: order[finding.severity]))
+        return tuple(sorted(found, key=lambda finding: _WORST_FIRST.index(finding.severity)))
 
     def _compare_rows(self) -> None:
         """Findings that need all rows at once."""
@@ -244,7 +245,7 @@ class Lint:
                 self.note("near-copy", self.places[late], f"like {self.places[early]}")
         self._compare_answers()
         self._judge_unfinished()
-        for opening, count in self.openings.most_common(1):
+        for opening, count in self.openings.items():
             if opening and count >= REPEATED_FROM_ROWS and count > self.rows / 2:
                 self.counts["one-opening"], self.examples["one-opening"] = count, [repr(opening)]
         if 0 < self.rows < 3:

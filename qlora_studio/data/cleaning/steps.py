@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from qlora_studio.core.conversation import Conversation, Segment, Turn
 from qlora_studio.core.errors import StudioError
@@ -50,9 +51,8 @@ def all_trained(conversation: Conversation, text: str) -> str:
     """All that decides what is learned of a row, whose `all_text` this is: two rows are copies where it is equal."""
     if not (conversation.turns or conversation.tools or conversation.label is not None):
         return text
-    masks = [turn.train for turn in conversation.turns]
-    calls = len(conversation.turns) - len(conversation.rejected)
-    return f"{text}\x1d{conversation.tools}\x1d{conversation.label}\x1d{masks}\x1d{calls}"
+    masks = [turn.train for turn in conversation.turns]  # as many as there are turns that do not lose
+    return f"{text}\x1d{conversation.tools}\x1d{conversation.label}\x1d{masks}"
 
 
 def answers(conversation: Conversation) -> tuple[Turn, ...]:
@@ -113,8 +113,8 @@ def _without_near_copies(rows: Iterable[Conversation]) -> Clean:
     for number, row in enumerate(rows):
         near.remember(row, all_text(row), number)
     away = {late for late, _ in near.found()}
-    count = iter(range(1 << 62))
-    return lambda row: None if next(count) in away else row
+    numbers = count()
+    return lambda row: None if next(numbers) in away else row
 
 
 class NearCopies:
@@ -136,8 +136,8 @@ class NearCopies:
 
 def _without_unanswered_end(rows: Iterable[Conversation]) -> Clean:
     def clean(row: Conversation) -> Conversation | None:
-        last = max((index for index, turn in enumerate(row.turns) if turn.role == "assistant"), default=-1)
-        return replace(row, turns=row.turns[: last + 1]) if row.turns and last >= 0 else row
+        answered = [place for place, turn in enumerate(row.turns, 1) if turn.role == "assistant"]
+        return replace(row, turns=row.turns[: answered[-1]]) if answered else row
 
     return clean
 

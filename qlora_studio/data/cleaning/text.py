@@ -184,13 +184,11 @@ def _decoded_again(piece: str) -> str:
 
 def _stretch_again(stretch: str) -> str:
     """A stretch that looks decoded wrongly, beside characters that are right."""
-    for codec in ("cp1251",) if stretch[0] in "\u0420\u0421" else ("",):
-        try:
-            raw = stretch.encode(codec) if codec else b"".join(map(_byte, stretch))
-            return raw.decode("utf-8")
-        except (UnicodeEncodeError, UnicodeDecodeError):
-            break
-    return stretch
+    try:
+        raw = stretch.encode("cp1251") if stretch[0] in "\u0420\u0421" else b"".join(map(_byte, stretch))
+        return raw.decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return stretch
 
 
 def _from_east_asian(stretch: str, may_be_cut: bool = False) -> str:
@@ -205,7 +203,7 @@ def _from_east_asian(stretch: str, may_be_cut: bool = False) -> str:
             made = decoder.decode(raw, final=not may_be_cut)
         except (UnicodeEncodeError, UnicodeDecodeError):
             continue
-        if len(made) < len(stretch) and len(made) > 1 and not made.isascii():
+        if len(made) < len(stretch):
             return made
     return ""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Turn
+from qlora_studio.core.example import IGNORED
 from qlora_studio.data.formats.chat import ends_with_answer, system_turn, turns_or_text
 from qlora_studio.data.formats.fields import Fields, kind_of
 from qlora_studio.data.formats.turn_parts import read_tools
@@ -128,8 +127,7 @@ def _answer(fields: Fields, part: str) -> str:
 
 def _incomplete_pair(fields: Fields) -> tuple[str, str]:
     """The pair of which a row has at least the names, so that the error names the missing half."""
-    names: Sequence[tuple[str, str]] = PAIRS
-    for question, answer in names:
+    for question, answer in PAIRS:
         if fields.column(question) in fields.values or fields.column(answer) in fields.values:
             return question, answer
     return "question", "answer"
@@ -180,19 +178,18 @@ def fits_tokens(fields: Fields) -> str:
 def tokens(fields: Fields) -> Conversation:
     """`input_ids` with `labels`; without labels every token is trained. An attention mask must be all ones."""
     ids = _integers(fields, "input_ids", lowest=0)
-    labels = _integers(fields, "labels", lowest=-100) if fields.has("labels") else ids
+    labels = _integers(fields, "labels", lowest=IGNORED) if fields.has("labels") else ids
     if len(labels) != len(ids):
         raise fields.wrong(
             f"There are {len(labels)} labels for {len(ids)} tokens.", "Fix this row.", fields.column("labels")
         )
-    if wrong := next(
-        (i for i, pair in enumerate(zip(ids, labels, strict=True)) if pair[1] not in (pair[0], -100)), None
-    ):
-        raise fields.wrong(
-            f"Label {wrong} is {labels[wrong]} where the token is {ids[wrong]}.",
-            "A label is the token itself or -100.",
-            fields.column("labels"),
-        )
+    for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if label not in (token, IGNORED):
+            raise fields.wrong(
+                f"Label {index} is {label} where the token is {token}.",
+                "A label is the token itself or -100.",
+                fields.column("labels"),
+            )
     if fields.has("attention_mask") and any(mark != 1 for mark in _integers(fields, "attention_mask", lowest=0)):
         raise fields.wrong("The attention mask hides tokens.", "Remove the padding.", fields.column("attention_mask"))
     if not ids:

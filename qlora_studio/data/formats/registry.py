@@ -159,8 +159,6 @@ _MEDIA = {"<image>": "image", "<audio>": "audio", "<video>": "video"}
 def _refuse_media(fields: Fields, conversation: Conversation) -> None:
     """Raises for a row whose text stands around a picture or a sound in another column."""
     for mark, name in _MEDIA.items():
-        if name not in fields.values and f"{name}s" not in fields.values:
-            continue
         column = next((known for known in (name, f"{name}s") if fields.values.get(known)), None)
         if column and any(mark in turn.content for turn in conversation.turns):
             raise media(fields, f"{name} data", column)

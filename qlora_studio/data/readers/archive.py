@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,10 +16,14 @@ from qlora_studio.core.errors import StudioError
 
 MAX_RATIO = 100
 """Largest growth while unpacking; text packs 3 to 20 times."""
-MAX_TOTAL_BYTES = 2 << 30
+MAX_TOTAL_GB = 2
+MAX_TOTAL_BYTES = MAX_TOTAL_GB << 30
 MAX_ENTRIES = 10_000
 _RATIO_FROM_BYTES = 4 << 20
 """Below this size the growth does not matter. It is measured on what was unpacked so far, so a bomb is found early."""
+_BUFFER_BYTES = 1 << 20
+_MODE_BITS = 16
+"""Above so many bits of its attributes an entry that Unix has written keeps the file's mode."""
 
 
 class _Counted:
@@ -57,7 +62,7 @@ class _Bounded(io.RawIOBase):
         self.budget[0] -= len(data)
         grown = self.unpacked_bytes > max(_RATIO_FROM_BYTES, MAX_RATIO * self.packed_bytes())
         if grown or self.budget[0] < 0:
-            bound = f"{MAX_RATIO} times its size" if grown else f"{MAX_TOTAL_BYTES >> 30} GB"
+            bound = f"{MAX_RATIO} times its size" if grown else f"{MAX_TOTAL_GB} GB"
             raise StudioError(
                 f"This file unpacks to more than {bound}.", "Unpack it yourself if you trust it.", where=self.file
             )
@@ -68,7 +73,7 @@ def open_gzip(stream: BinaryIO, file: str) -> BinaryIO:
     """The unpacked stream of a gzip file."""
     packed = _Counted(stream)
     inner = cast(BinaryIO, gzip.GzipFile(fileobj=cast(BinaryIO, packed)))
-    return io.BufferedReader(_Bounded(inner, file, lambda: packed.bytes, [MAX_TOTAL_BYTES]), 1 << 20)
+    return io.BufferedReader(_Bounded(inner, file, lambda: packed.bytes, [MAX_TOTAL_BYTES]), _BUFFER_BYTES)
 
 
 def open_zip(stream: BinaryIO, file: str) -> Iterator[tuple[str, BinaryIO | None, str]]:
@@ -101,7 +106,7 @@ def open_zip(stream: BinaryIO, file: str) -> Iterator[tuple[str, BinaryIO | None
                 where = f"{file}/{entry.filename}"
                 raise StudioError(f"This entry cannot be unpacked: {error}.", "Save it again.", where=where) from None
             bounded = _Bounded(inner, f"{file}/{entry.filename}", partial(int, entry.compress_size), budget)
-            yield entry.filename, io.BufferedReader(bounded, 1 << 20), ""
+            yield entry.filename, io.BufferedReader(bounded, _BUFFER_BYTES), ""
 
 
 def _check_entry(entry: zipfile.ZipInfo, file: str) -> None:
@@ -123,7 +128,7 @@ def _check_entry(entry: zipfile.ZipInfo, file: str) -> None:
 def _passed_over(entry: zipfile.ZipInfo) -> str:
     """Why an entry is no file to read, or an empty string."""
     path = PurePosixPath(entry.filename.replace("\\", "/"))
-    if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+    if stat.S_ISLNK(entry.external_attr >> _MODE_BITS):
         return "a link"
     hidden = any(part.startswith(".") for part in path.parts) or path.parts[0] == "__MACOSX"
     return "hidden" if hidden else ""

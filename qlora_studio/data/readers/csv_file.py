@@ -69,16 +69,14 @@ class _Table:
     names: list[str] = field(default_factory=list)
 
     def all_lines(self) -> Iterator[_Line]:
-        while (line := self._next()) is not None:
-            yield line
+        return iter(self._next, None)
 
     def _next(self) -> _Line | None:
         return self.held.popleft() if self.held else next(self.rest, None)
 
     def read_names(self) -> None:
         """The names of the columns, from the first record. Raises a StudioError where it names none."""
-        while (line := self._next()) is not None and line[1] is not None and not line[1].strip():
-            pass
+        line = next((line for line in self.all_lines() if line[1] is None or line[1].strip()), None)
         if line is None:
             return
         record = self._record(line)
@@ -184,11 +182,15 @@ def _check_names(names: list[str], where: str) -> None:
 
 def find_separator(lines: list[str]) -> str:
     """The separator that cuts most of the first lines into the same number of fields; a comma when in doubt."""
-    best = (0.0, ",")
-    for separator in _SEPARATORS:
+    shares = {separator: _share_alike(lines, separator) for separator in _SEPARATORS}
+    return max(shares, key=lambda separator: shares[separator])  # of equal ones the first
+
+
+def _share_alike(lines: list[str], separator: str) -> float:
+    """How many of these lines, of which the last may be cut, have as many fields as the first; 0 where that is one."""
+    try:
         widths = [len(cells) for cells in csv.reader(lines, delimiter=separator) if cells]
-        if widths and widths[0] > 1:
-            agree = sum(width == widths[0] for width in widths[:-1] or widths) / len(widths[:-1] or widths)
-            if agree > best[0] + 1e-9:
-                best = (agree, separator)
-    return best[1]
+    except csv.Error:  # a quote that never closes: its cell is longer than any may be
+        return 0.0
+    whole = widths[:-1] or widths
+    return sum(width == whole[0] for width in whole) / len(whole) if whole and whole[0] > 1 else 0.0

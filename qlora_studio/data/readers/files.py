@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
@@ -39,6 +40,8 @@ READERS: dict[str, Reader] = {
 
 SUFFIXES = (*READERS, ".gz", ".zip")
 TEXTS = (".txt", ".md")
+_CHUNK_BYTES = 1 << 20
+_PASSED_OVER_SHOWN = 5
 METADATA = frozenset(
     ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json", "metadata.json"]
 )
@@ -84,14 +87,13 @@ def list_files(folder: Path) -> tuple[list[Path], list[str]]:
     """
     files: list[Path] = []
     passed_over: list[str] = []
-    entries = 0
-    for root, folders, names in os.walk(folder, followlinks=False):
+    entries = count(1)
+    for root, folders, names in os.walk(folder):
         inside = [(name, _reason(Path(root, name), name, folder=True)) for name in sorted(folders)]
         folders[:] = [name for name, reason in inside if not reason]
         inside = [*((name + "/", reason) for name, reason in inside if reason), *_reasons(root, names)]
         for name, reason in inside:
-            entries += 1
-            if entries > MAX_ENTRIES:
+            if next(entries) > MAX_ENTRIES:
                 raise StudioError(
                     f"This folder holds more than {MAX_ENTRIES} files.", "Give a smaller folder.", where=str(folder)
                 )
@@ -141,7 +143,7 @@ def _read_folder(folder: Path, tally: Tally) -> Iterator[SourceFile]:
     files, passed_over = list_files(folder)
     tally.passed_over += passed_over
     if not files:
-        passed = f" Passed over: {'; '.join(passed_over[:5])}." if passed_over else ""
+        passed = f" Passed over: {'; '.join(passed_over[:_PASSED_OVER_SHOWN])}." if passed_over else ""
         raise StudioError(
             f"This folder holds no file that can be read.{passed}",
             f"Put in one of: {', '.join(SUFFIXES)}.",
@@ -203,7 +205,7 @@ def _whole(stream: BinaryIO, file: str, head: bytes, tally: Tally) -> Iterator[R
 
 
 def _count_bytes(stream: BinaryIO) -> int:
-    return sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    return sum(map(len, iter(lambda: stream.read(_CHUNK_BYTES), b"")))
 
 
 def _reader(stream: BinaryIO, file: str, head: bytes) -> tuple[BinaryIO, Reader]:

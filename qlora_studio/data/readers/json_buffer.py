@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_studio.core.errors import Problem, StudioError
-from qlora_studio.data.readers.rows import MAX_LINE_BYTES, Unseen
+from qlora_studio.data.readers.rows import MAX_LINE_BYTES, MAX_LINE_MB, Unseen
 from qlora_studio.data.readers.strict_json import (
     DECODER,
     NotStrict,
@@ -22,6 +22,8 @@ from qlora_studio.data.readers.text_file import DecodedText
 
 _SEARCHED_CHARS = 4 * MAX_LINE_BYTES
 """How far the next row is looked for behind a broken one."""
+_LOOKED_AT_FIRST = 1 << 16
+_LONGEST_GAP = 256
 _EDGE_CHARS = 16
 """An error so near the end of what was read may only be a literal whose rest is missing."""
 
@@ -76,7 +78,7 @@ class JsonBuffer:
 
     def mark_gap(self) -> None:
         """Remembers the white space before the next row: by it the next row is found behind a broken one."""
-        if len(self.text) - self.place < 256:
+        if len(self.text) - self.place < _LONGEST_GAP:
             self.more()
         self.gap = self.text[self.place : skip_space(self.text, self.place)]
 
@@ -110,7 +112,7 @@ class JsonBuffer:
                     if self._is_final(error):
                         self._check_bytes(error.pos if isinstance(error, json.JSONDecodeError) else self.place)
                         raise broken(error, self.text, self.where, self.place) from None
-                    wanted = 2 * (len(self.text) - self.place)
+                    wanted = min(2 * (len(self.text) - self.place), MAX_LINE_BYTES)
                 else:
                     if end < len(self.text) or self.ended or not isinstance(value, int | float):
                         self._check(end)
@@ -118,7 +120,7 @@ class JsonBuffer:
                         return value
             if len(self.text) - self.place > MAX_LINE_BYTES:
                 raise StudioError(
-                    f"This row is longer than {MAX_LINE_BYTES >> 20} MB, or a quote or bracket never closes.",
+                    f"This row is longer than {MAX_LINE_MB} MB, or a quote or bracket never closes.",
                     "Look at this row, or split it.",
                     where=self.where,
                 )
@@ -136,7 +138,7 @@ class JsonBuffer:
         raw = self.text[self.place : end]
         self._check_bytes(end)
         if len(raw) > MAX_LINE_BYTES:
-            raise StudioError(f"This row is longer than {MAX_LINE_BYTES >> 20} MB.", "Split the row.", where=self.where)
+            raise StudioError(f"This row is longer than {MAX_LINE_MB} MB.", "Split the row.", where=self.where)
         try:
             check_depth(raw)
             check_characters(raw)
@@ -154,9 +156,8 @@ class JsonBuffer:
         The row ends where its brackets close, unless something that begins like the rows before stands inside: then
         a quote or bracket of it never closed, and the next row begins there.
         """
-        self.peek()
         pattern = self._beginning()
-        wanted = 1 << 16
+        wanted = _LOOKED_AT_FIRST
         while True:
             while len(self.text) - self.place < wanted and self.more():
                 pass

@@ -8,7 +8,8 @@ from typing import Any
 
 from qlora_studio.core.errors import Problem
 
-MAX_LINE_BYTES = 16 << 20
+MAX_LINE_MB = 16
+MAX_LINE_BYTES = MAX_LINE_MB << 20
 """Longest line or row: far above any training row, far below what hurts."""
 MAX_DEPTH = 64
 """Deepest nesting of a row."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from qlora_studio.core.errors import Problem
-from qlora_studio.data.readers.rows import MAX_LINE_BYTES, Row, RowOrProblem, Tally
+from qlora_studio.data.readers.rows import MAX_LINE_BYTES, MAX_LINE_MB, Row, RowOrProblem, Tally
 
 _CHUNK_BYTES = 1 << 20
 _PIECE_CHARS = 3000
@@ -105,9 +105,7 @@ def _can_be_written(text: str) -> bool:
 
 
 def line_too_long(where: str) -> Problem:
-    return Problem(
-        f"This line is longer than {MAX_LINE_BYTES >> 20} MB.", "Put one row on each line, or split the row.", where
-    )
+    return Problem(f"This line is longer than {MAX_LINE_MB} MB.", "Put one row on each line, or split the row.", where)
 
 
 def _encoding(head: bytes) -> tuple[str, int]:

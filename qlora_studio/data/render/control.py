@@ -70,10 +70,18 @@ class Escapes:
 
     def split(self, text: str) -> list[str]:
         """The text cut so that every stand-in is a piece of its own."""
+        return [piece for piece in re.split(self._marks, text) if piece] if self._marks else [text]
+
+    def has_marks(self, text: str) -> bool:
+        """Whether a stand-in is in this text."""
+        return bool(self._marks) and re.search(self._marks, text) is not None
+
+    @property
+    def _marks(self) -> str:
+        """The pattern of any stand-in; empty where there is none."""
         if self.policy != "escape" or not self.tokens:
-            return [text]
-        last = chr(_FIRST_MARK + len(self.tokens) - 1)
-        return [piece for piece in re.split(f"([{chr(_FIRST_MARK)}-{last}])", text) if piece]
+            return ""
+        return f"([{chr(_FIRST_MARK)}-{chr(_FIRST_MARK + len(self.tokens) - 1)}])"
 
 
 @lru_cache(maxsize=32)

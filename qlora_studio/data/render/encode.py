@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from qlora_studio.core.conversation import Conversation
 from qlora_studio.core.example import IGNORED, Example
@@ -36,7 +36,7 @@ class Draft:
 
 def encode_drafts(drafts: Sequence[Draft], tokenizer: Tokenizer, keep_text: bool = True) -> list[Example]:
     """One example per draft, in order. Encodes all texts in one call."""
-    plain = [draft for draft in drafts if draft.conversation.tokens is None and not _has_marks(draft)]
+    plain = [draft for draft in drafts if draft.conversation.tokens is None and not draft.escapes.has_marks(draft.text)]
     encodings = dict(zip(map(id, plain), tokenizer.encode([draft.text for draft in plain]), strict=True))
     edges = _Edges(tokenizer)
     examples = []
@@ -52,10 +52,6 @@ def encode_drafts(drafts: Sequence[Draft], tokenizer: Tokenizer, keep_text: bool
             ids, spans = _encode_apart(draft, bad if encoding is not None else draft.starts, tokenizer)
         examples.append(_finish(draft, ids, spans, tokenizer, keep_text))
     return examples
-
-
-def _has_marks(draft: Draft) -> bool:
-    return draft.escapes.policy == "escape" and len(draft.escapes.split(draft.text)) > 1
 
 
 def _given(conversation: Conversation) -> Example:
@@ -76,7 +72,7 @@ def _finish(draft: Draft, ids: list[int], spans: list[Span], tokenizer: Tokenize
     """Exactly one beginning token where the model wants one, and nothing after the last trained token."""
     bos = tokenizer.bos_id
     if bos is not None:
-        doubled = sum(1 for _ in _leading(ids, bos))
+        doubled = sum(1 for _ in takewhile(lambda one: one == bos, ids))
         ids = [bos, *ids[doubled:]]
         spans = [(max(start + 1 - doubled, 0), end + 1 - doubled) for start, end in spans]
     spans = _joined(spans)
@@ -89,13 +85,6 @@ def _finish(draft: Draft, ids: list[int], spans: list[Span], tokenizer: Tokenize
         return Example(tuple(ids), tuple(spans), source=source, origin=origin)
     shown = [(len(draft.escapes.show(text[:start])), len(draft.escapes.show(text[:end]))) for start, end in draft.spans]
     return Example(tuple(ids), tuple(spans), draft.escapes.show(text), tuple(shown), source, origin)
-
-
-def _leading(ids: Sequence[int], bos: int) -> list[int]:
-    count = 0
-    while count < len(ids) and ids[count] == bos:
-        count += 1
-    return list(ids[:count])
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

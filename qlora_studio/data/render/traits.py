@@ -105,9 +105,9 @@ class _Probe:
             content_is_parts=self.parts,
             arguments_are_text=self.arguments_are_text,
             end_of_turn=end,
-            end_of_turn_id=tokens.get(end),
+            end_of_turn_id=tokens.get(end) if end else None,
             call_end=call_end,
-            call_end_id=tokens.get(call_end),
+            call_end_id=tokens.get(call_end) if call_end else None,
             stops_at_next_role=by_role and bool(end),
             ends=self.ends,
         )

@@ -33,6 +33,10 @@ class CpuAccelerator:
     def is_available(cls) -> bool:
         return True
 
+    @property
+    def arithmetic(self) -> str:
+        return f"a processor with {torch.backends.cpu.get_cpu_capability()} and {torch.get_num_threads()} threads"
+
     def find_build_problem(self) -> str | None:
         return None
 

@@ -34,6 +34,10 @@ class CudaAccelerator:
     def label(self) -> str:
         return torch.cuda.get_device_name(self.device)
 
+    @property
+    def arithmetic(self) -> str:
+        return self.label
+
     def find_build_problem(self) -> str | None:
         has, built = torch.cuda.get_device_capability(self.device), torch.cuda.get_arch_list()
         if has_kernels(has, built):

@@ -31,6 +31,10 @@ class Accelerator(Protocol):
         """What it is called, for people."""
 
     @property
+    def arithmetic(self) -> str:
+        """What the last digits of a result depend on here, in a few words: which card, or instructions and threads."""
+
+    @property
     def device(self) -> torch.device:
         """Where tensors lie."""
 

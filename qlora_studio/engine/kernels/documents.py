@@ -63,13 +63,11 @@ def attend_documents(
     Returns (1, tokens, heads, head_dim), and None for the weights, as transformers' attention functions do. Without
     `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
     """
-    if documents is None and query.device.type == "cpu":
-        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
-        return attend_one_query(module, query, key, value, mask, scaling=scaling, **options)
     if documents is None:
         mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
-        return out, None
+        attend: Any = attend_one_query if query.device.type == "cpu" else sdpa_attention_forward
+        whole: tuple[torch.Tensor, None] = attend(module, query, key, value, mask, scaling=scaling, **options)
+        return whole
     documents.windows.append(sliding_window)
     if documents.starts is not None:
         q, k, v = (part.transpose(1, 2).squeeze(0) for part in (query, key, value))  # (tokens, heads, head_dim)
@@ -88,17 +86,31 @@ def attend_documents(
     if query.device.type == "cpu":
         by_row: Callable[..., torch.Tensor] = ProcessorAttention.apply
         return by_row(query, key, value, documents.spans, scaling, sliding_window).transpose(1, 2), None
-    whole = []
-    for start, end in documents.spans:
-        q, k, v = (part[:, :, start:end] for part in (query, key, value))
-        local, grouped = local_mask(end - start, sliding_window, query), query.shape[1] != key.shape[1]
+    return attend_rows((query, key, value), documents.spans, scaling, sliding_window), None
+
+
+def attend_rows(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    spans: tuple[tuple[int, int], ...],
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Causal attention of query, key and value, one call of torch's kernel a row; zeros behind the last.
+
+    Returns (1, tokens, heads, head_dim).
+    """
+    query, key, value = parts
+    grouped, whole = query.shape[1] != key.shape[1], []
+    for start, end in spans:
+        q, k, v = (part[:, :, start:end] for part in parts)
+        local = local_mask(end - start, window, query)
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=local, is_causal=local is None, scale=scaling, enable_gqa=grouped
+            q, k, v, attn_mask=local, is_causal=local is None, scale=scale, enable_gqa=grouped
         )
         whole.append(out.transpose(1, 2))  # in memory as the next product wants it
-    if (rest := query.shape[2] - documents.spans[-1][1]) > 0:
+    if (rest := query.shape[2] - spans[-1][1]) > 0:
         whole.append(query.new_zeros(1, rest, query.shape[1], value.shape[-1]))
-    return whole[0] if len(whole) == 1 else torch.cat(whole, dim=1), None
+    return whole[0] if len(whole) == 1 else torch.cat(whole, dim=1)
 
 
 def local_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:

@@ -51,6 +51,11 @@ class FusedActivation(Activation):
     )
     """The kernels of each device and dtype, or why there are none."""
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether it has been tried and found to work, on any device."""
+        return any(not isinstance(kernels, str) for kernels in self.found.values())
+
     def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         kernels = self._kernels_for(gate, up)
         return Activation.product(self, gate, up) if kernels is None else kernels.product(gate, up, self.name)

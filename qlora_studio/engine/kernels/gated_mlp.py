@@ -72,7 +72,7 @@ class GatedParts:
         return (*self.first, self.down)
 
 
-def gated_mlp(x: torch.Tensor, parts: GatedParts, *, tiled: bool = False) -> torch.Tensor:
+def gated_mlp(x: torch.Tensor, parts: GatedParts, *, tiled: bool) -> torch.Tensor:
     """The MLP of x (..., width); `tiled` keeps x alone and computes everything else again in the backward pass."""
     rows = x.reshape(-1, x.shape[-1])  # (tokens, width)
     if tiled:

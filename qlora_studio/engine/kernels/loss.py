@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qlora_studio.core.example import IGNORED
-from qlora_studio.core.micro_batches import GRAIN, filled
+from qlora_studio.core.micro_batches import filled
 
 CHUNK = 256
 """Positions whose logits are held at once."""
@@ -27,8 +27,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         # hidden (positions, width), head (vocab, width), targets (positions,) without ignored ones
         count = hidden.shape[0]
         # A processor's libraries keep a plan for every new number of rows, and each micro-batch trains another number.
-        fills = hidden.device.type == "cpu" and chunk % GRAIN == 0
-        there = filled(count) if fills else count
+        there = filled(count) if hidden.device.type == "cpu" else count
         gradient = hidden.new_empty(there, hidden.shape[1]) if ctx.needs_input_grad[0] else None
         losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from qlora_studio.engine.kernels.fused_gate import fuse
+from qlora_studio.engine.kernels.fused_gate import FusedActivation, fuse
 from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation, GatedParts, gated_mlp
 from qlora_studio.engine.kernels.linear import as_product, find_more
 from qlora_studio.engine.kernels.lora import replace_lora_forwards, report_slow_layers
@@ -47,8 +47,21 @@ def replace_gated_mlps(model: nn.Module, kernel: MlpKernel = gated_mlp) -> int:
         replaced: Any = module
         replaced.forward = types.MethodType(_forward_of(kernel, names, fused[activation.name]), module)
         replaced.tiled = False
+        replaced.gate_activation = fused[activation.name]
         count += 1
     return count
+
+
+def name_gate_kernels(model: nn.Module) -> str | None:
+    """Whose kernels do the elementwise work of gated MLPs, as far as they were tried; None where no MLP has ours."""
+    activations = [
+        activation
+        for module in model.modules()
+        if isinstance(activation := getattr(module, "gate_activation", None), FusedActivation)
+    ]
+    if not activations:
+        return None
+    return "Triton's kernels" if any(one.is_fused for one in activations) else "torch's kernels"
 
 
 def report_slow_paths(model: nn.Module) -> str | None:

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -12,13 +14,17 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.data.sets.importer import import_file
 
 GOOD = {"instruction": "hi", "input": "", "output": "ho"}
-CASES: dict[str, tuple[str, bytes, int | None, str]] = {}
-"""Name: file name, content, the line that must be named (None where a file has none), the field ('' where none)."""
+CASES: dict[str, tuple[str, Callable[[], bytes], int | None, str]] = {}
+"""Name: file name, what makes its content, the line that must be named (None where a file has none), the field ('' where none)."""
 
 
 def case(name, file, content, line, field=""):
     assert name not in CASES
-    CASES[name] = (file, content if isinstance(content, bytes) else content.encode(), line, field)
+    CASES[name] = (file, content if callable(content) else partial(as_bytes, content), line, field)
+
+
+def as_bytes(content):
+    return content if isinstance(content, bytes) else content.encode()
 
 
 BROKEN_JSON = {
@@ -244,7 +250,7 @@ case("gzip: not one", "rows.jsonl.gz", LINE, None)
 case("gzip: cut", "rows.jsonl.gz", gzip.compress(os.urandom(4000).hex().encode())[:-900], None)
 case("gzip: flipped bits", "rows.jsonl.gz", gzip.compress(LINE.encode() * 50)[:-8] + b"\0" * 8, None)
 case("gzip: unknown inside", "rows.exe.gz", gzip.compress(b"x"), None)
-case("gzip: bomb", "rows.jsonl.gz", gzip.compress(b" " * (40 << 20), 9), None)
+case("gzip: bomb", "rows.jsonl.gz", lambda: gzip.compress(b" " * (40 << 20), 9), None)
 case("gzip: broken row", "rows.jsonl.gz", gzip.compress(f"{LINE}{{".encode()), 2)
 case("zip: not one", "rows.zip", b"PK\x03\x04 but then not", None)
 case("zip: wrong name", "rows.zip", LINE, None)
@@ -253,11 +259,11 @@ case("zip: path outside", "rows.zip", zipped({"../rows.jsonl": LINE}), None)
 case("zip: absolute path", "rows.zip", zipped({"/etc/rows.jsonl": LINE}), None)
 case("zip: windows path", "rows.zip", zipped({"C:\\rows.jsonl": LINE}), None)
 case("zip: backslash outside", "rows.zip", zipped({"a\\..\\..\\rows.jsonl": LINE}), None)
-case("zip: bomb", "rows.zip", zipped({"rows.jsonl": b" " * (40 << 20)}), None)
+case("zip: bomb", "rows.zip", lambda: zipped({"rows.jsonl": b" " * (40 << 20)}), None)
 case("zip: nested", "rows.zip", zipped({"inner.zip": zipped({"rows.jsonl": LINE})}), None)
 case("zip: unknown inside", "rows.zip", zipped({"rows.exe": "x"}), None)
 case("zip: broken row inside", "rows.zip", zipped({"rows.jsonl": LINE + "{"}), 2)
-case("zip: too many entries", "rows.zip", zipped({f"{number}.jsonl": "" for number in range(10_001)}), None)
+case("zip: too many entries", "rows.zip", lambda: zipped({f"{number}.jsonl": "" for number in range(10_001)}), None)
 case("a picture", "rows.png", b"\x89PNG\r\n", None)
 case("no ending", "rows", LINE, None)
 case("a pickle", "rows.pkl", b"\x80\x04.", None)
@@ -266,7 +272,7 @@ case("a pickle", "rows.pkl", b"\x80\x04.", None)
 @pytest.mark.parametrize(("file", "content", "line", "field"), CASES.values(), ids=CASES.keys())
 def test_bad_input_is_refused_with_file_line_and_field(tmp_path, file, content, line, field):
     path = tmp_path / file
-    path.write_bytes(content)
+    path.write_bytes(content())
     with pytest.raises(StudioError) as caught:
         import_file(path, tmp_path / "datasets")
     problems = caught.value.problems

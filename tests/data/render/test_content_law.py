@@ -131,6 +131,7 @@ def test_the_next_role_ends_an_answer_where_nothing_else_does():
     assert prompt.stop_ids(chat) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FILES, reason="trl is not installed")
 def test_the_short_way_to_the_template_gives_what_transformers_gives():
     for file in FILES:

@@ -18,6 +18,7 @@ from qlora_studio.data.sets import row_tokeniser, stretches
 from qlora_studio.data.sets.importer import import_file
 from qlora_studio.data.sets.prepare import RowsRequest, Stopped, Watch
 from qlora_studio.data.sets.token_cache import COUNTS, tokenise_rows
+from tests.matrix import mostly_slow
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux alone")
 
@@ -111,7 +112,7 @@ def test_helpers_take_part(tmp_path, request_rows, monkeypatch):
     assert list(marks.glob("*.helper"))
 
 
-@pytest.mark.parametrize("after", [0, 1, 63, 64, 100])
+@pytest.mark.parametrize("after", mostly_slow([0, 1, 63, 64, 100], 1, 64))
 def test_a_killed_helper_costs_nothing(tmp_path, request_rows, monkeypatch, after):
     plain = alone(request_rows, tmp_path / "alone")
     in_helpers(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL), after)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.accelerator import cpu
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.accelerator.cuda import CudaAccelerator
 
 
 def test_the_peak_is_what_this_process_has_had_resident():
@@ -48,3 +54,57 @@ def test_auto_is_bf16_where_the_processor_multiplies_in_it(monkeypatch, fast, dt
 def test_attention_kernels_are_those_that_run(grouped):
     kernels = CpuAccelerator().attention_kernels(torch.float32, grouped=grouped)
     assert "plain" in kernels and "cuDNN" not in kernels
+
+
+@pytest.mark.parametrize("accelerator", [CpuAccelerator(), CudaAccelerator()], ids=["cpu", "cuda"])
+def test_what_refers_to_itself_is_given_back(accelerator, monkeypatch):
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+
+    class Knot:
+        pass
+
+    one = Knot()
+    one.itself, gone = one, weakref.ref(one)
+    gc.disable()
+    try:
+        del one
+        assert gone() is not None
+        accelerator.release()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_glibc_is_told_to_keep_large_buffers_and_gives_back_what_is_free(monkeypatch):
+    calls = []
+    libc = SimpleNamespace(
+        mallopt=lambda *a: calls.append(("mallopt", *a)), malloc_trim=lambda *a: calls.append(("malloc_trim", *a))
+    )
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
+    CpuAccelerator().prepare()
+    CpuAccelerator().release()
+    assert calls == [("mallopt", -3, 1 << 30), ("mallopt", -1, 512 << 20), ("malloc_trim", 0)]
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "linux"])
+def test_another_c_library_is_left_alone(monkeypatch, platform):
+    def fail(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(cpu.sys, "platform", platform)
+    if platform == "linux":  # musl has no such function
+        monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: SimpleNamespace())
+        assert cpu._glibc() is None
+    monkeypatch.setattr(cpu.ctypes, "CDLL", fail)
+    assert cpu._glibc() is None
+    CpuAccelerator().prepare()
+    CpuAccelerator().release()
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("linux", 1024)])
+def test_the_system_counts_in_bytes_or_kibibytes(monkeypatch, platform, unit):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(cpu.sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7000))
+    assert CpuAccelerator().peak().reserved_bytes == 7000 * unit

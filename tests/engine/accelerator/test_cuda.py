@@ -20,6 +20,10 @@ def test_the_cap_is_the_budget_as_a_share_of_the_card(budget, total, share):
     assert share_of_card(budget * GIB, total * GIB) == share
 
 
+def test_a_budget_of_one_byte_is_one():
+    assert share_of_card(1, 4) == 0.25
+
+
 @pytest.mark.parametrize("budget", [0, -GIB])
 def test_a_budget_below_what_cuda_itself_takes_is_refused(budget):
     with pytest.raises(StudioError, match=r"less than CUDA itself takes, so no tensor would fit\.") as caught:

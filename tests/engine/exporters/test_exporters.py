@@ -278,6 +278,7 @@ def test_a_pack_holds_its_parts_and_names_no_place_of_this_machine(written, stag
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
     exporter, events = find_exporter("gguf"), []
     record = record_of(written, load_tokenizer(written.base_folder()))
@@ -289,7 +290,7 @@ def test_a_file_that_lost_a_layer_is_noticed(written, stage, short):
     assert check.kl > 0.05
 
 
-@pytest.mark.parametrize("kind", ["merged", "gguf"])
+@pytest.mark.parametrize("kind", mostly_slow(["merged", "gguf"], "merged"))
 @pytest.mark.parametrize("broken", mostly_slow([False, True], True))
 def test_a_check_by_layers_comes_to_the_numbers_of_one_in_memory(kind, broken, written, stage, short, monkeypatch):
     source = dataclasses.replace(written, gguf="F32", merge_into="original")

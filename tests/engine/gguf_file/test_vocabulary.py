@@ -17,7 +17,7 @@ from tests.llama_cpp import LlamaCpp
 from tests.matrix import mostly_slow
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, "smollm", "qwen2", "pieces"))
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "smollm", "pieces"))
 def test_200_texts_are_cut_alike_by_llama_cpp(kind, tmp_path):
     base = small_base("llama", tmp_path / "base", tokenizer=kind)
     tokenizer = load_tokenizer(base)
@@ -99,3 +99,20 @@ def test_every_id_has_a_kind_and_pieces_have_the_scores_of_their_merges():
 )
 def test_whether_a_space_comes_first_follows_from_the_rule(values, prefixes):
     assert vocabulary._prefixes_space(values) == prefixes
+
+
+QWEN = next(pattern for pattern, name in vocabulary.SPLITS.items() if name == "qwen2")
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+def cut_by(**changes):
+    """A tokenizer.json that cuts by Qwen 2's rule, or nearly so."""
+    split = {"type": "Split", "pattern": {"Regex": QWEN}, "behavior": "Isolated", "invert": False} | changes
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTES]}, "model": {}}
+
+
+def test_a_rule_has_its_name_only_where_every_part_of_it_is_the_same():
+    assert vocabulary.name_of_split(cut_by()) == "qwen2"
+    for changes in ({"invert": True}, {"behavior": "Removed"}, {"pattern": {"Regex": QWEN + "|x"}}, {"pattern": None}):
+        with pytest.raises(StudioError, match="a rule for splitting words"):
+            vocabulary.name_of_split(cut_by(**changes))

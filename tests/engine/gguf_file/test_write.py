@@ -37,6 +37,7 @@ def test_llama_cpps_logits_are_those_of_base_and_adapter(name, tmp_path):
 COARSER = [("F16", 1e-4), ("BF16", 1e-2), ("Q8_0", 0.04), ("Q6_K", 0.2), ("Q5_K_M", 0.6), ("Q4_K_M", 1.4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "most"), mostly_slow(COARSER, ("Q4_K_M", 1.4)))
 @torch.no_grad()
 def test_coarser_types_load_and_stay_near(kind, most, tmp_path):

@@ -10,10 +10,11 @@ from qlora_studio.engine.kernels import fused_gate, gated_mlp, replace
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.fused_gate import VARIABLE, FusedActivation, fuse, try_kernels
 from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation
-from qlora_studio.engine.kernels.replace import replace_gated_mlps, tile_mlps
+from qlora_studio.engine.kernels.replace import name_gate_kernels, replace_gated_mlps, tile_mlps
 from tests.engine.conftest import relative
 from tests.engine.fake_card import CARD, fake_card
 from tests.engine.test_fast_paths import WAYS, gradient_of, load_pair, random_ids
+from tests.matrix import mostly_slow
 
 CPU, DTYPES = torch.device("cpu"), (torch.bfloat16, torch.float16, torch.float32)
 SILU = ACTIVATIONS[0]
@@ -205,7 +206,7 @@ def test_without_kernels_every_step_rounds_as_torch_does(activation, dtype):
     assert torch.equal(up, active.detach() * inside) and torch.equal(gate, leaf.grad)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "phi3"], "phi3"))
 def test_a_model_takes_them_each_way(family, on_cpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gated_mlp, "ROWS_AT_ONCE", {"cpu": 32})
     monkeypatch.setattr(gated_mlp, "TILE", 64)
@@ -229,6 +230,7 @@ def test_a_model_takes_them_each_way(family, on_cpu, tmp_path, monkeypatch):
         assert relative(gradient_of(ours, random_ids()), wanted) < 1e-5
         counts[way] = dict(loaded[0].calls)
     assert len(loaded) == 1  # for all layers
+    assert (name_gate_kernels(ours), name_gate_kernels(plain)) == ("Triton's kernels", None)
     blocks = 4 * 3  # 80 tokens
     assert counts["kept"] == {"product": 2 * blocks + 1, "gradients_": blocks + 1}  # one more to try them
     assert counts["checkpointed"] == {"product": 2 * blocks, "gradients_": blocks}
@@ -243,6 +245,7 @@ def test_a_model_with_kernels_that_disagree_trains_as_without_them(on_cpu, tmp_p
     monkeypatch.setattr(replace, "fuse", lambda one: FusedActivation(one.name, one.of, one.gradient, Swapped))
     replace_gated_mlps(ours)
     assert torch.equal(gradient_of(ours, random_ids()), wanted)
+    assert name_gate_kernels(ours) == "torch's kernels"
 
 
 def test_a_second_backward_pass_is_refused_with_them_as_well(on_cpu, tmp_path, monkeypatch):
