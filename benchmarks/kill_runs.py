@@ -21,11 +21,14 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.jobs import TrainRequest
@@ -141,6 +144,7 @@ def new_run(home: Home, config: TrainConfig, number: int) -> JobFolder:
 def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
     """Forks a worker of this folder; its process number. An interrupt of this program does not reach it."""
     clear_requests(folder)
+    share_no_progress_lock()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = os.fork()
     if process:
@@ -172,6 +176,19 @@ def begin(folder: JobFolder, home: Home, fault: str = "") -> int:
         sys.stderr.flush()
     finally:
         os._exit(9)
+
+
+def share_no_progress_lock() -> None:
+    """tqdm's lock lies in memory that forks share: who is killed while a bar is drawn would keep it from all others."""
+    lock = threading.RLock()
+    for bar in bars(tqdm):
+        bar.set_lock(lock)
+
+
+def bars(kind: type[tqdm]) -> Iterator[type[tqdm]]:
+    yield kind
+    for other in kind.__subclasses__():
+        yield from bars(other)
 
 
 def leave_what_is_open() -> None:

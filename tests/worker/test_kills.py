@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 import time
 
 import pytest
+from tqdm import std as progress
 
 from qlora_studio.engine import checkpoints
 from qlora_studio.runs.folder import JobFolder
@@ -136,3 +139,20 @@ def test_an_interrupt_of_the_benchmark_is_not_one_of_its_workers(harness, whole,
     monkeypatch.undo()
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_a_worker_killed_while_it_draws_its_progress_holds_up_no_other(harness, whole, monkeypatch):
+    """A kill in that moment once kept tqdm's lock for good: each later worker of the process hung, and then the tests."""
+
+    def draw_and_die(*_):
+        progress.tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    home, config, _ = whole
+    monkeypatch.setattr(progress.TqdmDefaultWriteLock, "mp_lock", multiprocessing.RLock(), raising=False)
+    monkeypatch.setattr(progress.tqdm, "_lock", progress.TqdmDefaultWriteLock(), raising=False)
+    monkeypatch.setattr(harness, "HUNG_SECONDS", 60)
+    with monkeypatch.context() as patch:
+        patch.setattr("qlora_studio.worker.__main__.work_alone", draw_and_die)
+        assert harness.end(harness.begin(harness.new_run(home, config, 90), home)) == -signal.SIGKILL
+    assert harness.end(harness.begin(harness.new_run(home, config, 91), home)) == 0
