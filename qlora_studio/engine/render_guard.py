@@ -7,6 +7,7 @@ inside; on Linux no rendering may add more than a bound to the address space, so
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -32,6 +33,22 @@ HINT = "Leave the row out, or choose a built-in template by name."
 
 class _Ended(BaseException):
     """Raised inside a rendering by the watching thread. No `except Exception` of a template's machinery holds it."""
+
+
+def _take_interruption(thread: int) -> None:
+    """Meets the exception that was thrown into this thread, which may not have come yet, so that it comes nowhere else.
+
+    A new one takes the place of one that waits. To take it back instead would leave Python looking for it at every call,
+    and for ever where each line is traced (CPython 3.11).
+    """
+    with contextlib.suppress(_Ended):
+        _interrupt(thread)
+        while True:
+            pass
+
+
+def _interrupt(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Ended))
 
 
 class RenderGuard:
@@ -77,8 +94,12 @@ class RenderGuard:
         try:
             return render()
         finally:
-            with self._lock:
-                self._finish(me)
+            try:
+                ended = self._finish(me)
+            except _Ended:  # it came only now, and comes once
+                ended = self._finish(me)
+            if ended:
+                raise _Ended
 
     def _begin(self, me: int) -> None:
         if self._watcher is None:
@@ -88,16 +109,17 @@ class RenderGuard:
             self._bound_memory()
         self._since[me] = time.monotonic()
 
-    def _finish(self, me: int) -> None:
-        del self._since[me]
-        if not self._since:
-            self._free_memory()
-        if me in self._ended:
+    def _finish(self, me: int) -> bool:
+        """Whether the rendering was ended."""
+        with self._lock:
+            self._since.pop(me, None)
+            if not self._since:
+                self._free_memory()
+            if me not in self._ended:
+                return False
+            _take_interruption(me)
             self._ended.discard(me)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(me), None
-            )  # where it has not come yet, it is late
-            raise _Ended
+            return True
 
     def _watch(self) -> None:
         while True:
@@ -107,7 +129,7 @@ class RenderGuard:
                 for thread, since in self._since.items():
                     if now - since > ROW_SECONDS and thread not in self._ended:
                         self._ended.add(thread)
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Ended))
+                        _interrupt(thread)
 
     def _bound_memory(self) -> None:
         """Bounds what this process may add to its address space; elsewhere than on Linux only the time counts."""

@@ -44,6 +44,35 @@ def test_a_rendering_that_goes_on_is_ended_inside_and_the_next_is_not(quick):
     assert len(watchers) == 1 and watchers[0].daemon
 
 
+class LockThatComesTooLate:
+    """While a rendering that has just ended waits for this lock, the watching thread ends it."""
+
+    def __init__(self, guard: RenderGuard) -> None:
+        self.guard, self.lock, self.taken = guard, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        self.taken += 1
+        if self.taken == 2:
+            self.guard._ended.add(threading.get_ident())
+            render_guard._interrupt(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_a_rendering_that_is_ended_as_it_finishes_leaves_nothing_behind():
+    """What is thrown into it comes while it is put away: once its place stayed taken, and the next was refused for it."""
+    guard, before = RenderGuard(), resource.getrlimit(resource.RLIMIT_AS)
+    guard._lock = LockThatComesTooLate(guard)  # type: ignore[assignment]
+    guard._watcher = threading.current_thread()
+    with pytest.raises(TemplateStopped):
+        guard.run(lambda: "done")
+    assert (guard._since, guard._ended) == ({}, set())
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert guard.run(lambda: "done") == "done"
+
+
 def test_only_the_thread_that_goes_on_is_ended(quick):
     guard, found = RenderGuard(), []
 
