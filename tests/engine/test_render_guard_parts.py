@@ -51,11 +51,11 @@ class LockThatComesTooLate:
         self.guard, self.lock, self.taken = guard, threading.Lock(), 0
 
     def __enter__(self) -> None:
-        self.lock.acquire()
         self.taken += 1
         if self.taken == 2:
             self.guard._ended.add(threading.get_ident())
             render_guard._interrupt(threading.get_ident())
+        self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
