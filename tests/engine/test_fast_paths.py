@@ -13,6 +13,7 @@ from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.gated_mlp import GatedDown, TiledMlp
 from qlora_studio.engine.kernels.norm import RmsNorm
 from qlora_studio.engine.kernels.replace import replace_gated_mlps, tile_mlps
+from qlora_studio.engine.kernels.rotary import Rotate
 from qlora_studio.engine.load import Device, attach_adapter, load_base
 from tests.engine.architectures import write_model
 from tests.engine.conftest import relative
@@ -25,6 +26,8 @@ FAMILIES = {
 }  # fmt: skip
 """How many RMS norms and gated MLPs of four layers the gradient goes through; not through a norm in front of the first
 trained layer."""
+ROTATIONS = {"gpt2": 0, "smollm3": 6}
+"""Where not queries and keys of all four layers are rotated: 8. SmolLM3 leaves every fourth layer alone."""
 WAYS = {"kept": (0, False), "checkpointed": (4, False), "tiled": (0, True), "checkpointed and tiled": (3, True)}
 
 
@@ -58,8 +61,8 @@ def random_ids(rows=2, length=40) -> torch.Tensor:
 
 
 def count_calls(monkeypatch) -> dict[str, int]:
-    calls = {"RmsNorm": 0, "GatedDown": 0, "TiledMlp": 0}
-    for kind in (RmsNorm, GatedDown, TiledMlp):
+    calls = {"RmsNorm": 0, "Rotate": 0, "GatedDown": 0, "TiledMlp": 0}
+    for kind in (RmsNorm, Rotate, GatedDown, TiledMlp):
 
         def counted(*arguments, name=kind.__name__, inner=kind.backward):
             calls[name] += 1
@@ -83,7 +86,8 @@ def test_gradients_are_those_of_transformers_and_peft(family, tmp_path, monkeypa
         checkpoint_layers(ours, checkpointed)
         tile_mlps(ours, tiled)
         assert relative(gradient_of(ours, ids), wanted) < 1e-5
-        assert calls == {"RmsNorm": norms, "GatedDown": 0 if tiled else mlps, "TiledMlp": mlps if tiled else 0}
+        mlp_calls = {"GatedDown": 0 if tiled else mlps, "TiledMlp": mlps if tiled else 0}
+        assert calls == {"RmsNorm": norms, "Rotate": ROTATIONS.get(family, 8), **mlp_calls}
 
 
 @pytest.mark.parametrize("tied", mostly_slow([True, False], False), ids=["tied", "untied"])

@@ -17,6 +17,7 @@ from qlora_studio.engine.kernels.gated_mlp import ACTIVATIONS, Activation, Gated
 from qlora_studio.engine.kernels.linear import as_product, find_more
 from qlora_studio.engine.kernels.lora import replace_lora_forwards, report_slow_layers
 from qlora_studio.engine.kernels.norm import replace_norms
+from qlora_studio.engine.kernels.rotary import replace_rotations
 
 SPLIT, FUSED = ("gate_proj", "up_proj"), ("gate_up_proj",)
 TOLERANCE = 1e-5
@@ -26,6 +27,7 @@ def replace_forwards(model: nn.Module) -> None:
     """The kernels of this folder in every module that they are for."""
     replace_lora_forwards(model)
     replace_norms(model)
+    replace_rotations(model)
     replace_gated_mlps(model)
 
 
