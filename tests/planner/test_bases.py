@@ -131,6 +131,42 @@ def test_a_dry_run_that_failed_is_kept_and_made_again_only_when_asked(tmp_path, 
     assert resolve(base, home, run, nothing, again=True).shape.measured == MEASURED and run.made == 2
 
 
+def test_where_what_was_measured_is_gone_at_once_it_says_so_and_what_to_do(tmp_path, home, monkeypatch):
+    base = BaseRef(str(write_config(tmp_path / "odd", ODD)))
+    monkeypatch.setattr("qlora_studio.planner.bases.write_whole", lambda *_: None)  # another process cleared the cache
+    assert resolve(base, home, DryRun(), nothing) == FailedBase(
+        name=base.name,
+        stage="files",
+        message="The family 'granite' has to be measured by a dry run.",
+        hint="Look it up again.",
+    )
+
+
+def test_whether_an_adapter_can_be_merged_is_read_from_the_weights_that_are_there(tmp_path, home):
+    import torch
+    from safetensors.torch import save_file
+
+    folder = write_config(tmp_path / "smol", SMOL | {"num_hidden_layers": 2})
+    layers = {
+        "q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "o_proj": (576, 576),
+        "gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536),
+    }  # fmt: skip
+    weights = {
+        f"model.layers.{layer}.{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}.weight": shape
+        for layer in range(2)
+        for name, shape in layers.items()
+    }
+    weights["model.layers.1.mlp.up_proj.weight"] = (8, 8)
+    save_file(
+        {name: torch.empty(shape, dtype=torch.int8) for name, shape in weights.items()}, folder / "model.safetensors"
+    )
+    facts = find_resolved(BaseRef(str(folder)), home)
+    assert facts.unmergeable == ("model.layers.*.mlp.up_proj",)
+    assert facts.limits == (
+        "The adapter trains and cannot be merged into this base: model.layers.*.mlp.up_proj. It can be exported as it is.",
+    )
+
+
 def test_another_transformers_measures_anew(tmp_path, home, monkeypatch):
     base = BaseRef(str(write_config(tmp_path / "odd", ODD)))
     resolve(base, home, DryRun(fails=True), nothing)
