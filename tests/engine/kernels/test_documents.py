@@ -148,3 +148,11 @@ def test_one_token_goes_on_with_the_mask_of_its_cache_whatever_its_window():
     with torch.no_grad():
         found, _ = attend_documents(module, query, key, value, mask, scaling=None, sliding_window=3)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("device", "way"), [("cpu", "attend_one_query"), ("meta", "sdpa_attention_forward")])
+def test_one_query_has_a_way_of_its_own_on_a_processor(device, way, monkeypatch):
+    for name in ("attend_one_query", "sdpa_attention_forward"):
+        monkeypatch.setattr(documents, name, lambda *_, name=name, **options: (name, options["scaling"]))
+    query, key, value = (part.to(device) for part in parts(1))
+    assert attend_documents(SimpleNamespace(), query, key, value, None, scaling=0.5) == (way, 0.5)

@@ -117,3 +117,12 @@ def test_weights_that_cancel_have_a_norm_of_zero_and_no_other():
         layer.base_layer.weight.zero_()
     assert weight_norm(layer, "one", torch.bfloat16).tolist() == [0] * OUTPUTS
     assert weight_norm(layer, "one", torch.bfloat16).dtype == torch.float32
+
+
+def test_who_still_needs_what_was_written_over_is_told():
+    product = torch.ones(2, 3, requires_grad=True) * 1
+    needed = product.square()
+    scaled = dora.ScaledOutputs.apply(product, torch.tensor([1.0, 2.0, 3.0]))
+    assert scaled.tolist() == [[1.0, 2.0, 3.0]] * 2
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (needed.sum() + scaled.sum()).backward()
