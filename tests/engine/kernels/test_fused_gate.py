@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from qlora_studio.engine import kernels as folder
 from qlora_studio.engine.kernels import fused_gate, gated_mlp, replace
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.fused_gate import VARIABLE, FusedActivation, fuse, try_kernels
@@ -257,3 +261,11 @@ def test_a_second_backward_pass_is_refused_with_them_as_well(on_cpu, tmp_path, m
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_the_kernels_are_those_of_their_file(monkeypatch):
+    """Whether or not Triton is here."""
+    file = ModuleType("qlora_studio.engine.kernels.triton_gate")
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    monkeypatch.setattr(folder, "triton_gate", file, raising=False)
+    assert fused_gate.import_kernels() is file
