@@ -28,7 +28,7 @@ def find_padding(config: PreTrainedConfig) -> str | None:
         return UNCUT
     if (reason := find_uncut_layers(text)) is not None:
         return reason
-    model = build(shorten(config, min(LAYERS, text.num_hidden_layers)), torch.bfloat16).train()
+    model = build(shorten(config, min(LAYERS, text.num_hidden_layers)), torch.bfloat16)
     if draws_numbers(model):
         return RANDOM
     if attention != ATTENTION:
