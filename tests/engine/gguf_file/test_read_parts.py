@@ -62,7 +62,7 @@ def test_rows_of_heads_are_parted_where_the_family_pairs_them(letter, heads):
 def test_some_rows_are_decoded_from_their_bytes_alone(kind):
     weight = torch.randint(-127, 128, (5, 64)).float()
     weight[:, ::32] = 127
-    found = decode_rows(encode(weight, kind).reshape(5, -1)[1:4], kind, 64)
+    found = decode_rows(encode(weight, kind).reshape(5, -1)[1:4], kind)
     assert found.dtype == torch.float32 and torch.equal(found, weight[1:4])
 
 
