@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_studio.core.plan import GIB, MIB
-from qlora_studio.core.words import about, clock, gib, gib_of
+from qlora_studio.core.words import about, clock, gib, gib_of, without_quotes
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,14 @@ def test_a_time(seconds, text):
 )  # fmt: skip
 def test_a_time_that_is_foretold_is_no_finer_than_it_is_known(seconds, text):
     assert about(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ('"/a b/c"', "/a b/c"), (" '/a' ", "/a"), ('" /a "', "/a"), ("/a", "/a"), ('"', '"'), ("", ""), ('""', ""),
+        ("'/a\"", "'/a\""), ("a'a", "a'a"),
+    ],
+)  # fmt: skip
+def test_a_path_loses_the_quotes_around_it_and_no_others(path, plain):
+    assert without_quotes(path) == plain
