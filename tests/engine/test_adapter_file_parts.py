@@ -232,3 +232,10 @@ def test_of_a_long_foreign_name_fifty_letters_are_said(tmp_path, setting, words)
     with pytest.raises(StudioError) as caught:
         read_adapter_config(write(tmp_path, FACTORS, **setting))
     assert words in caught.value.message
+
+
+def test_a_closed_adapter_is_read_no_more(tmp_path):
+    file = AdapterFile(write(tmp_path, FACTORS))
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        file.factors(MODULE)

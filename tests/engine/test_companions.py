@@ -79,3 +79,17 @@ def test_licences_are_named_in_order(tmp_path):
         (base / name).write_text(name)
     assert copy_licences(base, out) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]
     assert sorted(path.name for path in out.iterdir()) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]
+
+
+def test_every_file_of_a_tokenizer_and_how_answers_are_made_go_along(tmp_path):
+    base, adapter, out = (tmp_path / folder for folder in ("base", "adapter", "out"))
+    names = [
+        "added_tokens.json", "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    ]  # fmt: skip
+    for folder in (base, adapter, out):
+        folder.mkdir()
+    for name in (*names, "config.json", "model.safetensors"):
+        (base / name).write_text("{}")
+    copy_companions(base, adapter, out)
+    assert sorted(path.name for path in out.iterdir()) == names

@@ -126,3 +126,12 @@ def test_an_embedding_that_was_saved_twice_is_written_once_and_stays_tied(tmp_pa
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(written["model.embed_tokens.weight"].float(), state[embedding].float())
     assert merged.config["tie_word_embeddings"] is True
+
+
+def test_closed_weights_are_read_no_more_neither_the_base_s_nor_the_adapter_s(tmp_path):
+    merged = MergedWeights(MergeRecipe(*Variant({"target_modules": Q}).write(tmp_path), "original", torch.float32))
+    merged.close()
+    with pytest.raises(ValueError, match="closed file"):
+        merged.base.read("model.norm.weight")
+    with pytest.raises(ValueError, match="closed file"):
+        merged.adapter.factors("model.layers.0.self_attn.q_proj")

@@ -15,6 +15,7 @@ from qlora_studio.engine.exporters.merged import load_merged
 from qlora_studio.engine.exporters.protocol import ExportSource
 from qlora_studio.engine.layerwise import LayerwiseModel
 from qlora_studio.engine.load import Device
+from qlora_studio.engine.merge import MergeRecipe
 from tests.engine.conftest import FP32
 
 
@@ -174,3 +175,17 @@ def test_a_merged_model_is_asked_what_the_chat_was_asked(pretended, monkeypatch,
     pretended.clear()
     merged.EXPORTER.check(source, tmp_path, None, emit)
     assert pretended == [] and len(heard) == 1
+
+
+def test_merged_weights_are_of_the_run_s_own_recipe_and_closed_whatever_happens(monkeypatch, tmp_path):
+    calls, source = [], ExportSource(tmp_path / "adapter", tmp_path / "base", FP32, "as_chatted")
+
+    def make(recipe):
+        assert recipe == MergeRecipe(tmp_path / "base", tmp_path / "adapter", "as_chatted", torch.float32)
+        return Opened("merged", calls)
+
+    monkeypatch.setattr(merged, "MergedWeights", make)
+    with pytest.raises(KeyError), merged.open_merged(source) as found:
+        assert found.name == "merged" and calls == []
+        raise KeyError
+    assert calls == [("closed", "merged")]
