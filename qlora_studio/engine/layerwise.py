@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.compare import Probe
@@ -80,16 +82,16 @@ class LayerwiseModel:
         self._wanted = [(row, position) for row, probe in enumerate(probes) for position in probe.positions]
         place = self.device.torch
         try:
-            logits = self.model(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False).logits[0]
-        except NotImplementedError as error:  # a module that computes with another one's weight: it is still on meta
-            raise _unknown(type(self.model).__name__) from error
+            with _NothingOnMeta():  # type: ignore[no-untyped-call]
+                logits = self.model(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False).logits[0]
+        except _NotThere:
+            raise _unknown(type(self.model).__name__) from None
         return logits.float().log_softmax(-1).cpu()  # type: ignore[no-any-return]
 
-    def _choose_positions(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+    def _choose_positions(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Hands the head (1, positions, hidden): distributions at all tokens would be larger than the model."""
         rows, positions = (torch.tensor(one, device=output.last_hidden_state.device) for one in zip(*self._wanted))  # noqa: B905
         output.last_hidden_state = output.last_hidden_state[rows, positions].unsqueeze(0)
-        return output
 
     def _fetch(self, module: nn.Module, inputs: Any) -> None:
         self._kept[module] = {}
@@ -108,6 +110,19 @@ class LayerwiseModel:
 
     def _drop(self, module: nn.Module, inputs: Any, output: Any) -> None:
         module._parameters.update(self._kept.pop(module, {}))
+
+
+class _NotThere(Exception):
+    """A module computes with another one's weight, which is still on the meta device."""
+
+
+class _NothingOnMeta(TorchDispatchMode):
+    """Ends a pass that computes with such a weight: some of torch's products on a processor give numbers for it."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+            raise _NotThere
+        return function(*args, **(kwargs or {}))
 
 
 def _group(probes: Sequence[Probe]) -> Iterator[list[Probe]]:

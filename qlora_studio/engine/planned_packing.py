@@ -28,13 +28,13 @@ def find_padding(config: PreTrainedConfig) -> str | None:
         return UNCUT
     if (reason := find_uncut_layers(text)) is not None:
         return reason
-    model = build(shorten(config, min(LAYERS, text.num_hidden_layers)), torch.bfloat16).train()
+    model = build(shorten(config, min(LAYERS, text.num_hidden_layers)), torch.bfloat16)
     if draws_numbers(model):
         return RANDOM
     if attention != ATTENTION:
         return explain_padding(TypeError())
     decoder: Any = model.get_decoder()
-    documents, ids = Documents(((0, 4), (4, 8))), torch.zeros(1, 8, dtype=torch.long)
+    documents, ids = Documents(()), torch.zeros(1, 8, dtype=torch.long)  # no numbers, so no rows to be cut by
     try:
         decoder(input_ids=ids, position_ids=ids, documents=documents, use_cache=False)
         check_windows(decoder.config, documents.windows)

@@ -55,7 +55,7 @@ class HashCache:
             part.replace(place)
         except OSError:  # a cache that cannot be written costs time, not the job
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+                part.unlink()
 
 
 def hash_cache(cache: Path) -> HashCache:

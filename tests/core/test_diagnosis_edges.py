@@ -93,3 +93,9 @@ def test_the_gravest_stands_first():
         "The adapter is not better than its",
         "The run overfits",
     ]
+
+
+def test_a_window_that_lacks_its_last_step_is_not_looked_at():
+    """49 steps: the window that would begin at 30 is one short, so the end is still quiet; with 50 it is full."""
+    assert not exploded([1.0] * 40 + [9.0] * 9)
+    assert exploded([1.0] * 40 + [9.0] * 10)

@@ -124,3 +124,33 @@ def test_a_card_says_what_was_done_and_names_no_place():
         assert part in card
     bare = write_card(CardFacts(RunRecord(name="x", config=config), "b", ""), options("merged"))
     assert "The base names no licence" in bare and "nothing was measured" in bare and "license:" not in bare
+
+
+def test_what_each_kind_needs_and_how_it_is_asked():
+    found = {
+        kind.name: (kind.needs_base, kind.compares_with_chat, kind.as_large_as, kind.merges) for kind in EXPORT_KINDS
+    }
+    assert found == {
+        "adapter": (False, False, "adapter", False),
+        "merged": (True, True, "base", True),
+        "gguf": (True, True, "gguf", True),
+        "gguf-lora": (True, False, "adapter", False),
+        "pack": (True, True, "parts", True),
+    }
+    plain = ExportOptions(find_export_kind("pack"))
+    assert (plain.merge_into, plain.gguf, plain.parts) == ("as_chatted", "Q4_K_M", ("adapter", "merged", "gguf"))
+    assert (plain.checkpoint, plain.importance, ExportSizes(1, 2).odd_rows) == ("", False, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "measures"),
+    [
+        ("gguf", {"importance": True}, True),
+        ("gguf", {}, False),
+        ("gguf", {"importance": True, "gguf": "Q8_0"}, False),
+        ("merged", {"importance": True}, False),
+        ("pack", {"importance": True}, True),
+    ],
+)
+def test_importance_is_measured_only_where_blocks_are_searched_for(kind, changes, measures):
+    assert options(kind, **changes).measures_importance is measures

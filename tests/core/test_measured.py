@@ -57,3 +57,16 @@ def test_on_a_card_the_context_is_left_out_on_both_sides():
 def test_nothing_is_said_of_what_was_not_measured():
     assert differences(Progress()) == []
     assert differences(fold([ev.PlanMade(plan=made("cpu"))])) == []
+
+
+@pytest.mark.parametrize(
+    ("measured", "predicted", "sentence"),
+    [
+        (round(1.6 * GIB), 2 * GIB, "The largest step took 20% less than the 2.0 GiB planned for it."),
+        (round(2.31 * GIB), round(2.25 * GIB), "The largest step took 3% more than the 2.2 GiB planned for it."),
+        (round(2.51 * GIB), round(2.5 * GIB), "The largest step took as much as was planned."),
+    ],
+)
+def test_a_step_that_was_planned_apart_from_the_run_is_compared_with_its_own_plan(measured, predicted, sentence):
+    probe = ev.ProbeMeasured(predicted_bytes=predicted, measured_bytes=measured)
+    assert differences(fold([ev.PlanMade(plan=made("cpu")), probe])) == [sentence]

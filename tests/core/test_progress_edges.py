@@ -128,3 +128,8 @@ def test_a_job_is_at_work_from_its_start_to_its_end(state):
 def test_the_state_is_what_events_locks_and_requests_say_together(known, alive, seen, stop, queued, state):
     progress = Progress(state=known)
     assert find_state(progress, alive=alive, seen=seen, stop_requested=stop, queued=queued) == state
+
+
+def test_a_job_that_has_said_nothing_is_nowhere():
+    assert Progress() == Progress("starting", "", "", 0, 0, "", None, 0, 0)
+    assert (Progress().peak_bytes, Progress().base_loss, Progress().notes) == (0, None, ())

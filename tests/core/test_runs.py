@@ -19,6 +19,7 @@ from qlora_studio.core.runs import (
     move_along,
 )
 from qlora_studio.core.series import Series
+from tests.core.frozen import stays
 
 PROGRESS = Progress(
     state="running",
@@ -95,3 +96,17 @@ def test_settings_that_differ_are_listed_with_the_value_of_each_run():
     seed = TrainConfig().optim.seed
     assert differing_settings(runs) == [("lora.rank", (16, 8, 16)), ("optim.seed", (seed, seed, 7))]
     assert differing_settings(runs[:1]) == [] and differing_settings([]) == []
+
+
+def test_a_line_of_the_history_of_which_little_is_known_says_nothing():
+    said = {"name": "a", "title": "A", "created": 1.0, "state": "queued"}
+    line = RunSummary(**said)
+    assert line.model_dump(exclude=set(said)) == {
+        "unreadable": "", "base": "", "rank": 0, "step": 0, "total_steps": 0, "loss": None, "held_out": None,
+        "best_held_out": None, "seconds": None, "peak_bytes": 0, "has_adapter": False, "has_curve": False, "note": "",
+        "tags": (), "pinned": False,
+    }  # fmt: skip
+    assert stays(line)
+    states = ("queued", "starting", "running", "stopping", "finished", "interrupted")
+    at_work = [state for state in states if RunSummary(**said | {"state": state}).at_work]
+    assert at_work == ["starting", "running", "stopping"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_studio.core.plan import GIB, MIB
-from qlora_studio.core.words import about, clock, gib, gib_of
+from qlora_studio.core.words import about, clock, gib, gib_of, without_quotes
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,20 @@ def test_a_time(seconds, text):
     [
         (0, "under a minute"), (59, "under a minute"), (60, "1 min"), (299, "5 min"), (59 * 60, "59 min"),
         (3600, "1 h"), (130 * 60, "2 h 10 min"), (134 * 60, "2 h 10 min"), (180 * 60, "3 h"),
-        (47 * 3600, "47 h"), (48 * 3600, "2 days"), (72 * 3600, "3 days"),
+        (47 * 3600, "47 h"), (48 * 3600, "2 days"), (72 * 3600, "3 days"), (30 * 24 * 3600, "30 days"),
+        (11 * 3600 + 600, "11 h 10 min"),
     ],
 )  # fmt: skip
 def test_a_time_that_is_foretold_is_no_finer_than_it_is_known(seconds, text):
     assert about(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ('"/a b/c"', "/a b/c"), (" '/a' ", "/a"), ('" /a "', "/a"), ("/a", "/a"), ('"', '"'), ("", ""), ('""', ""),
+        ("'/a\"", "'/a\""), ("a'a", "a'a"),
+    ],
+)  # fmt: skip
+def test_a_path_loses_the_quotes_around_it_and_no_others(path, plain):
+    assert without_quotes(path) == plain

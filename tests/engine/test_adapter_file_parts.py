@@ -217,3 +217,25 @@ def test_factors_on_experts_are_refused_with_the_parameters_that_are_named(tmp_p
     for named, words in ((["a", "b"], "a, b"), (None, "experts"), ([], "experts")):
         message = refuse_parameters({"target_parameters": named}, tmp_path).problems[0].message
         assert f"(target_parameters: {words})" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"peft_type": "x" * 60}, f"is of the kind {'x' * 50}, which"),
+        ({"y" * 60: 1}, f"uses {'y' * 50}, which"),
+        ({"init_lora_weights": "pissa" + "z" * 60}, f"(init_lora_weights: pissa{'z' * 45}), which"),
+    ],
+    ids=["kind", "setting", "first values"],
+)
+def test_of_a_long_foreign_name_fifty_letters_are_said(tmp_path, setting, words):
+    with pytest.raises(StudioError) as caught:
+        read_adapter_config(write(tmp_path, FACTORS, **setting))
+    assert words in caught.value.message
+
+
+def test_a_closed_adapter_is_read_no_more(tmp_path):
+    file = AdapterFile(write(tmp_path, FACTORS))
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        file.factors(MODULE)

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from peft import TaskType
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qlora_studio.core.held_out import HeldOut
+from qlora_studio.engine import checkpoints as checkpoints_module
 from qlora_studio.engine.checkpoints import (
     Keeping,
     Position,
@@ -151,3 +153,10 @@ def test_a_whole_folder_without_a_position_is_passed_over_by_name(tmp_path, text
     folder.mkdir()
     write_folder(folder / "step-000002", lambda stage: (stage / "state.json").write_text(text) and None)
     assert newest_checkpoint(folder) == (None, [f"{folder}/step-000002/state.json holds no position."])
+
+
+def test_settings_that_json_does_not_know_are_written_as_lists_values_or_words():
+    assert checkpoints_module._plain({"v_proj", "q_proj"}) == ["q_proj", "v_proj"]
+    assert checkpoints_module._plain(frozenset({"b", "a"})) == ["a", "b"]
+    assert checkpoints_module._plain(TaskType.CAUSAL_LM) == "CAUSAL_LM"
+    assert checkpoints_module._plain(torch.float16) == "torch.float16"

@@ -39,6 +39,11 @@ def test_a_config_that_names_nothing_stays_byte_for_byte(tmp_path):
     ("name", "most"),
     [
         ("tokenizer.json", 256),
+        ("tokenizer.model", 64),
+        ("vocab.json", 64),
+        ("merges.txt", 64),
+        ("added_tokens.json", 64),
+        ("special_tokens_map.json", 4),
         ("tokenizer_config.json", 64),
         ("chat_template.jinja", 4),
         ("generation_config.json", 1),
@@ -51,7 +56,7 @@ def test_a_file_that_is_far_too_large_is_not_copied(tmp_path, name, most):
         folder.mkdir()
     with (base / name).open("wb") as file:
         file.truncate(most << 20)  # sparse: nothing is written
-    if name in ("chat_template.jinja", "generation_config.json", "NOTICE"):
+    if name in ("chat_template.jinja", "generation_config.json", "special_tokens_map.json", "NOTICE"):
         copy_companions(base, adapter, out)
         assert (out / name).stat().st_size == most << 20
     with (base / name).open("r+b") as file:
@@ -74,3 +79,17 @@ def test_licences_are_named_in_order(tmp_path):
         (base / name).write_text(name)
     assert copy_licences(base, out) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]
     assert sorted(path.name for path in out.iterdir()) == ["LICENCE", "License-2.txt", "USE_POLICY.md"]
+
+
+def test_every_file_of_a_tokenizer_and_how_answers_are_made_go_along(tmp_path):
+    base, adapter, out = (tmp_path / folder for folder in ("base", "adapter", "out"))
+    names = [
+        "added_tokens.json", "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    ]  # fmt: skip
+    for folder in (base, adapter, out):
+        folder.mkdir()
+    for name in (*names, "config.json", "model.safetensors"):
+        (base / name).write_text("{}")
+    copy_companions(base, adapter, out)
+    assert sorted(path.name for path in out.iterdir()) == names

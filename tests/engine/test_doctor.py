@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +140,64 @@ def pretend_triton(monkeypatch, there):
     for name, function in metadata.items():
         monkeypatch.setattr(importlib.metadata, name, function)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+
+
+@pytest.mark.parametrize(
+    ("differences", "state", "finding"),
+    [
+        ((0.0, 0.5), "bad", "They do not work: the results differ by 50.0%."),
+        ((0.3, 0.0), "bad", "They do not work: the results differ by 30.0%."),
+        ((doctor.TOLERANCE, doctor.TOLERANCE), "ok", "bitsandbytes {} multiplies in NF4 on the processor."),
+    ],
+    ids=["the gradient is wrong", "the product is wrong", "rounding"],
+)
+def test_the_worse_of_product_and_gradient_decides_whether_four_bits_work(monkeypatch, differences, state, finding):
+    left = list(differences)
+    monkeypatch.setattr(doctor, "_difference", lambda found, wanted: left.pop(0))
+    monkeypatch.setattr(doctor, "choose_device", lambda: Device(CpuAccelerator(), torch.float32))
+    found = doctor._check_four_bit()
+    assert (found.name, found.state) == ("4-bit kernels", state) and left == []
+    assert found.finding == finding.format(importlib.metadata.version("bitsandbytes"))
+
+
+def test_a_difference_is_a_share_of_the_largest_value():
+    wanted = torch.tensor([[2.0, -8.0], [1.0, 0.0]])
+    assert doctor._difference(torch.tensor([[2.0, -8.0], [-1.0, 1.0]]), wanted) == 0.25
+    assert doctor._difference(wanted.bfloat16(), wanted) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "cuda", "state", "finding"),
+    [
+        ("cuda", 1, "13.0", "ok", "torch 2.9 uses CUDA 13.0 on a card."),
+        ("cpu", 0, None, "ok", "torch 2.9 runs on the processor."),
+        ("cpu", 1, None, "bad", "torch 2.9 is built for processors only, but there is a card."),
+        ("cpu", 1, "13.0", "bad", "torch 2.9 wants CUDA 13.0, which the driver does not give."),
+    ],
+)
+def test_what_torch_was_built_for_is_held_against_what_the_driver_sees(monkeypatch, name, cards, cuda, state, finding):
+    monkeypatch.setattr(torch, "__version__", "2.9")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    accelerator = SimpleNamespace(name=name, label="a card", find_build_problem=lambda: None)
+    monkeypatch.setattr(doctor, "choose_accelerator", lambda: accelerator)
+    found = doctor._check_build(cards)
+    assert (found.name, found.state, found.finding) == ("torch", state, finding)
+    assert bool(found.remedy) == (state == "bad")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "finding"),
+    [
+        (torch.bfloat16, "Computes in bf16."),
+        (torch.float16, "Computes in fp16."),
+        (torch.float32, "Computes in fp32: this processor has no fast bf16."),
+    ],
+)
+def test_the_number_format_is_the_device_s(monkeypatch, dtype, finding):
+    monkeypatch.setattr(doctor, "choose_device", lambda: Device(CpuAccelerator(), dtype))
+    assert doctor._check_format() == Check(name="Number format", state="ok", finding=finding)
+
+
+def test_a_triton_that_no_package_claims_is_of_an_unknown_version(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
+    assert doctor._triton_version() == "of an unknown version"

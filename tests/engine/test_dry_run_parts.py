@@ -223,3 +223,26 @@ def test_two_points_are_a_line_and_three_a_parabola_that_goes_through_them(point
     assert found == moment
     for tokens, bytes in points.items():
         assert dry_run._value(found, tokens) == pytest.approx(bytes)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("No such shape.\nmore\nand more", "ValueError: No such shape."),
+        ("  \n It ends... \nmore", "ValueError: It ends."),
+        ("", "ValueError."),
+        ("x" * 301, f"ValueError: {'x' * 300}."),
+    ],
+    ids=["several lines", "an empty one first", "nothing", "a long one"],
+)
+def test_what_an_architecture_stumbles_over_is_said_in_its_first_line(monkeypatch, tmp_path, said, message):
+    def refuse(folder, **options):
+        raise ValueError(said)
+
+    monkeypatch.setattr(dry_run.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(StudioError) as caught:
+        dry_run.measure_folder(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.message == f"This architecture cannot be measured: {message}"
+    assert problem.hint == "Choose another model; a newer transformers may know this one."
+    assert problem.where == str(tmp_path / "config.json")

@@ -75,3 +75,23 @@ def test_what_is_kept_is_read_again(tmp_path):
     assert (
         load_importance(tmp_path / "x.safetensors")["a.weight"].tolist() == [1.0, 2.0] and load_importance(None) == {}
     )
+
+
+def test_of_a_set_with_too_many_tokens_every_so_manieth_row_is_taken():
+    assert choose_rows([3] * 10, most=15) == [(0, 3), (2, 3), (4, 3), (6, 3), (8, 3)]
+    assert choose_rows([3] * 10, most=30) == [(place, 3) for place in range(10)]
+    assert choose_rows([3] * 10, most=20) == [(0, 3), (1, 3), (3, 3), (4, 3), (6, 3), (7, 3)], "step one and a half"
+    assert choose_rows([1, 9, 5, 9], most=24) == [(1, 9), (3, 9), (2, 5), (0, 1)], "the longest first, in order"
+    assert choose_rows([50, 50], most=10) == [(0, 50)]
+
+
+def test_rows_go_through_together_as_long_as_they_fill_a_pass_when_padded(tiny_adapter_model, monkeypatch):
+    monkeypatch.setattr(importance, "PASS_TOKENS", 20)
+    model, seen, heard = tiny_adapter_model.eval(), [], []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    examples = [row(10), row(10, 30), row(7), row(6), row(25), row(5)]
+    measure_importance(model, examples, lambda done, total: heard.append((done, total)))
+    assert [tuple(one["input_ids"].shape) for one in seen] == [(1, 25), (2, 10), (2, 7), (1, 5)]
+    assert heard == [(25, 63), (45, 63), (58, 63), (63, 63)]
+    assert seen[2]["input_ids"].tolist()[1] == [3, 4, 5, 6, 7, 8, 0], "filled up behind its end"
+    assert {(one["use_cache"], one["logits_to_keep"]) for one in seen} == {(False, 1)}, "one token's logits at most"

@@ -159,3 +159,25 @@ def test_any_other_error_passes_at_once_and_leaves_the_random_state_as_it_was(ti
     with pytest.raises(ValueError, match="shapes"):
         ladder.until_it_fits(work, longest=100)
     assert len(work.seen) == 1 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_failed_try_held_is_gone_before_the_next_one(tiny_adapter_model, monkeypatch):
+    order = []
+    monkeypatch.setattr(CpuAccelerator, "release", lambda self: order.append("released"))
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(400, 0, 2))
+
+    def work(limits):
+        order.append(limits.micro_batch_tokens)
+        if limits.micro_batch_tokens > 100:
+            raise torch.OutOfMemoryError
+        return "done"
+
+    assert ladder.until_it_fits(work, longest=100) == "done"
+    assert order == [400, "released", 200, "released", 100]
+
+
+def test_an_error_without_words_is_named_by_its_kind(tiny_adapter_model):
+    descents = []
+    ladder = MemoryLadder(tiny_adapter_model, FP32.accelerator, Limits(200, 0, 2), descents.append)
+    ladder.until_it_fits(Work(tiny_adapter_model, 1, MemoryError()), longest=100)
+    assert [descent.reason for descent in descents] == ["MemoryError"]

@@ -123,3 +123,34 @@ def test_a_weight_of_another_shape_is_named(tiny_folder):
     ):
         model.log_probabilities(PROBES)
     assert layers_of_merged(tiny_folder, FP32).log_probabilities([Probe((1, 2), ())]).shape == (0, 0)
+
+
+def test_after_an_error_no_module_keeps_its_weights(tiny_folder):
+    model = layers_of_merged(tiny_folder, FP32)
+    held = []
+
+    def fail(*_):
+        held.append(model.model.model.norm.weight.device.type)
+        raise RuntimeError("shapes")
+
+    model.model.model.norm.forward = fail
+    with pytest.raises(RuntimeError, match="shapes"):
+        model.log_probabilities(PROBES)
+    assert held == ["cpu"] and {one.device.type for one in model.model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [lambda hidden, weight: hidden * weight[0], lambda hidden, weight: torch.nn.functional.linear(hidden, weight[:64])],
+    ids=["a product of numbers", "a product of matrices"],
+)
+def test_a_model_that_computes_with_another_module_s_weight_is_said_to_be_unknown(tiny_folder, compute):
+    """Of a weight that is not there torch makes numbers in a product of matrices, and an error elsewhere."""
+    model = layers_of_merged(tiny_folder, FP32)
+    norm, embedding = model.model.model.norm, model.model.model.embed_tokens
+    norm.forward = lambda hidden: compute(hidden, embedding.weight)
+    with pytest.raises(StudioError) as caught:
+        model.log_probabilities(PROBES)
+    assert caught.value.message == (
+        "This export does not fit into memory, and a LlamaForCausalLM cannot be checked layer by layer."
+    )

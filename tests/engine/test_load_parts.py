@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -242,3 +243,16 @@ def test_embeddings_of_single_tokens_stay_in_the_base_s_format(tmp_path):
     model = load_adapter(load_base(base, BF16), adapter)
     (delta,) = (value for name, value in model.named_parameters() if "trainable_tokens_delta" in name)
     assert delta.dtype == torch.bfloat16 and len(delta) == 2
+
+
+def test_what_the_libraries_warn_of_while_they_load_is_not_shown(tiny_folder, monkeypatch):
+    inner = load.AutoModelForCausalLM.from_pretrained
+
+    def warn(*where, **options):
+        warnings.warn("a new name is coming", FutureWarning, stacklevel=1)
+        return inner(*where, **options)
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_base(tiny_folder, FP32)

@@ -84,3 +84,24 @@ def test_a_processor_has_no_such_rung():
     card = SimpleNamespace(name="cpu", release=lambda: None)
     with pytest.raises(StudioError, match="The model does not fit"):
         load_or_offload(Card().load, plan_with("none"), card, plan_again)
+
+
+def test_a_model_is_loaded_under_the_cap_of_its_plan_with_its_adapter_and_its_noise(tmp_path, monkeypatch):
+    caps, card = [], CpuAccelerator()
+    monkeypatch.setattr(card, "cap", caps.append, raising=False)
+    monkeypatch.setattr("qlora_studio.engine.loaded.choose_device", lambda compute: Device(card, asked(compute)))
+    formats = []
+
+    def asked(compute):
+        formats.append(compute)
+        return torch.float32
+
+    config = TrainConfig().replace({"optim.neftune_alpha": 5.0, "lora.rank": 4, "model.compute_dtype": "bf16"})
+    plan = make_plan(200).model_copy(update={"budget_bytes": 12345})
+    loaded = load_for_training(write_model("llama", tmp_path), config, plan)
+    assert caps == [12345] and formats == ["bf16"] and loaded.plan is plan
+    assert loaded.model.peft_config["default"].r == 4
+    assert loaded.device.accelerator is card
+    with_settings = plan.model_copy(update={"settings": PlanSettings(compute="fp32")})
+    load_for_training(tmp_path, config, with_settings)
+    assert formats == ["bf16", "fp32"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import shutil
 
 import pytest
@@ -232,3 +233,47 @@ def test_what_an_earlier_kill_left_in_the_trash_makes_room(tmp_path):
     trash = manifest.move_away(tmp_path / "one")
     assert trash == tmp_path / manifest.TRASH / "one" and not (tmp_path / "one").exists()
     assert sorted(path.name for path in trash.iterdir()) == ["MANIFEST.json", "file"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old one there", "nothing there"])
+def test_where_the_disk_fails_after_the_folder_is_in_place_its_error_is_what_is_raised(
+    tmp_path, monkeypatch, way, there
+):
+    if there:
+        write_folder(tmp_path / "whole", fill_with("one"))
+    sync = manifest.sync
+
+    def refuse(path):
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(manifest, "sync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_folder(tmp_path / "whole", fill_with("two"))
+    assert (tmp_path / "whole" / "a.txt").read_text() == "two" and not (tmp_path / ".stage").exists()
+
+
+def test_every_file_the_folder_and_its_place_are_put_on_the_disk_in_that_order(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(manifest, "sync", lambda path: synced.append(str(path.relative_to(tmp_path))))
+    write_folder(tmp_path / "whole", fill_with("one"))
+    files = [f".stage/whole/{name}" for name in ("MANIFEST.json", "a.txt", "b.txt")]
+    assert sorted(synced[:3]) == files and synced[3:] == [".stage/whole", "."]
+
+
+def test_a_manifest_lists_each_file_with_its_size_and_hash(tmp_path):
+    write_folder(tmp_path / "whole", fill_with("one"))
+    assert json.loads((tmp_path / "whole" / "MANIFEST.json").read_text()) == {
+        "schema": 1,
+        "files": {
+            "a.txt": {"bytes": 3, "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"},
+            "b.txt": {"bytes": 1, "sha256": "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d"},
+        },
+    }
+
+
+def test_a_folder_that_is_not_there_is_removed_without_a_word_and_leaves_no_trash(tmp_path):
+    remove(tmp_path / "nowhere")
+    sweep(tmp_path)
+    assert names(tmp_path) == []

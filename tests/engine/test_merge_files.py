@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qlora_studio.engine import merge as merge_module
 from qlora_studio.engine.merge import MergedWeights, MergeRecipe, nf4_round_trip, write_merged
@@ -108,3 +108,30 @@ def test_only_what_the_chat_has_in_4_bits_goes_through_them(tmp_path, into):
         assert torch.equal(found, nf4_round_trip(stored, torch.float32) if into == "as_chatted" else stored)
         (embedding,) = (one for one in merged.tensors if one.name == "model.embed_tokens.weight")
         assert torch.equal(torch.cat(list(merged.pieces(embedding))), merged.base.read(embedding.name))
+
+
+def test_an_embedding_that_was_saved_twice_is_written_once_and_stays_tied(tmp_path):
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": Q}
+    base, adapter = Variant(saved, changes=TIED).write(tmp_path)
+    file = adapter / "adapter_model.safetensors"
+    state = load_file(file)
+    head, embedding = (next(name for name in state if f"{part}.weight" in name) for part in ("lm_head", "embed_tokens"))
+    state[head] = state[embedding].clone()
+    save_file(state, file, metadata={"format": "pt"})
+    (tmp_path / "out").mkdir()
+    with opened((base, adapter)) as merged:
+        assert merged.tied and "lm_head.weight" not in [tensor.name for tensor in merged.tensors]
+        write_merged(merged, tmp_path / "out")
+        assert merged.adapter.unused == []
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["model.embed_tokens.weight"].float(), state[embedding].float())
+    assert merged.config["tie_word_embeddings"] is True
+
+
+def test_closed_weights_are_read_no_more_neither_the_base_s_nor_the_adapter_s(tmp_path):
+    merged = MergedWeights(MergeRecipe(*Variant({"target_modules": Q}).write(tmp_path), "original", torch.float32))
+    merged.close()
+    with pytest.raises(ValueError, match="closed file"):
+        merged.base.read("model.norm.weight")
+    with pytest.raises(ValueError, match="closed file"):
+        merged.adapter.factors("model.layers.0.self_attn.q_proj")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -143,6 +144,8 @@ FAULTS = {
     "begins late": ({"a": entry(offsets=(1, 9))}, 9, "lies about a: its bytes do not follow those before."),
     "too few bytes": ({"a": entry(offsets=(0, 4))}, 4, "lies about a: 4 bytes are no F32 of shape [2]."),
     "too many bytes": ({"a": entry(shape=(1,))}, 8, "lies about a: 8 bytes are no F32 of shape [1]."),
+    "a long shape": ({"a": entry(shape=[1] * 60)}, 8, f"lies about a: 8 bytes are no F32 of shape [{'1, ' * 33}."),
+    "a long dtype": ({"a": entry("x" * 60)}, 8, f"lies about a: its dtype is {'x' * 50}, which this version does not know."),
     "missing end": ({"a": entry()}, 7, "is cut off or too long."),
     "more behind": ({"a": entry()}, 9, "is cut off or too long."),
     "metadata": ({"__metadata__": {"a": 1}}, 0, "has metadata that are not text."),
@@ -229,3 +232,15 @@ def test_what_lies_on_the_grid_or_is_not_rounded_stays():
 def test_bytes_of_a_tensor_are_those_of_its_order_not_of_its_memory():
     moved = torch.arange(6, dtype=torch.int16).view(2, 3).T
     assert bytes(tensor_bytes(moved)) == struct.pack("<6h", 0, 3, 1, 4, 2, 5)
+
+
+def test_a_file_is_on_the_disk_whole_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen, fsync = tmp_path / "x.safetensors", [], os.fsync
+
+    def look(handle):
+        seen.append((path.with_name("x.safetensors.part").stat().st_size, path.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_safetensors(path, [Entry("a", "U8", (5,), lambda out: out.write(b"12345"))], {})
+    assert seen == [(path.stat().st_size, False)] and path.read_bytes().endswith(b"12345")

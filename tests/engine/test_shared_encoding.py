@@ -72,3 +72,20 @@ def test_an_error_in_a_text_that_is_looked_at_ends_the_quick_way_for_good(shared
     asked.clear()
     assert one.encode(["!a", "b"]) == ["asked !a", "asked b"] and asked == [["!a", "b"]]
     assert one.encode([]) == []
+
+
+def test_with_threads_one_goes_from_the_start_and_another_from_the_end(shared, monkeypatch):
+    one, asked = shared
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.setattr(SharedEncoding, "_from_the_end", lambda self, work: None)
+    found = one.encode(["a", "b", "c"])
+    assert [type(text) for text in found] == [str, Cached, Cached] and asked == [["a"]], (
+        "one of three is looked at twice"
+    )
+
+    def fail(self, work):
+        raise RuntimeError("the tokenizer broke")
+
+    monkeypatch.setattr(SharedEncoding, "_from_the_end", fail)
+    with pytest.raises(RuntimeError, match="the tokenizer broke"):
+        one.encode(["a"])

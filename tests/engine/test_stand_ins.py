@@ -184,3 +184,9 @@ def test_a_layer_s_backward_pass_makes_its_weight_again_and_keeps_no_input():
     assert out.grad_fn.saved_tensors == () and tuple(out.shape) == (2, 5)
     (gradient,) = torch.autograd.grad(out, x, torch.ones(2, 5))
     assert tuple(gradient.shape) == (2, 3)
+
+
+def test_experts_stand_in_only_where_a_family_has_some_and_lets_them_be_chosen():
+    found = {family: stand_ins._has_experts(config_of(family)) for family in ("llama", "gpt2", "qwen3_moe", "mixtral")}
+    assert found == {"llama": False, "gpt2": False, "qwen3_moe": True, "mixtral": True}
+    assert stand_ins._has_experts(PreTrainedConfig()) is False, "no class writes text from it"

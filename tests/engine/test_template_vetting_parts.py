@@ -126,3 +126,28 @@ def test_memory_is_bounded_to_what_there_is_and_half_a_gibibyte(monkeypatch):
     monkeypatch.setattr(template_vetting.Path, "exists", lambda path: False)
     template_vetting._limit_memory()
     assert len(asked) == 1, "where the system does not say how much there is"
+
+
+DROPPING = GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' else 'x' }}")
+
+
+def test_a_template_that_drops_questions_is_found_by_a_short_conversation_and_by_a_long_one(model):  # noqa: F811
+    report = try_template(load_tokenizer(model(DROPPING)))
+    assert [problem.message for problem in report.problems] == [
+        "The chat template drops or reorders turn 1 (user)."
+    ] * 2
+    assert (report.knows_system, report.rewrites_turns) == (False, False)
+
+
+def test_each_message_of_a_trial_is_one_line_that_is_sent_at_once(monkeypatch):
+    class Pipe(io.StringIO):
+        sent = ""
+
+        def flush(self):
+            self.sent = self.getvalue()
+
+    pipe = Pipe()
+    monkeypatch.setattr(template_vetting.sys, "stdout", pipe)
+    template_vetting._send({"awaited": "ready"})
+    template_vetting._send({"a": "two\nlines"})
+    assert pipe.sent == '{"awaited": "ready"}\n{"a": "two\\nlines"}\n'

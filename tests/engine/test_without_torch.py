@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from qlora_studio.engine import without_torch as without_torch_module
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.architectures import ALL, config_of
 
@@ -64,3 +66,20 @@ def test_every_family_has_the_same_tokens(smollm2, tmp_path):
 @pytest.mark.slow
 def test_the_small_model_has_the_same_tokens(smollm2):
     assert without_torch([Path(smollm2)]) == [describe(load_tokenizer(smollm2))]
+
+
+@pytest.mark.parametrize(
+    ("there", "after"),
+    [
+        ({"json"}, {"json", "torch"}),
+        ({"torch"}, {"torch"}),
+        ({"transformers"}, {"transformers"}),
+        ({"torch", "transformers"}, {"torch", "transformers"}),
+    ],
+)
+def test_torch_is_left_out_only_where_nobody_has_imported_it_or_what_looks_for_it(monkeypatch, there, after):
+    modules = dict.fromkeys(there, "imported")
+    monkeypatch.setattr(without_torch_module, "sys", SimpleNamespace(modules=modules))
+    without_torch_module.leave_torch_out()
+    assert set(modules) == after
+    assert [name for name, module in modules.items() if module is None] == (["torch"] if there == {"json"} else [])

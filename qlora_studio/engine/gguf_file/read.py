@@ -86,11 +86,10 @@ def layers_of_gguf(path: Path, base: Path, device: Device) -> LayerwiseModel:
 def _decode(tensor: Any, family: Family, config: Any, dtype: torch.dtype) -> torch.Tensor:
     """One tensor as transformers lays it out, a part of its rows in fp32 at a time."""
     shape = tuple(reversed(tensor.shape.tolist()))
-    columns = shape[-1] if len(shape) > 1 else 1
-    stored = tensor.data.reshape(shape[0], -1)
-    weight, step = torch.empty(shape[0], columns, dtype=dtype), max(1, ROW_VALUES // columns)
-    for first in range(0, shape[0], step):
-        rows = gguf.dequantize(stored[first : first + step], tensor.tensor_type).reshape(-1, columns)
+    stored, columns = np.atleast_2d(tensor.data), shape[-1]
+    weight, step = torch.empty(len(stored), columns, dtype=dtype), max(1, ROW_VALUES // columns)
+    for first in range(0, len(stored), step):
+        rows = gguf.dequantize(stored[first : first + step], tensor.tensor_type)
         raised = family.raised_norms and tensor.name.endswith("norm.weight")
         weight[first : first + step] = torch.from_numpy(np.require(rows - 1 if raised else rows, requirements="W"))
     weight = weight.reshape(shape)

@@ -31,19 +31,14 @@ def measure_gguf(file: GgufFile, path: Path) -> Iterator[Strength]:
         count = min(rows.after, max(1, SAMPLE_VALUES // tensor.shape[1] // unit) * unit)
         before, wanted = stored[:count].float(), layer.wanted(RowRange(0, count, rows.of))
         parts = [file.lay_out(one, value) for value in (before, wanted, before + wanted)]
-        found = _decode(held[one.name].data.reshape(tensor.shape[0], -1)[:count], one.kind, tensor.shape[1])
-        expected = _decode(file.encode(one, parts[2]), one.kind, tensor.shape[1])
+        found = _decode(held[one.name].data[:count], one.kind)
+        expected = _decode(file.encode(one, parts[2]), one.kind)
         measure = Measure()
         measure.add(found, expected, parts[0], parts[1])
         if (strength := measure.strength(layer.name)) is not None:
             yield strength
 
 
-def _decode(stored: np.ndarray, kind: Type, columns: int) -> torch.Tensor:
-    """Rows (rows, columns) in fp32."""
-    size = gguf.GGML_QUANT_SIZES[kind]
-    bytes = np.ascontiguousarray(stored).view(np.uint8).reshape(-1, columns // size[0] * size[1])
-    values = {Type.F32: np.float32, Type.F16: np.float16}
-    if kind in values:
-        return torch.from_numpy(bytes.view(values[kind]).astype(np.float32))
-    return torch.from_numpy(gguf.dequantize(bytes, kind).copy().reshape(-1, columns))
+def _decode(stored: np.ndarray, kind: Type) -> torch.Tensor:
+    """Rows (rows, columns) in fp32, from their bytes (rows, bytes of a row) or numbers."""
+    return torch.from_numpy(gguf.dequantize(stored.view(np.uint8), kind).copy())

@@ -61,9 +61,9 @@ def read_vocabulary(tokenizer: ChatTokenizer, size: int) -> Vocabulary:
         raise _unknown(f"a {model.get('type')} vocabulary")
     known = {index: token for token, index in model["vocab"].items()}
     added = {token["id"]: token for token in values.get("added_tokens", [])}
-    if max((*known, *added), default=0) >= size:
+    if beyond := [index for index in (*known, *added) if index >= size]:
         raise StudioError(
-            f"The tokenizer has {max((*known, *added)) + 1:,} tokens and the model rows for {size:,}.",
+            f"The tokenizer has {max(beyond) + 1:,} tokens and the model rows for {size:,}.",
             "Export the merged model instead.",
         )
     pieces = bool(model.get("byte_fallback"))

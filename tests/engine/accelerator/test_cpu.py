@@ -108,3 +108,13 @@ def test_the_system_counts_in_bytes_or_kibibytes(monkeypatch, platform, unit):
     monkeypatch.setattr(cpu.sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7000))
     assert CpuAccelerator().peak().reserved_bytes == 7000 * unit
+
+
+def test_a_processor_is_always_there_pins_nothing_and_gives_memory_back_every_fourth_step():
+    assert CpuAccelerator.is_available() is True
+    assert (CpuAccelerator.name, CpuAccelerator.device, CpuAccelerator.pins_memory) == (
+        "cpu",
+        torch.device("cpu"),
+        False,
+    )
+    assert CpuAccelerator.release_every_steps == 4

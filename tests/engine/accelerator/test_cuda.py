@@ -9,6 +9,7 @@ import torch
 
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
+from qlora_studio.engine.accelerator import cuda
 from qlora_studio.engine.accelerator.cuda import CudaAccelerator, has_kernels, share_of_card
 from qlora_studio.engine.accelerator.protocol import Peak
 
@@ -120,3 +121,18 @@ def test_what_is_done_to_the_card_is_done(card):
     accelerator.synchronise()
     assert card == [("reset_peak_memory_stats", CARD), ("empty_cache",), ("synchronize", CARD)]
     assert accelerator.label == "NVIDIA GeForce RTX 2060"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_card_is_there_where_cuda_says_so(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert CudaAccelerator.is_available() is there
+
+
+def test_a_card_is_the_first_one_pins_memory_and_never_gives_any_back_by_itself(monkeypatch):
+    assert (CudaAccelerator.name, CudaAccelerator.device, CudaAccelerator.pins_memory) == ("cuda", CARD, True)
+    assert CudaAccelerator.release_every_steps is None
+    asked = []
+    monkeypatch.setattr(cuda, "find_kernels", lambda *a, **named: asked.append((a, named)) or ("flash",))
+    assert CudaAccelerator().attention_kernels(torch.float16, grouped=True) == ("flash",)
+    assert asked == [((CARD, torch.float16), {"grouped": True})]

@@ -108,3 +108,36 @@ def test_a_file_is_asked_whole_where_it_fits_and_else_by_layers(monkeypatch, tmp
         text = "The model in the file does not fit into memory; it is checked layer by layer from its files."
         assert found[:3] == (("layers", path, tmp_path, source.device), "tokenizer", record)
         assert heard == [ev.Noted(text=text)]
+
+
+def test_a_file_is_written_with_its_licence_and_its_modelfile_and_told_as_it_goes(monkeypatch, tmp_path):
+    calls, heard = [], []
+
+    class File:
+        bytes = 900
+
+        def write(self, path, advanced):
+            calls.append(("write", path))
+            advanced(300, 900)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            calls.append("closed")
+
+    base, stage = tmp_path / "base", tmp_path / "stage"
+    source = ExportSource(tmp_path, base, FP32, "as_chatted", "Q6_K", name="run")
+    monkeypatch.setattr(gguf, "plan_gguf", lambda source: File())
+    monkeypatch.setattr(gguf, "load_tokenizer", lambda folder: ("tokenizer", folder))
+    monkeypatch.setattr(gguf, "copy_licences", lambda *a: calls.append(("licences", *a)))
+    monkeypatch.setattr(gguf, "write_modelfile", lambda *a: calls.append(("modelfile", *a)))
+    EXPORTER.write(source, stage, heard.append)
+    assert heard == [ev.PhaseEntered(phase="writing Q6_K"), ev.Advanced(done=300, total=900, unit="bytes")]
+    assert calls == [
+        ("write", stage / "run.Q6_K.gguf"),
+        "closed",
+        ("licences", base, stage),
+        ("modelfile", stage, "run.Q6_K.gguf", ("tokenizer", source.tokenizer_folder()), source),
+    ]
+    assert EXPORTER.size_bytes(source) == 900

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,7 +12,10 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.exporters import merged
 from qlora_studio.engine.exporters.merged import load_merged
+from qlora_studio.engine.exporters.protocol import ExportSource
+from qlora_studio.engine.layerwise import LayerwiseModel
 from qlora_studio.engine.load import Device
+from qlora_studio.engine.merge import MergeRecipe
 from tests.engine.conftest import FP32
 
 
@@ -93,3 +98,94 @@ def test_a_processor_is_tried_once_and_another_error_stands(monkeypatch, tiny_fo
     monkeypatch.setattr(merged, "load_base", broken)
     with pytest.raises(StudioError, match="The weights are damaged"):
         load_merged(tiny_folder, FP32, heard.append)
+
+
+class Opened:
+    """Weights that note when they are closed."""
+
+    def __init__(self, name, calls) -> None:
+        self.name, self.calls, self.bytes = name, calls, 700
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.calls.append(("closed", self.name))
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """An exporter whose parts only note what they are given."""
+    calls = []
+    monkeypatch.setattr(merged, "open_merged", lambda source: Opened("merged", calls))
+    monkeypatch.setattr(merged, "ModelWeights", lambda folder: Opened(folder, calls))
+    for name in ("copy_companions", "check_words", "compare_with_chat"):
+        monkeypatch.setattr(merged, name, lambda *a, name=name: calls.append((name, *a)))
+    monkeypatch.setattr(merged, "load_tokenizer", lambda folder: ("tokenizer", folder))
+    monkeypatch.setattr(merged, "measure_merged", lambda one, written: (one.name, written.name))
+    monkeypatch.setattr(merged, "look_at_layers", lambda like, found: (like, found))
+    monkeypatch.setattr(merged, "ask_layers", lambda *a: ("by layers", *a))
+    monkeypatch.setattr(merged, "ask_model", lambda chat, record: ("whole", chat.model, chat.tokenizer, record))
+    return calls
+
+
+def test_a_merged_model_is_written_with_what_belongs_to_it_and_told_as_it_goes(pretended, monkeypatch, tmp_path):
+    def write(one, stage, advanced):
+        pretended.append(("written", one.name, stage))
+        advanced(3, 700)
+
+    heard, source = [], ExportSource(tmp_path / "adapter", tmp_path / "base", FP32)
+    monkeypatch.setattr(merged, "write_merged", write)
+    merged.EXPORTER.write(source, tmp_path / "stage", heard.append)
+    assert heard == [ev.PhaseEntered(phase="merging"), ev.Advanced(done=3, total=700, unit="bytes")]
+    assert pretended == [
+        ("written", "merged", tmp_path / "stage"),
+        ("closed", "merged"),
+        ("copy_companions", tmp_path / "base", tmp_path / "adapter", tmp_path / "stage"),
+    ]
+    assert merged.EXPORTER.size_bytes(source) == 700
+
+
+@pytest.mark.parametrize(
+    ("into", "like"),
+    [
+        ("original", ev.Checked(what="merged model, original", as_chatted=False)),
+        ("as_chatted", ev.Checked(what="merged model, as chatted", as_chatted=True)),
+    ],
+)
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_a_merged_model_is_asked_what_the_chat_was_asked(pretended, monkeypatch, tmp_path, into, like, layerwise):
+    model = LayerwiseModel.__new__(LayerwiseModel) if layerwise else "model"
+    heard, record = [], SimpleNamespace(options="options")
+    emit, tokenizer = heard.append, ("tokenizer", tmp_path)
+    monkeypatch.setattr(merged, "load_merged", lambda folder, device, emit: model)
+    source = ExportSource(tmp_path / "adapter", tmp_path / "base", FP32, into)
+    merged.EXPORTER.check(source, tmp_path, record, emit)
+    found = ("by layers", model, tokenizer, record, emit) if layerwise else ("whole", model, tokenizer, record)
+    assert pretended == [
+        ("check_words", record, tokenizer),
+        ("closed", tmp_path),
+        ("closed", "merged"),
+        ("compare_with_chat", record, found, (like, ("merged", tmp_path)), emit),
+    ]
+    assert heard == [ev.PhaseEntered(phase="checking the merged model")]
+    pretended.clear()
+    merged.EXPORTER.check(source, tmp_path, None, emit)
+    assert pretended == [] and len(heard) == 1
+
+
+def test_merged_weights_are_of_the_run_s_own_recipe_and_closed_whatever_happens(monkeypatch, tmp_path):
+    calls, source = [], ExportSource(tmp_path / "adapter", tmp_path / "base", FP32, "as_chatted")
+
+    def make(recipe):
+        assert recipe == MergeRecipe(tmp_path / "base", tmp_path / "adapter", "as_chatted", torch.float32)
+        return Opened("merged", calls)
+
+    monkeypatch.setattr(merged, "MergedWeights", make)
+    with pytest.raises(KeyError), merged.open_merged(source) as found:
+        assert found.name == "merged" and calls == []
+        raise KeyError
+    assert calls == [("closed", "merged")]

@@ -1,18 +1,22 @@
 """A record that is kept, an artefact's words, and a pack's parts: with small stand-ins for models and exporters."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from qlora_studio.core import events as ev
 from qlora_studio.core.conversation import Turn
 from qlora_studio.core.errors import StudioError
+from qlora_studio.core.exports import lora_file_name
 from qlora_studio.data.render.prompt import RenderOptions, prompt_ids, stop_ids
 from qlora_studio.engine.compare import Probe
-from qlora_studio.engine.exporters import pack
+from qlora_studio.engine.exporters import adapter, gguf_lora, pack
 from qlora_studio.engine.exporters.comparison import Answer, ChatRecord, check_words
 from qlora_studio.engine.exporters.pack import EXPORTER
 from qlora_studio.engine.exporters.protocol import ExportSource
+from qlora_studio.engine.manifest import write_folder
 from qlora_studio.engine.tokenizer import load_tokenizer
 from tests.engine.conftest import FP32
 from tests.engine.gguf_file.small_tokenizers import save
@@ -114,3 +118,45 @@ def test_a_pack_writes_and_checks_its_parts_each_in_its_place(tmp_path, monkeypa
         ("check", "merged", source, stage / "merged", "the record", print),
         ("check", "gguf", source, stage, "the record", print),
     ]
+
+
+def test_an_adapter_is_copied_byte_for_byte_and_held_against_its_manifest(tmp_path):
+    source, stage, heard = ExportSource(tmp_path / "adapter", None, FP32), tmp_path / "stage", []
+    write_folder(source.adapter, lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"12345") and None)
+    stage.mkdir()
+    adapter.EXPORTER.write(source, stage, heard.append)
+    assert heard == [ev.PhaseEntered(phase="copying the adapter")]
+    files = {path.name: path.read_bytes() for path in source.adapter.iterdir()}
+    assert {path.name: path.read_bytes() for path in stage.iterdir()} == files and len(files) == 2
+    assert adapter.EXPORTER.size_bytes(source) == sum(map(len, files.values()))
+    adapter.EXPORTER.check(source, stage, None, heard.append)
+    (stage / "adapter_model.safetensors").write_bytes(b"12346")
+    with pytest.raises(StudioError, match=r"adapter_model\.safetensors is not what was written\. Export again"):
+        adapter.EXPORTER.check(source, stage, None, heard.append)
+
+
+def test_an_adapter_as_gguf_is_written_beside_the_licence_whatever_is_merged_into(tmp_path, monkeypatch):
+    calls, heard = [], []
+
+    class File:
+        bytes = 40
+
+        def write(self, path):
+            calls.append(("write", path))
+
+        def check(self, path):
+            calls.append(("check", path))
+
+    @contextmanager
+    def plan(source):
+        yield File()
+
+    monkeypatch.setattr(gguf_lora, "plan_adapter", plan)
+    monkeypatch.setattr(gguf_lora, "copy_licences", lambda *folders: calls.append(("licences", *folders)))
+    source, stage = ExportSource(tmp_path, tmp_path / "base", FP32, name="run"), tmp_path / "stage"
+    path = stage / lora_file_name("run")
+    gguf_lora.EXPORTER.write(source, stage, heard.append)
+    gguf_lora.EXPORTER.check(source, stage, None, heard.append)
+    assert calls == [("write", path), ("licences", tmp_path / "base", stage), ("check", path)]
+    assert heard == [ev.PhaseEntered(phase="writing the adapter as GGUF")]
+    assert gguf_lora.EXPORTER.size_bytes(source) == 40

@@ -8,7 +8,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from qlora_studio.engine.gguf_file.blocks import encode
+from qlora_studio.engine.gguf_file import blocks
+from qlora_studio.engine.gguf_file.blocks import encode, encode_q8_0
 from qlora_studio.engine.gguf_file.mixture import Mixture, bytes_of
 from tests.llama_cpp import quantize
 
@@ -118,3 +119,50 @@ def test_the_type_of_a_tensor_is_llama_cpps_choice(kind, name, columns):
 def test_norms_stay_whole_and_tied_embeddings_are_the_head():
     assert Mixture("Q4_K_M", LAYERS, tied=False).choose("blk.0.attn_norm.weight", (2048,)) == Type.F32
     assert Mixture("Q4_K_M", LAYERS, tied=True).choose("token_embd.weight", (64, 2048)) == Type.Q6_K
+
+
+def test_scales_of_six_bits_end_at_sixty_three_however_small_they_are():
+    top, codes = blocks._six_bits(torch.tensor([[0.0, 1, 2, 31.4, 31.6, 62.4, 63, 62.6], [1e-40] * 8]))
+    assert top.tolist() == pytest.approx([1, 1e-40 / 63], abs=1e-45)
+    assert codes.tolist() == [[0, 1, 2, 31, 32, 62, 63, 63], [63] * 8]
+
+
+def test_codes_of_four_and_five_bits_lie_as_llama_cpp_reads_them():
+    codes = torch.arange(256, dtype=torch.uint8).view(1, 8, 32) % 16
+    packed = blocks._nibbles(codes).flatten().tolist()
+    assert packed == [(n % 16) * 17 for n in range(128)]
+    other = torch.cat([torch.full((1, 1, 32), n, dtype=torch.uint8) for n in range(8)], 1)
+    assert (
+        blocks._nibbles(other).flatten().tolist()
+        == [16] * 32 + [2 + 3 * 16] * 32 + [4 + 5 * 16] * 32 + [6 + 7 * 16] * 32
+    )
+    five = blocks._five_bits(torch.tensor([31, 0, 16, 1, *[0] * 12, 2, *[0] * 14, 17], dtype=torch.uint8)).tolist()
+    assert five == [0b101, 0, 0, 0b10000000, 15 | 2 << 4, 0, 0, 1, *[0] * 11, 1 << 4]
+
+
+@pytest.mark.parametrize(("rows", "columns", "parts"), [(3, 64, [3]), (5, 64, [2, 2, 1]), (2, 256, [1, 1])])
+def test_rows_are_encoded_in_parts_of_so_many_values_each_row_in_one(monkeypatch, rows, columns, parts):
+    seen = []
+
+    def note(block, importance):
+        seen.append(len(block))
+        return encode_q8_0(block)
+
+    monkeypatch.setitem(blocks.ENCODERS, Type.Q8_0, note)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 192 if rows == 3 else 128)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = encode(weight, Type.Q8_0)
+    assert sorted(seen, reverse=True) == parts
+    assert np.array_equal(found, gguf.quantize(weight.float().numpy(), Type.Q8_0))
+
+
+def test_while_blocks_are_encoded_each_worker_has_one_thread_and_afterwards_there_are_as_many_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError), blocks.one_thread_an_operation() as workers:
+            assert (workers, torch.get_num_threads()) == (3, 1)
+            raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -62,7 +62,7 @@ def test_rows_of_heads_are_parted_where_the_family_pairs_them(letter, heads):
 def test_some_rows_are_decoded_from_their_bytes_alone(kind):
     weight = torch.randint(-127, 128, (5, 64)).float()
     weight[:, ::32] = 127
-    found = decode_rows(encode(weight, kind).reshape(5, -1)[1:4], kind, 64)
+    found = decode_rows(encode(weight, kind).reshape(5, -1)[1:4], kind)
     assert found.dtype == torch.float32 and torch.equal(found, weight[1:4])
 
 
@@ -110,3 +110,13 @@ def test_a_layer_s_share_is_the_change_found_along_the_change_wanted():
 )  # fmt: skip
 def test_a_layer_is_off_by_a_tenth_and_six_deviations(share, deviation, off):
     assert Strength("a", share, 1.0, deviation).is_off == off
+
+
+@pytest.mark.parametrize(("at_once", "pieces"), [(1, [1] * 5), (128, [2, 2, 1]), (191, [2, 2, 1]), (320, [5])])
+def test_no_more_rows_are_decoded_at_once_than_values_allow_but_one_is(monkeypatch, at_once, pieces):
+    seen, inner = [], read.gguf.dequantize
+    monkeypatch.setattr(read, "ROW_VALUES", at_once)
+    monkeypatch.setattr(read.gguf, "dequantize", lambda rows, kind: seen.append(len(rows)) or inner(rows, kind))
+    one = stored("blk.0.ffn_up.weight", torch.ones(5, 64), Type.Q8_0)
+    read._decode(one, FAMILIES["llama"], CONFIG, torch.float32)
+    assert seen == pieces

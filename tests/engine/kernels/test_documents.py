@@ -156,3 +156,32 @@ def test_one_query_has_a_way_of_its_own_on_a_processor(device, way, monkeypatch)
         monkeypatch.setattr(documents, name, lambda *_, name=name, **options: (name, options["scaling"]))
     query, key, value = (part.to(device) for part in parts(1))
     assert attend_documents(SimpleNamespace(), query, key, value, None, scaling=0.5) == (way, 0.5)
+
+
+def test_a_row_alone_is_given_on_as_the_kernel_made_it_and_others_are_put_together(monkeypatch):
+    made = []
+
+    def attend(q, k, v, **options):
+        made.append(torch.randn(1, HEADS, q.shape[2], WIDTH))
+        return made[-1]
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    alone = attend_rows(parts(6), ((0, 6),), None, None)
+    assert alone.shape == (1, 6, HEADS, WIDTH) and alone.data_ptr() == made[0].data_ptr(), "nothing is copied"
+    more = attend_rows(parts(7), ((0, 2), (2, 6)), None, None)
+    assert torch.equal(more, torch.cat([made[1], made[2], torch.zeros(1, HEADS, 1, WIDTH)], 2).transpose(1, 2))
+
+
+def test_only_rows_of_a_length_that_suits_go_backward_by_matrix_products_wherever_they_lie(monkeypatch):
+    seen, inner = [], documents.row_gradients
+
+    def note(gradient, *rest):
+        seen.append(gradient.shape[1])
+        return inner(gradient, *rest)
+
+    monkeypatch.setattr(documents, "row_gradients", note)
+    spans = ((0, 70), (70, 80), (80, 200), (200, 300), (300, 813), (813, 829))
+    leaves = [part.bfloat16().requires_grad_() for part in parts(829)]
+    out, _ = attend_documents(None, *leaves, None, documents=Documents(spans))
+    out.sum().backward()
+    assert seen == [128, 128, 128, 64], "70, 120, 100 and 16 tokens, each filled up; 10 are too few and 513 too many"

@@ -157,3 +157,15 @@ def test_a_weight_is_given_whole_in_another_format_whatever_it_is_kept_in():
     stand_in = SimpleNamespace(dense_weight=lambda dtype: torch.ones(1, dtype=dtype))
     assert dense_weight(stand_in, torch.float16).dtype == torch.float16
     assert is_plain(four) and is_plain(plain) and is_plain(stand_in) and not is_plain(Own(1, 1))
+
+
+def test_where_nothing_came_through_the_adapter_the_gradient_is_that_of_the_base():
+    torch.manual_seed(0)
+    base, gradient = nn.Linear(5, 3, bias=False), torch.randn(4, 3)
+    product = AdaptedProduct(base, torch.randn(2, 5), torch.randn(3, 2), 0.5)
+    plain = gradient @ base.weight
+    torch.testing.assert_close(product.input_gradient(gradient, None, base.weight.detach()), plain.detach())
+    before = torch.randn(4, 5)
+    torch.testing.assert_close(
+        product.input_gradient(gradient, None, base.weight.detach(), into=before.clone()), (before + plain).detach()
+    )

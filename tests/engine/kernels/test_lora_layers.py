@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -90,3 +92,9 @@ def test_several_adapters_go_together_but_for_dora():
     dora = adapted(use_dora=True)
     dora.add_adapter("other", LoraConfig(r=2, target_modules=["one", "two"], use_dora=True))
     assert {find_hindrance(layer) for layer in layers_of(dora)} == {"it has several adapters with DoRA"}
+
+
+def test_a_variant_of_lora_that_is_not_dora_keeps_peft_s_own_forward():
+    (layer, *_) = layers_of(adapted())
+    layer.lora_variant["default"] = SimpleNamespace()
+    assert find_hindrance(layer) == "it is a variant of LoRA (SimpleNamespace)"

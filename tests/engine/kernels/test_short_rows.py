@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from qlora_studio.core.micro_batches import filled
-from qlora_studio.engine.kernels import documents
+from qlora_studio.engine.kernels import documents, short_rows
 from qlora_studio.engine.kernels.documents import Documents, attend_documents
 from qlora_studio.engine.kernels.short_rows import LONGEST, SHORTEST, row_gradients
 from tests.engine.conftest import relative
@@ -56,3 +56,14 @@ def test_packed_rows_take_it_in_bf16_and_are_as_near_as_torch_s_kernel(scale, mo
     monkeypatch.setattr(documents, "suits", lambda query, length: False)
     kernel = gradients(torch.bfloat16)
     assert relative(found, exact) < 1.2 * relative(kernel, exact) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("length", "blocks"), [(64, [64]), (96, [96]), (97, [64, 33]), (128, [64, 64]), (130, [64, 64, 2])]
+)
+def test_a_row_of_up_to_96_tokens_is_one_block_and_a_longer_one_several(monkeypatch, length, blocks):
+    seen, inner = [], short_rows.lower_triangle
+    monkeypatch.setattr(short_rows, "lower_triangle", lambda size: seen.append(size) or inner(size))
+    query, key = torch.zeros(2, length, 8), torch.zeros(1, length, 8)
+    row_gradients(query, (query, key, key), query, torch.zeros(2, length), 0.3)
+    assert seen == blocks
