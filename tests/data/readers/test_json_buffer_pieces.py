@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from qlora_studio.data.readers import json_buffer
 from qlora_studio.data.readers.json_buffer import JsonBuffer
 from qlora_studio.data.readers.json_file import _is_one_document, _read_document, read_json, read_jsonl
 from qlora_studio.data.readers.rows import Row, Tally, Unseen
+from qlora_studio.data.readers.strict_json import DECODER
 from qlora_studio.data.readers.text_file import DecodedText
 
 
@@ -181,3 +183,90 @@ def test_a_wrong_byte_is_named_with_its_line():
     with pytest.raises(StudioError) as caught:
         buffer.row()
     assert caught.value.message == "f:3: The byte 0xe9 is not UTF-8 text."
+
+
+TURN, CALL, TOOL = {"role": "user", "content": "q"}, {"function": {"name": "f"}}, {"name": "f", "description": "d"}
+
+
+@pytest.mark.parametrize(
+    ("first", "is_row"),
+    [
+        ({"a": 1}, True), ({}, True), (7, False), ("a", False), ([], False), (None, False),
+        (TURN, False), ({"from": "human", "value": "q"}, False), ({"speaker": "x", "a": 1}, False),
+        (CALL, False), ({"function": "f"}, True),
+        (TOOL, False), ({"name": "f", "parameters": {}}, False), ({"name": "f"}, True),
+        ({"parameters": {}, "description": "d"}, True),
+        ({"text": "t", "label": 1}, False), ({"text": "t"}, True), ({"label": 1}, True), ({"text": "t", "label": 1, "a": 1}, True),
+        ({"type": "text", "text": "t"}, False), ({"type": "text"}, True), ({"type": "text", "text": "t", "a": 1}, True),
+        ({"type": "text", "value": "t"}, False), ({"value": "t"}, True), ({"type": "text", "value": "t", "a": 1}, True),
+    ],
+)  # fmt: skip
+def test_a_list_of_what_reads_like_rows_is_rows_and_any_other_is_a_field(first, is_row):
+    items = [first, {"b": 2}]
+    text = json.dumps({"rows": items})
+    if is_row:
+        expected = [Row("f", 1, item) for item in items]
+    else:
+        expected = [Row("f", 1, {"rows": items})]
+    assert list(read_json(io.BytesIO(text.encode()), "f", Tally())) == expected
+
+
+class Noted:
+    """A decoder that remembers how much text it was tried on."""
+
+    def __init__(self):
+        self.tried = []
+
+    def raw_decode(self, text, place):
+        self.tried.append(len(text) - place)
+        return DECODER.raw_decode(text, place)
+
+
+@pytest.mark.parametrize(
+    ("bound", "length", "tried"),
+    [
+        (1 << 20, 95, [10, 20, 40, 80, 95]),
+        (1 << 20, 80, [10, 20, 40, 80]),
+        (70, 70, [10, 20, 40, 70]),
+        (70, 71, [10, 20, 40, 70, 71]),
+        (70, 200, [10, 20, 40, 70, 80]),
+    ],
+)
+def test_a_long_row_is_tried_again_when_twice_as_much_of_it_is_there(monkeypatch, bound, length, tried):
+    """With each piece it would take the square of its length."""
+    decoder = Noted()
+    monkeypatch.setattr(json_buffer, "DECODER", decoder)
+    monkeypatch.setattr(json_buffer, "MAX_LINE_BYTES", bound)
+    buffer = buffer_of(row_of(length), 10)
+    if length > bound:
+        with pytest.raises(StudioError, match="longer than 16 MB"):
+            buffer.row()
+    else:
+        assert buffer.row() == {"a": "x" * (length - 9)}
+    assert decoder.tried == tried
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces"),
+    [(9, 1), (10, 2), (19, 2), (20, 4), (39, 4), (40, 8), (79, 8), (80, 16)],
+)
+def test_no_more_is_read_than_it_takes_to_find_the_next_row(monkeypatch, length, pieces):
+    """What is looked through doubles each time: from 10 characters, in pieces of 10."""
+    monkeypatch.setattr(json_buffer, "_LOOKED_AT_FIRST", 10)
+    text = "x" * length + ", {}" + " " * 500
+    drawn = []
+
+    def in_pieces():
+        for at in range(0, len(text), 10):
+            drawn.append(at)
+            yield text[at : at + 10]
+
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), in_pieces(), "f")
+    buffer.skip_row()
+    assert (buffer.peek(), len(drawn)) == (",", pieces)
+
+
+def test_a_row_that_is_one_brace_costs_itself_alone():
+    for text in ('[{"a": 1}, {, {"a": 3}]', '[{"a": 1},{,{"a": 3}]'):
+        (first, (line, words), third) = shown(_read_document(buffer_of(text), Tally()))
+        assert (first, line, third) == ((1, A1), 1, (1, A3)) and words.startswith("The JSON is broken at column _")
