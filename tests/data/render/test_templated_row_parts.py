@@ -180,6 +180,10 @@ def test_a_system_prompt_may_move_and_a_tool_may_be_spelled_anew():
 def test_words_may_stand_at_the_very_beginning_of_the_text():
     bare = row_of(U, A, render=lambda messages, **more: plain(messages, **more).removeprefix("u:"))
     assert bare.whole({0, 1}, "answers")[0].spans == ((0, 2), (5, 8))
+    told = row_of(TOLD, B, render=lambda messages, **more: plain(messages, **more).removeprefix("t:"))
+    assert told.whole({0, 1}, "answers")[0].spans == ((0, 2), (5, 8))
+    system = row_of(S, U, A, render=lambda messages, **more: plain(messages, **more).removeprefix("s:"))
+    assert system.whole({0, 2}, "answers")[0].spans == ((0, 2), (10, 13))
 
 
 def thinking(messages, add_generation_prompt=False, variables=None, end="\n", **more):
