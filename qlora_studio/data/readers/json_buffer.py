@@ -94,15 +94,14 @@ class JsonBuffer:
         return self.text[skip_space(self.text, self.place + 1) :].startswith("{")
 
     def row(self) -> Any:
-        """The next value, which is a row; its keys are what the next row is found by."""
+        """The value that begins here, which is a row; its keys are what the next row is found by."""
         value = self.value()
         if isinstance(value, dict) and value and not self.keys:
             self.keys = tuple(value)
         return value
 
     def value(self) -> Any:
-        """The next JSON value. Raises a StudioError with the line where it goes wrong; the place then stays."""
-        self.peek()
+        """The JSON value that begins here. Raises a StudioError with the line where it goes wrong; the place then stays."""
         wanted = 0
         while True:
             if len(self.text) - self.place >= wanted or self.ended:

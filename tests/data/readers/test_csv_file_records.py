@@ -41,6 +41,7 @@ CASES = [
     ('a,b\n"x\n1,2\n3,4\n5,6\ny",7\n', [(2, NEVER), (3, ["1", "2"]), (4, ["3", "4"]), (5, ["5", "6"]), (6, ['y"', "7"])]),
     ('a,b\n"x\n1,2\n3,4\ny",7\n8,9\n', [(2, ["x\n1,2\n3,4\ny", "7"]), (6, ["8", "9"])]),
     ('a,b\n"x\ntext\n3,4\n5,6\ny",7\n8,9\n', [(2, ["x\ntext\n3,4\n5,6\ny", "7"]), (7, ["8", "9"])]),
+    ('a,b\n"x\n""q"",1\n3,4\n5,6\ny",7\n8,9\n', [(2, ['x\n"q",1\n3,4\n5,6\ny', "7"]), (7, ["8", "9"])]),
     ('a\n"x\n1\n2\n3\ny"\nz\n', [(2, ["x\n1\n2\n3\ny"]), (7, ["z"])]),  # of one column any text would be a row
     ('a,b\n"x\n1,2\n"3"q\n', [(2, "The table is broken: ',' expected after '\"'."), (3, ["1", "2"]),
                               (4, "The table is broken: ',' expected after '\"'.")]),
@@ -86,6 +87,10 @@ def test_an_open_quote_is_followed_as_far_as_the_longest_row(monkeypatch):
     assert read(text)[0] == [(2, NEVER), (2, "unseen: The 8 lines behind the open quote were not seen.")]
     closed = 'a,b\n1,"words\nand more\nand more"\n3,4\n'
     assert read(closed)[0] == [(2, ["1", "words\nand more\nand more"]), (5, ["3", "4"])]
+    far = text + 'end"\n3,4\n'
+    assert read(far)[0] == [(2, NEVER), (2, "unseen: The 10 lines behind the open quote were not seen.")]
+    for length, row in ((27, ["x" * 27, "y\nend"]), (28, NEVER)):
+        assert read("a,b\n" + "x" * length + ',"y\nend"\n')[0][0] == (2, row)
 
 
 def test_a_cell_may_be_as_long_as_a_line():
@@ -112,6 +117,8 @@ def test_a_cell_may_be_as_long_as_a_line():
         (["a;b,c\n", "1;2\n", "3,4;5\n", "6;7\n"], ";"),
         (["a;b\n", "1;2\n", '3;"op,en\n'], ";"),  # the last line may be half of a record
         (["a;b\n"], ";"),
+        # cut by commas there are more lines alike, of more lines in all
+        (["n,m;q\n", 'x;"1,2\n', "3,4\n", '5,6"\n', "y;z\n", "y;z\n"], ";"),
     ],
 )
 def test_the_separator_cuts_most_lines_alike(lines, separator):
