@@ -39,8 +39,6 @@ class JsonBuffer:
         self.text, self.place, self.line = "", 0, 1
         self.ended = False
         self.gap, self.keys = "", ()
-        self.begins = 0
-        """Where in `text` the row that is being read begins."""
 
     @property
     def where(self) -> str:

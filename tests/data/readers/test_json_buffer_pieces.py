@@ -238,6 +238,7 @@ def test_a_long_row_is_tried_again_when_twice_as_much_of_it_is_there(monkeypatch
     monkeypatch.setattr(json_buffer, "DECODER", decoder)
     monkeypatch.setattr(json_buffer, "MAX_LINE_BYTES", bound)
     buffer = buffer_of(row_of(length), 10)
+    assert buffer.peek() == "{"
     if length > bound:
         with pytest.raises(StudioError, match="longer than 16 MB"):
             buffer.row()
