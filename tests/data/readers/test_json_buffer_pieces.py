@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.readers import json_buffer
 from qlora_studio.data.readers.json_buffer import JsonBuffer
 from qlora_studio.data.readers.json_file import _is_one_document, _read_document, read_json, read_jsonl
@@ -271,3 +271,29 @@ def test_a_row_that_is_one_brace_costs_itself_alone():
     for text in ('[{"a": 1}, {, {"a": 3}]', '[{"a": 1},{,{"a": 3}]'):
         (first, (line, words), third) = shown(_read_document(buffer_of(text), Tally()))
         assert (first, line, third) == ((1, A1), 1, (1, A3)) and words.startswith("The JSON is broken at column _")
+
+
+@pytest.mark.parametrize(("length", "size", "looks_like_rows"), [(38, 13, False), (39, 10, True), (45, 10, True)])
+def test_the_first_item_is_looked_at_as_far_as_the_longest_row_goes(small, length, size, looks_like_rows):
+    """A turn is no row; of one that is longer only its brace is seen."""
+    turn = '{"role": "' + "x" * (length - 12) + '"}'
+    buffer = buffer_of("[" + turn + " " * 60, size)
+    assert buffer.peek() == "[" and len(turn) == length
+    assert buffer.holds_rows(lambda item: "role" not in item) == looks_like_rows
+
+
+@pytest.mark.parametrize(("length", "found"), [(161, True), (319, True), (320, False)])
+def test_the_next_row_is_looked_for_until_what_was_looked_through_is_over_the_bound(small, length, found):
+    """Of 160 characters here: windows of 10, 20, 40, 80, 160 and 320."""
+    text = "x" * length + ", {}" + " " * 500
+    pieces = iter([text[at : at + 10] for at in range(0, len(text), 10)])
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), pieces, "f")
+    if found:
+        buffer.skip_row()
+        assert buffer.peek() == ","
+    else:
+        with pytest.raises(StudioError) as caught:
+            buffer.skip_row()
+        said = "Behind this broken row the next one cannot be found."
+        assert caught.value.problems == (Problem(said, "Fix this row, or save the file again.", "f:1"),)
+    assert len(list(pieces)) == len(range(0, len(text), 10)) - 32
