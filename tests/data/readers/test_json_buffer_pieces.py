@@ -78,6 +78,7 @@ CASES = [
     ('{"a": 1}\n{"a": 2}\n\n{"a": 3}', [(1, A1), (2, A2), (4, A3)]),
     ('[{"a": 1}]\n x', [(1, A1), (2, "unseen: There is more after the end of the rows: 'x'. The 1 characters from here on were not seen.")]),
     ('[{"a": 1},\n', [(1, A1), (2, "unseen: The JSON is broken: the file ends inside the list. The 0 characters from here on were not seen.")]),
+    ('[{"a": 1}, {"a": }', [(1, A1), (1, VALUE), (1, "unseen: The JSON is broken: the file ends inside the list. The 0 characters from here on were not seen.")]),
     ("\noops", [(1, "unseen: This file begins with 'o'; rows in JSON begin with [ or {. The 4 characters from here on were not seen.")]),
     ('{"d": [{"a": 1}], "e":\n[{"a": 2}]}', [(1, A1), (2, "unseen: This object holds more than one list of rows. The 11 characters from here on were not seen.")]),
     ('{"a": 1,\n"a": 2}', [(1, f"unseen: {TWICE}. The 3 characters from here on were not seen.")]),
@@ -297,3 +298,24 @@ def test_the_next_row_is_looked_for_until_what_was_looked_through_is_over_the_bo
         said = "Behind this broken row the next one cannot be found."
         assert caught.value.problems == (Problem(said, "Fix this row, or save the file again.", "f:1"),)
     assert len(list(pieces)) == len(range(0, len(text), 10)) - 32
+
+
+@pytest.mark.parametrize(
+    ("beginning", "pieces", "reason"),
+    [
+        ("{,", 2, "expecting property name enclosed in double quotes"),
+        ('{""x', 2, "expecting ':' delimiter"),  # at place 3 of 20: sixteen characters follow
+        ('{"":x', 4, "expecting value"),  # at place 4 of 20: fifteen do
+        ('{"a": "b" "c', 4, "expecting ',' delimiter"),
+    ],
+)
+def test_an_error_is_said_as_soon_as_it_cannot_be_a_word_that_is_cut(beginning, pieces, reason):
+    """Sixteen characters must follow it. A row is tried with 10 characters, 20, 40 and so on."""
+    text = beginning + " " * 500
+    left = iter([text[at : at + 10] for at in range(0, len(text), 10)])
+    drawn = len(range(0, len(text), 10))
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), left, "f")
+    buffer.peek()
+    with pytest.raises(StudioError, match=f"The JSON is broken at column .*: {reason}"):
+        buffer.value()
+    assert drawn - len(list(left)) == pieces
