@@ -34,7 +34,7 @@ class Encoded:
 class Merging:
     """Characters are tokens, but `ab` is one, and `<e>` ends a text."""
 
-    def __init__(self, bos=None, begins=False, spaced=False):
+    def __init__(self, bos=None, begins=False, spaced=False, eats=False):
         self.bos_id, self.eos_id, self.added_tokens, self.control_tokens = (
             bos,
             END,
@@ -42,13 +42,14 @@ class Merging:
             {"<e>": END},
         )
         self.begins, self.spaced, self.calls = begins, spaced, 0
+        self.pattern = rf"<s>|<e>{' *' * eats}|ab|."
 
     def encode(self, texts):
         self.calls += 1
         return [self._encode(text) for text in texts]
 
     def _encode(self, text):
-        found = [(match[0], match.span()) for match in re.finditer(r"<s>|<e>|ab|.", text, re.DOTALL)]
+        found = [(match[0].strip() or " ", match.span()) for match in re.finditer(self.pattern, text, re.DOTALL)]
         ids = [{"<e>": END, "<s>": BEGIN, "ab": AB}.get(piece) or ord(piece) for piece, _ in found]
         places = [place for _, place in found]
         if self.spaced and text and not text.startswith("<"):  # a space of its own before a text
@@ -152,6 +153,11 @@ def test_a_space_that_a_tokenizer_puts_before_a_text_stays_out_of_its_middle():
     assert (found.input_ids, found.spans) == (chars(" qabz"), ((3, 5),))
     typed = made(draft(f"x{MARK}y", (), ((1, 3),), ESCAPES), spaced)
     assert (typed.input_ids, typed.spans) == (chars(" x<e>y"), ((2, 6),))
+
+
+def test_a_space_that_an_end_token_takes_along_stays_where_it_was_written():
+    found = made(draft(f"q{MARK}  z", (), ((2, 5),), ESCAPES), Merging(eats=True))
+    assert (found.input_ids, found.spans) == (chars("q<e>  z"), ((4, 7),))
 
 
 @pytest.mark.parametrize(
