@@ -34,6 +34,10 @@ class Template:
                 if likes["parts_only"] == "refuses":
                     raise StudioError("Parts, please.")
                 content = ""
+            if message["role"] == likes.get("text_lost_of") and isinstance(content, str):
+                content = ""
+            if message["role"] == likes.get("parts_lost_of") and not isinstance(content, str):
+                content = ""
             if likes.get("no_parts") and not isinstance(content, str):
                 raise StudioError("No parts, please.")
             if message["role"] == "assistant":
@@ -78,6 +82,10 @@ KNOWS = "tools enable_thinking"
         (Template("", reasons="asked"), {}),
         (Template(parts_only=True), {"content_is_parts": True}),
         (Template(parts_only="refuses"), {"content_is_parts": True}),
+        (Template(text_lost_of="user"), {"content_is_parts": True}),
+        (Template(text_lost_of="assistant"), {"content_is_parts": True}),
+        (Template(text_lost_of="user", parts_lost_of="assistant"), {}),  # neither way says the whole exchange
+        (Template(text_lost_of="assistant", parts_lost_of="user"), {}),
         (Template(no_parts=True), {}),
         (Template(by_role=True), {"end_of_turn": "<u>", "end_of_turn_id": 2, "call_end": "<t>", "call_end_id": 4, "stops_at_next_role": True}),
         (Template(by_role=True, parts_only=True), {"end_of_turn": "<u>", "end_of_turn_id": 2, "call_end": "<t>", "call_end_id": 4,
