@@ -26,6 +26,8 @@ class Template:
 
     def render(self, messages, tools=(), variables=None, add_generation_prompt=False):
         likes, text = self.likes, ""
+        if messages[0]["role"] != "user":
+            raise StudioError("A question first, please.")
         if tools and likes.get("tools"):
             text += f"[{tools[0]['function']['name']}]"
         for message in messages:
@@ -43,6 +45,8 @@ class Template:
             if message["role"] == "assistant":
                 calls = message.get("tool_calls", ())
                 reasons = likes.get("reasons_in_calls") if calls else likes.get("reasons")
+                if reasons == "without tools":
+                    reasons = not tools
                 if reasons and (reasons is True or (variables or {}).get("enable_thinking")):
                     text += f"({message.get('reasoning_content', '')})"
                 if calls and likes.get("calls") is str and not isinstance(calls[0]["function"]["arguments"], str):
@@ -80,6 +84,8 @@ KNOWS = "tools enable_thinking"
         (Template("enable_thinking", reasons="asked"), {"knows_thinking": True, "knows_reasoning": True}),
         (Template("enable_thinking", reasons_in_calls="asked"), {"knows_thinking": True, "knows_reasoning_in_calls": True}),
         (Template("", reasons="asked"), {}),
+        (Template("tools", tools=True, calls=dict, reasons="without tools"),
+         {"knows_tools": True, "knows_reasoning": True, "call_end": ";", "call_end_id": 1}),
         (Template(parts_only=True), {"content_is_parts": True}),
         (Template(parts_only="refuses"), {"content_is_parts": True}),
         (Template(text_lost_of="user"), {"content_is_parts": True}),
