@@ -49,6 +49,9 @@ def _best_end(text: str, places: Encoded | None, stretch: tuple[int, int], shift
     for pattern in _ENDS:
         for index in range(most, begins + (most - begins) // 2, -1):
             chars = places.token_to_chars(index + shift)
-            if chars and pattern.search(text, chars[0] - _LOOKED_BACK_CHARS, chars[0]):
+            if chars is None:
+                continue
+            place, _ = chars
+            if pattern.search(text, place - _LOOKED_BACK_CHARS, place):
                 return index
     return most
