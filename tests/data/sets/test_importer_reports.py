@@ -99,6 +99,15 @@ def test_bad_rows_of_the_evaluation_file_stop_an_import_as_well(tmp_path):
     assert list((tmp_path / "sets").iterdir()) == []
 
 
+def test_refused_rows_are_listed_as_people_write_them_in_a_home_that_was_not_there(tmp_path):
+    path = write(tmp_path / "r\u00fc.jsonl", [*pairs(0), {"pr\u00e4mie": 1}])
+    import_file(path, tmp_path / "deep" / "sets", skip_bad=True, format="prompt-completion")
+    (place,) = (tmp_path / "deep" / "sets").iterdir()
+    assert (place / "refused.jsonl").read_text(encoding="utf-8") == (
+        '{"where": "r\u00fc.jsonl:2", "field": "prompt", "message": "This row has no such field."}\n'
+    )
+
+
 def test_overlap_is_dropped_from_training_rows_alone(tmp_path):
     path, held = write(tmp_path / "rows.jsonl", pairs(0, 1, 2)), write(tmp_path / "held.jsonl", pairs(1, 1))
     report = import_file(path, tmp_path / "sets", eval_path=held, drop_overlap=True)
