@@ -70,6 +70,14 @@ def test_the_oldest_exchanges_go_until_the_rest_just_fits(letters):
     assert made.input_ids == render(replace(row, turns=(Turn("system", "s"), *row.turns[-2:])), letters)[0].input_ids
 
 
+@pytest.mark.parametrize("system", [(), (Turn("system", "s"),)])
+def test_of_two_questions_in_a_row_the_older_goes_alone(letters, system):
+    turns = (*system, Turn("user", "a" * 60), Turn("user", "c"), Turn("assistant", "d"))
+    config = DataConfig(max_length=LIMIT, too_long="cut_oldest")
+    (made,) = prepare([Conversation(turns=turns)], letters, config).examples
+    assert made.input_ids == render(Conversation(turns=(*system, *turns[-2:])), letters)[0].input_ids
+
+
 def test_rows_without_turns_have_no_oldest_part_to_leave_out(letters):
     segments = Conversation(segments=(Segment("Q" * 40, False), Segment("A" * 40, True)), source=Source("r", 1))
     tokens = Conversation(tokens=Pretokenised((7,) * 80, (7,) * 80), source=Source("r", 2))
