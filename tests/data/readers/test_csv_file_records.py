@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from qlora_studio.core.errors import Problem
 from qlora_studio.data.readers import csv_file
 from qlora_studio.data.readers.csv_file import find_separator, read_csv
 from qlora_studio.data.readers.rows import MAX_LINE_BYTES, Row, Tally, Unseen
@@ -37,6 +38,12 @@ CASES = [
     ('a,b\n"open,2\n3,4\n5,6\n7,8\n', [(2, NEVER), (3, ["3", "4"]), (4, ["5", "6"]), (5, ["7", "8"])]),
     ('a,b\n"open,2\n3,4\n', [(2, NEVER), (3, ["3", "4"])]),
     ('a,b\n"open,2\n' + "".join(f"{line},{line}\n" for line in range(3, 30)), [(2, NEVER), *MANY]),
+    ('a,b\n"open\ntext\n3,4\n5,6\n', [(2, NEVER), (2, "unseen: The 3 lines behind the open quote were not seen.")]),
+    # twenty lines that read like rows are enough, nineteen and a text are not
+    ('a,b\n"open,2\n' + "".join(f"{line},{line}\n" for line in range(3, 23)) + "words\n",
+     [(2, NEVER), *MANY[:20], (23, "This row has 1 fields where the first line names 2.")]),
+    ('a,b\n"open,2\n' + "".join(f"{line},{line}\n" for line in range(3, 22)) + "words\n",
+     [(2, NEVER), (2, "unseen: The 20 lines behind the open quote were not seen.")]),
     ('a,b\n1,"open\nsome words\nmore words\n', [(2, NEVER), (2, "unseen: The 2 lines behind the open quote were not seen.")]),
     ('a,b\n"x\n1,2\n3,4\n5,6\ny",7\n', [(2, NEVER), (3, ["1", "2"]), (4, ["3", "4"]), (5, ["5", "6"]), (6, ['y"', "7"])]),
     ('a,b\n"x\n1,2\n3,4\ny",7\n8,9\n', [(2, ["x\n1,2\n3,4\ny", "7"]), (6, ["8", "9"])]),
@@ -49,6 +56,7 @@ CASES = [
     ("a,b\n\udce9,2\n3,4\n", [(2, "The byte 0xe9 is not UTF-8 text."), (3, ["3", "4"])]),
     ('a,b\n"x\n\udce9\n3,4\n', [(3, "The byte 0xe9 is not UTF-8 text."), (3, "The byte 0xe9 is not UTF-8 text."), (4, ["3", "4"])]),
     ("a,a\n1,2\n", [(1, "unseen: Two columns are named 'a'. Without it the 1 lines behind it were not seen.")]),
+    ("a,b,b,a\n1,2,3,4\n", [(1, "unseen: Two columns are named 'a'. Without it the 1 lines behind it were not seen.")]),
     ("a,\n1,2\n3,4\n", [(1, "unseen: A column has no name. Without it the 2 lines behind it were not seen.")]),
     ("\n\na, \n1,2\n", [(3, "unseen: A column has no name. Without it the 1 lines behind it were not seen.")]),
     ("x" * 201 + ",b\n1,2\n", [(1, "unseen: The first line does not name columns: it reads like a row. Without it the 1 lines behind it were not seen.")]),
@@ -70,6 +78,18 @@ def test_the_missing_column_is_named_and_none_of_too_many():
     problems = list(read_csv(io.BytesIO(b"a,b,c\n1\n1,2\n1,2,3,4\n"), "f", Tally()))
     assert [problem.field for problem in problems] == ["b", "c", ""]
     assert {problem.hint for problem in problems} == {'Put text that holds separators or line ends in "quotes".'}
+
+
+def test_what_is_wrong_with_the_first_line_names_its_column():
+    found = [
+        list(read_csv(io.BytesIO(head + b"\n1,2\n"), "f", Tally())) for head in (b"a,b,b,a", b"a, ", b"x" * 201 + b",b")
+    ]
+    behind = "Without it the 1 lines behind it were not seen."
+    assert found == [
+        [Unseen(Problem(f"Two columns are named 'a'. {behind}", "Rename one.", "f:1", "a"))],
+        [Unseen(Problem(f"A column has no name. {behind}", "The first line must name every column.", "f:1"))],
+        [Unseen(Problem(f"The first line does not name columns: it reads like a row. {behind}", "Add a first line with names.", "f:1"))],
+    ]  # fmt: skip
 
 
 def test_a_line_that_is_too_long_costs_itself_inside_a_quote_as_well(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlora_studio.core.config import DataConfig, DataSource
+from qlora_studio.core.config import DataConfig, DataSource, OptimConfig
 from qlora_studio.core.example import Example
 from qlora_studio.data.sets.mix import Taken
 from qlora_studio.data.sets.prepare import RowsRequest, count_tokens, mixture
@@ -53,3 +53,8 @@ def test_tokens_are_counted_in_all_and_as_trained():
     assert count_tokens([]) == (0, 0)
     assert count_tokens([example("a", 10, 3), example("a", 5, 1)]) == (15, 4)
     assert count_tokens([Example((1, 2, 3), ((0, 3),))]) == (3, 2), "the first token has nothing before it"
+
+
+def test_rows_are_asked_for_with_the_seed_of_a_run_and_in_one_process_unless_said_otherwise():
+    request = RowsRequest(Path("none"), None, DataConfig())
+    assert (request.seed, request.processes) == (OptimConfig().seed, 1)
