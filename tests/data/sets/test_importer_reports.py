@@ -148,6 +148,39 @@ def test_a_set_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
     assert import_hub(HubSet("someone/Some.Set", "en"), tmp_path / "sets", name="Other").title == "Other"
 
 
+def test_a_bad_row_of_the_hub_stops_an_import_unless_it_is_to_be_left_out(tmp_path, monkeypatch):
+    from qlora_studio.data.readers.rows import Row
+
+    def read(pinned, tally):
+        tally.rows += 2
+        return iter([Row(str(pinned), 1, pairs(0)[0]), Row(str(pinned), 2, {"prompt": "q"})])
+
+    monkeypatch.setattr(importer, "pin", lambda wanted: HubSet(wanted.id, wanted.subset, wanted.split, "c0ffee"))
+    monkeypatch.setattr(importer, "read_hub", read)
+    with pytest.raises(StudioError) as caught:
+        import_hub(HubSet("someone/set"), tmp_path / "sets")
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"someone/set:train:2: {BAD}",
+        "someone/set:train@c0ffee: 1 row cannot be imported. Fix them, or choose to skip bad rows (on the command line, --skip-bad).",
+    ]
+    report = import_hub(HubSet("someone/set"), tmp_path / "sets", skip_bad=True)
+    assert report.account == RowAccount(seen=2, imported=1, refused=1)
+
+
+def test_a_hub_set_of_which_nothing_can_be_made_says_which_fields_it_has(tmp_path, monkeypatch):
+    from qlora_studio.data.readers.rows import Row
+
+    def read(pinned, tally):
+        tally.rows += 1
+        return iter([Row(str(pinned), 1, {"what": 1})])
+
+    monkeypatch.setattr(importer, "pin", lambda wanted: wanted)
+    monkeypatch.setattr(importer, "read_hub", read)
+    with pytest.raises(StudioError, match=r"The format of these rows is not known; their fields: what\."):
+        import_hub(HubSet("someone/set"), tmp_path / "sets")
+    assert list((tmp_path / "sets").iterdir()) == []
+
+
 def test_files_of_a_folder_each_have_their_format_and_what_is_no_row_is_passed_over(tmp_path):
     source = tmp_path / "s"
     write(source / "a.jsonl", pairs(0, 1))
