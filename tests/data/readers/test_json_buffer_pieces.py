@@ -47,6 +47,7 @@ CASES = [
     ('[{"a": 1},\n\n {"a": 2} ]  ', [(1, A1), (3, A2)]),
     ('[\n {"a": 1},\n {"a": "x, "b": 2},\n {"a": 3}\n]', [(2, A1), (3, COMMA), (4, A3)]),
     ('[{"a": 1} {"a": 2}]', [(1, A1), (1, "The JSON is broken: a comma or ] is missing before '{'.")]),
+    ('[ {"a": 1} x, y, {"a": 2}]', [(1, A1), (1, "The JSON is broken: a comma or ] is missing before 'x'."), (1, A2)]),
     ('[{"a": 1}, {"a": 2},\n]', [(1, A1), (1, A2), (2, "The JSON is broken: a comma stands before ].")]),
     ('[{"a": 1},\n12345, {"a": 3}]', [(1, A1), (2, NUMBER), (2, A3)]),
     ('[{"a": -1.5e3}, 1.5, {"a": 3}]', [(1, {"a": -1500.0}), (1, NUMBER), (1, A3)]),

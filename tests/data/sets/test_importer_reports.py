@@ -250,6 +250,22 @@ def test_what_a_source_is_known_by(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (OSError("the drive is gone"), "the drive is gone")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_a_sentence_with_the_systems_reason(tmp_path, monkeypatch, error, reason):
+    path = write(tmp_path / "x.jsonl", pairs(0))
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(StudioError) as caught:
+        hash_path(path)
+    assert caught.value.problems == (Problem(f"This file cannot be read: {reason}.", "Check its rights.", str(path)),)
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [("a b", "a-b"), ("x" * 59 + "-y", "x" * 59), ("lpt1", "set-lpt1"), ("com10", "com10"), ("\u4f60", "data-" + sha("\u4f60".encode())[:6])],
 )  # fmt: skip

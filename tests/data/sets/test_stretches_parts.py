@@ -14,9 +14,9 @@ from qlora_studio.core.config import DataConfig, DataSource
 from qlora_studio.data.render.layout import LayoutMistaken
 from qlora_studio.data.sets import stretches
 from qlora_studio.data.sets.importer import import_file
-from qlora_studio.data.sets.prepare import QUIET, RowsRequest
+from qlora_studio.data.sets.prepare import QUIET, Progress, RowsRequest, Watch
 from qlora_studio.data.sets.sides import Sides
-from qlora_studio.data.sets.token_table import TokenWriter
+from qlora_studio.data.sets.token_table import TokenTable, TokenWriter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux alone")
 
@@ -116,6 +116,30 @@ def test_rows_are_shared_from_the_least_number_on_where_there_are_processes(
     writer.close()
     assert (made.rows if made else None) == (30 if shared else None)
     assert not (tmp_path / "table.stretches").exists()
+
+
+def test_each_stretch_is_removed_when_it_is_put_together(tmp_path, request_rows, monkeypatch):
+    def refuse():
+        raise BlockingIOError
+
+    monkeypatch.setattr(stretches, "STRETCH_ROWS", 7)
+    monkeypatch.setattr(os, "fork", refuse)
+    folder, writer, sides, said = tmp_path / "parts", TokenWriter(tmp_path / "table"), Sides(), []
+    (folder / "2").mkdir(parents=True)
+    (folder / "2" / "ids").write_bytes(b"left by a helper that was killed")
+    with stretches._Stretches(request_rows, "train", folder, 30) as work:
+        work.make_all(Progress(Watch(lambda *values: said.append(values)), 30))
+        assert said[-1] == (30, 30)
+        assert sorted(part.name for part in folder.iterdir()) == ["0", "1", "2", "3", "4"]
+        made = work.collect(writer, sides)
+        assert list(folder.iterdir()) == []
+        pipe = work.untaken
+    with pytest.raises(OSError):
+        os.fstat(pipe)
+    assert (made.rows, len(made.lengths), len(sides.trained), sides.held_out) == (30, 30, 30, {})
+    writer.finish(tmp_path / "t.safetensors", {})
+    writer.close()
+    assert [one.source.line for one in TokenTable(tmp_path / "t.safetensors")] == list(range(1, 31))
 
 
 @pytest.mark.parametrize("before", [None, "true"])
