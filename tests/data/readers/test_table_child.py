@@ -2,6 +2,8 @@
 
 import io
 import json
+import runpy
+import sys
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from types import SimpleNamespace
@@ -129,3 +131,11 @@ def test_bytes_that_are_no_table_are_said_to_be_broken(monkeypatch, capsys):
     assert said(monkeypatch, capsys, b"", "Parquet") == [
         {"broken": "Parquet file size is 0 bytes"},
     ]
+
+
+def test_the_script_takes_the_kind_of_table_from_its_first_argument(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table_child.py", "Arrow", "Parquet"])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(as_arrow(TABLE, pa.ipc.new_stream))))
+    runpy.run_path(table_child.__file__, run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"rows": 2}, *ROWS[:2], {"rows": 1}, ROWS[2], {"end": True}]
