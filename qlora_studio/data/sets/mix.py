@@ -48,7 +48,7 @@ def mix(parts: Sequence[Part], seed: int) -> tuple[list[list[int]], tuple[Taken,
     chosen: list[list[int]] = []
     for part, total in zip(parts, totals, strict=True):
         wanted = unit * part.weight
-        passes = int(wanted / total * (1 + 1e-12)) if total else 0
+        passes = int(wanted / total) if total else 0
         rows = list(range(len(part.sizes))) * passes
         rows += _choose(part.name, part.sizes, wanted - passes * total, seed)
         chosen.append(sorted(rows))
