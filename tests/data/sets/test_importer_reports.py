@@ -204,6 +204,17 @@ def test_files_of_a_folder_each_have_their_format_and_what_is_no_row_is_passed_o
     assert str(preview.account) == "5 seen = 3 imported + 2 refused"
 
 
+@pytest.mark.parametrize("looked_at", [1, 2, 3, 200])
+def test_every_row_of_a_file_that_is_not_known_is_refused_however_many_are_looked_at(tmp_path, monkeypatch, looked_at):
+    monkeypatch.setattr("qlora_studio.data.sets.conversion._DETECTION_ROWS", looked_at)
+    source = tmp_path / "s"
+    write(source / "a.jsonl", pairs(0))
+    write(source / "d.jsonl", [{"what": 1}, {"what": 2}, {"what": 3}, {"what": 4}])
+    preview = preview_file(source)
+    assert [problem.where for problem in preview.problems] == [f"d.jsonl:{line}" for line in (1, 2, 3, 4)]
+    assert preview.account == RowAccount(seen=5, imported=1, refused=4)
+
+
 def test_a_preview_shows_the_first_rows_and_problems_and_counts_all(tmp_path):
     rows = [*pairs(*range(5)), *({"prompt": f"z{number}"} for number in range(12))]
     found = preview_file(write(tmp_path / "rows.jsonl", rows), rows=3)
