@@ -14,7 +14,7 @@ from pathlib import Path
 from qlora_studio.core.dataset import DatasetReport, Finding
 from qlora_studio.core.errors import StudioError
 from qlora_studio.data.cleaning.lint import lint
-from qlora_studio.data.cleaning.steps import Rows, cleaned, find_step
+from qlora_studio.data.cleaning.steps import Rows, cleaned
 from qlora_studio.data.sets.canonical import (
     CONVERSATIONS,
     EVALUATION,
@@ -56,8 +56,6 @@ def apply_steps(folder: Path, name: str, steps: Sequence[str]) -> DatasetReport:
     """Cleans a set by these steps, whole or not at all; its report records them. Raises for an unknown name."""
     place = find_dataset(folder, name)
     report = read_report(place)
-    for step in steps:
-        find_step(step)
     stage = Path(tempfile.mkdtemp(prefix=".clean-", dir=folder))
     try:
         rows, hashes, digest = _rewrite(place, CONVERSATIONS, stage, name, steps)

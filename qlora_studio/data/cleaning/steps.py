@@ -169,7 +169,8 @@ def find_step(name: str) -> CleaningStep:
 
 def cleaned(rows: Sequence[Conversation] | Rows, names: Iterable[str]) -> Iterator[Conversation]:
     """These rows after these steps, in the order of the names. The rows can be gone through more than once."""
-    steps = [find_step(name).make(rows) for name in names]
+    known = [find_step(name) for name in names]  # all of them before any looks at the rows
+    steps = [step.make(rows) for step in known]
     for conversation in rows:
         row: Conversation | None = conversation
         for step in steps:

@@ -68,8 +68,6 @@ def _prompt(fields: Fields) -> tuple[Turn, ...]:
     part = fields.first(PROMPTS)
     if part is None:
         return ()
-    if part in MESSAGE_COLUMNS and not isinstance(fields.values.get(fields.column(part)), str):
-        return read_turns(fields, part)
     prompt = turns_or_text(fields, part, "user")
     if part == "instruction" and fields.has("input"):
         given = fields.text("input")

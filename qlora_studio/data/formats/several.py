@@ -125,7 +125,7 @@ def function_calls(fields: Fields) -> Conversation:
     if not isinstance(calls, str):
         import json
 
-        calls = json.dumps(calls, ensure_ascii=False)
+        calls = json.dumps(calls)
     made = calls_from_text(fields, calls, fields.column("answers"))
     turns = (*system_turn(fields), Turn("user", fields.text("query")), Turn("assistant", "", tool_calls=made))
     return Conversation(turns=turns, tools=read_tools(fields))

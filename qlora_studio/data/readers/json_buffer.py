@@ -39,8 +39,6 @@ class JsonBuffer:
         self.text, self.place, self.line = "", 0, 1
         self.ended = False
         self.gap, self.keys = "", ()
-        self.begins = 0
-        """Where in `text` the row that is being read begins."""
 
     @property
     def where(self) -> str:
@@ -94,15 +92,14 @@ class JsonBuffer:
         return self.text[skip_space(self.text, self.place + 1) :].startswith("{")
 
     def row(self) -> Any:
-        """The next value, which is a row; its keys are what the next row is found by."""
+        """The value that begins here, which is a row; its keys are what the next row is found by."""
         value = self.value()
         if isinstance(value, dict) and value and not self.keys:
             self.keys = tuple(value)
         return value
 
     def value(self) -> Any:
-        """The next JSON value. Raises a StudioError with the line where it goes wrong; the place then stays."""
-        self.peek()
+        """The JSON value that begins here. Raises a StudioError with the line where it goes wrong; the place then stays."""
         wanted = 0
         while True:
             if len(self.text) - self.place >= wanted or self.ended:

@@ -91,7 +91,7 @@ def without_timezone(column: Any) -> Any:
     if not pa.types.is_timestamp(column.type) or column.type.tz is None:
         return column
     try:
-        column.slice(0, 1).to_pylist()
+        pa.scalar(0, column.type).as_py()
     except Exception:  # the library raises its own kinds for zones, and those of the zone libraries below it
         return column.cast(pa.timestamp(column.type.unit, tz="UTC"))
     return column

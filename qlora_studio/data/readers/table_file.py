@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,6 @@ def _seekable(stream: BinaryIO) -> BinaryIO:
         return open(stream.fileno(), "rb", closefd=False)
     except OSError:
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        while chunk := stream.read(1 << 20):
-            copy.write(chunk)
+        shutil.copyfileobj(stream, copy)
         copy.seek(0)
         return copy

@@ -21,11 +21,11 @@ _LOOKED_BACK_CHARS = 40
 def cut_text(example: Example, text: str, tokenizer: Tokenizer, limit: int, overlap: int) -> Iterator[Example]:
     """Blocks of at most `limit` tokens that together train every token of the example once.
 
-    A block begins with the beginning token where the example does, then with `overlap` tokens of the block before,
+    A block begins with the beginning token where the model has one, then with `overlap` tokens of the block before,
     which are read and not trained. Only the last one carries the end of text.
     """
     ids = example.input_ids
-    bos = 1 if tokenizer.bos_id is not None and ids[:1] == (tokenizer.bos_id,) else 0
+    bos = int(tokenizer.bos_id is not None)
     encoding = tokenizer.encode([text])[0]
     # tokens and characters belong together only where the example is the plain encoding of the text
     places = encoding if tuple(encoding.ids[-(len(ids) - bos) :]) == ids[bos:] else None
@@ -49,6 +49,9 @@ def _best_end(text: str, places: Encoded | None, stretch: tuple[int, int], shift
     for pattern in _ENDS:
         for index in range(most, begins + (most - begins) // 2, -1):
             chars = places.token_to_chars(index + shift)
-            if chars and pattern.search(text[max(0, chars[0] - _LOOKED_BACK_CHARS) : chars[0]]):
+            if chars is None:
+                continue
+            place, _ = chars
+            if pattern.search(text, place - _LOOKED_BACK_CHARS, place):
                 return index
     return most

@@ -105,7 +105,7 @@ class Layouts:
 
 def _place(position: int, pieces: Sequence[int]) -> Place:
     """The last piece that begins at or before this position, of those that are literals."""
-    piece = max(index for index in range(0, len(pieces), 2) if pieces[index] <= position or index == 0)
+    piece = max(index for index in range(0, len(pieces), 2) if pieces[index] <= position)
     return piece, position - pieces[piece]
 
 

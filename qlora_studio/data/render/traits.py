@@ -146,7 +146,7 @@ class _Probe:
 
     def opening(self, longer: Sequence[dict[str, Any]], shorter: Sequence[dict[str, Any]]) -> str:
         """The token with which the turn behind this conversation opens; empty where it opens with none."""
-        whole, begun = self.try_render(longer, tools=True), self.try_render(shorter, tools=True)
+        whole, begun = self.try_render(longer), self.try_render(shorter)
         if not begun or not whole.startswith(begun):
             return ""
         rest = whole[len(begun) :]

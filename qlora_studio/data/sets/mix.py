@@ -48,15 +48,14 @@ def mix(parts: Sequence[Part], seed: int) -> tuple[list[list[int]], tuple[Taken,
     chosen: list[list[int]] = []
     for part, total in zip(parts, totals, strict=True):
         wanted = unit * part.weight
-        passes = min(int(wanted / total * (1 + 1e-12)), part.max_repeats) if total else 0
+        passes = int(wanted / total) if total else 0
         rows = list(range(len(part.sizes))) * passes
-        if wanted > passes * total * (1 + 1e-12):
-            rows += _choose(part.name, part.sizes, wanted - passes * total, seed)
+        rows += _choose(part.name, part.sizes, wanted - passes * total, seed)
         chosen.append(sorted(rows))
     sizes = [sum(part.sizes[row] for row in rows) for part, rows in zip(parts, chosen, strict=True)]
-    whole = sum(sizes) or 1
+    whole = sum(sizes)
     return chosen, tuple(
-        Taken(part.name, len(rows), len(part.sizes), size, size / whole, size / total if total else 0.0)
+        Taken(part.name, len(rows), len(part.sizes), size, size / whole if size else 0.0, size / total if size else 0.0)
         for part, rows, size, total in zip(parts, chosen, sizes, totals, strict=True)
     )
 

@@ -186,7 +186,7 @@ def mixture(request: RowsRequest, split: Split, examples: Sequence[Example]) -> 
     The evaluation side is never mixed down.
     """
     config = request.config
-    if split == "eval" or (len(config.sources) == 1 and config.sources[0].max_repeats == 1):
+    if split == "eval" or len(config.sources) == 1:
         return [], ()
     rows: dict[str, list[int]] = {source.name: [] for source in config.sources}
     for index, name in enumerate(origins(examples)):
@@ -198,13 +198,13 @@ def mixture(request: RowsRequest, split: Split, examples: Sequence[Example]) -> 
             source.name,
             source.weight,
             [lengths[row] if by_tokens else 1 for row in rows[source.name]],
-            source.max_repeats if len(config.sources) > 1 else 1,
+            source.max_repeats,
         )
         for source in config.sources
     ]
     chosen, taken = mix(parts, request.seed)
     order = [rows[part.name][number] for part, numbers in zip(parts, chosen, strict=True) for number in numbers]
-    return order, taken if len(config.sources) > 1 else ()
+    return order, taken
 
 
 def with_row_findings(request: RowsRequest, split: Split, prepared: Prepared) -> Prepared:

@@ -200,7 +200,6 @@ class _Stretches:
     def _write(
         self, number: int, rows: Iterable[StoredRow], work: RowTokeniser, advance: Callable[[int], None]
     ) -> None:
-        shutil.rmtree(self._part(number), ignore_errors=True)
         writer, sides = TokenWriter(self._part(number)), Sides()
         try:
             work.begin(writer, (sides, self.split))

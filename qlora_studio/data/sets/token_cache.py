@@ -159,8 +159,6 @@ def _write_side(request: RowsRequest, split: Split, place: tuple[Path, Sides], w
     writers: list[TokenWriter] = []
 
     def make_writer() -> TokenWriter:
-        for earlier in writers:
-            earlier.close()
         writers.append(TokenWriter(stage / f"{split}.{len(writers)}.part"))
         return writers[-1]
 

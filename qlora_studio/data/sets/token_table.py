@@ -138,7 +138,7 @@ class TokenWriter:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in ARRAYS:
                 with (self.folder / name).open("rb") as stream:
-                    shutil.copyfileobj(stream, out, 1 << 20)
+                    shutil.copyfileobj(stream, out)
         stage.replace(path)
 
     def close(self) -> None:

@@ -94,3 +94,12 @@ def test_sketches_without_four_equal_places_side_by_side_are_not_compared():
 
 def test_nothing_remembered_is_no_pair():
     assert NearDuplicates().pairs() == []
+
+
+def test_words_are_let_go_when_there_are_more_than_may_be_held(monkeypatch):
+    monkeypatch.setattr(duplicates, "_HELD_WORDS", 24)
+    near, held = NearDuplicates(), []
+    for row in range(4):
+        near.remember(" ".join(f"w{row}x{number}" for number in range(12)), row)
+        held.append((len(near.held), len(near.sketches)))
+    assert held == [(12, 0), (24, 0), (0, 1), (12, 1)]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
 
-from qlora_studio.core.errors import StudioError
+from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.data.readers import json_buffer
 from qlora_studio.data.readers.json_buffer import JsonBuffer
 from qlora_studio.data.readers.json_file import _is_one_document, _read_document, read_json, read_jsonl
 from qlora_studio.data.readers.rows import Row, Tally, Unseen
+from qlora_studio.data.readers.strict_json import DECODER
 from qlora_studio.data.readers.text_file import DecodedText
 
 
@@ -45,6 +47,7 @@ CASES = [
     ('[{"a": 1},\n\n {"a": 2} ]  ', [(1, A1), (3, A2)]),
     ('[\n {"a": 1},\n {"a": "x, "b": 2},\n {"a": 3}\n]', [(2, A1), (3, COMMA), (4, A3)]),
     ('[{"a": 1} {"a": 2}]', [(1, A1), (1, "The JSON is broken: a comma or ] is missing before '{'.")]),
+    ('[ {"a": 1} x, y, {"a": 2}]', [(1, A1), (1, "The JSON is broken: a comma or ] is missing before 'x'."), (1, A2)]),
     ('[{"a": 1}, {"a": 2},\n]', [(1, A1), (1, A2), (2, "The JSON is broken: a comma stands before ].")]),
     ('[{"a": 1},\n12345, {"a": 3}]', [(1, A1), (2, NUMBER), (2, A3)]),
     ('[{"a": -1.5e3}, 1.5, {"a": 3}]', [(1, {"a": -1500.0}), (1, NUMBER), (1, A3)]),
@@ -76,6 +79,7 @@ CASES = [
     ('{"a": 1}\n{"a": 2}\n\n{"a": 3}', [(1, A1), (2, A2), (4, A3)]),
     ('[{"a": 1}]\n x', [(1, A1), (2, "unseen: There is more after the end of the rows: 'x'. The 1 characters from here on were not seen.")]),
     ('[{"a": 1},\n', [(1, A1), (2, "unseen: The JSON is broken: the file ends inside the list. The 0 characters from here on were not seen.")]),
+    ('[{"a": 1}, {"a": }', [(1, A1), (1, VALUE), (1, "unseen: The JSON is broken: the file ends inside the list. The 0 characters from here on were not seen.")]),
     ("\noops", [(1, "unseen: This file begins with 'o'; rows in JSON begin with [ or {. The 4 characters from here on were not seen.")]),
     ('{"d": [{"a": 1}], "e":\n[{"a": 2}]}', [(1, A1), (2, "unseen: This object holds more than one list of rows. The 11 characters from here on were not seen.")]),
     ('{"a": 1,\n"a": 2}', [(1, f"unseen: {TWICE}. The 3 characters from here on were not seen.")]),
@@ -181,3 +185,138 @@ def test_a_wrong_byte_is_named_with_its_line():
     with pytest.raises(StudioError) as caught:
         buffer.row()
     assert caught.value.message == "f:3: The byte 0xe9 is not UTF-8 text."
+
+
+TURN, CALL, TOOL = {"role": "user", "content": "q"}, {"function": {"name": "f"}}, {"name": "f", "description": "d"}
+
+
+@pytest.mark.parametrize(
+    ("first", "is_row"),
+    [
+        ({"a": 1}, True), ({}, True), (7, False), ("a", False), ([], False), (None, False),
+        (TURN, False), ({"from": "human", "value": "q"}, False), ({"speaker": "x", "a": 1}, False),
+        (CALL, False), ({"function": "f"}, True),
+        (TOOL, False), ({"name": "f", "parameters": {}}, False), ({"name": "f"}, True),
+        ({"parameters": {}, "description": "d"}, True),
+        ({"text": "t", "label": 1}, False), ({"text": "t"}, True), ({"label": 1}, True), ({"text": "t", "label": 1, "a": 1}, True),
+        ({"type": "text", "text": "t"}, False), ({"type": "text"}, True), ({"type": "text", "text": "t", "a": 1}, True),
+        ({"type": "text", "value": "t"}, False), ({"value": "t"}, True), ({"type": "text", "value": "t", "a": 1}, True),
+    ],
+)  # fmt: skip
+def test_a_list_of_what_reads_like_rows_is_rows_and_any_other_is_a_field(first, is_row):
+    items = [first, {"b": 2}]
+    text = json.dumps({"rows": items})
+    if is_row:
+        expected = [Row("f", 1, item) for item in items]
+    else:
+        expected = [Row("f", 1, {"rows": items})]
+    assert list(read_json(io.BytesIO(text.encode()), "f", Tally())) == expected
+
+
+class Noted:
+    """A decoder that remembers how much text it was tried on."""
+
+    def __init__(self):
+        self.tried = []
+
+    def raw_decode(self, text, place):
+        self.tried.append(len(text) - place)
+        return DECODER.raw_decode(text, place)
+
+
+@pytest.mark.parametrize(
+    ("bound", "length", "tried"),
+    [
+        (1 << 20, 95, [10, 20, 40, 80, 95]),
+        (1 << 20, 80, [10, 20, 40, 80]),
+        (70, 70, [10, 20, 40, 70]),
+        (70, 71, [10, 20, 40, 70, 71]),
+        (70, 200, [10, 20, 40, 70, 80]),
+    ],
+)
+def test_a_long_row_is_tried_again_when_twice_as_much_of_it_is_there(monkeypatch, bound, length, tried):
+    """With each piece it would take the square of its length."""
+    decoder = Noted()
+    monkeypatch.setattr(json_buffer, "DECODER", decoder)
+    monkeypatch.setattr(json_buffer, "MAX_LINE_BYTES", bound)
+    buffer = buffer_of(row_of(length), 10)
+    assert buffer.peek() == "{"
+    if length > bound:
+        with pytest.raises(StudioError, match="longer than 16 MB"):
+            buffer.row()
+    else:
+        assert buffer.row() == {"a": "x" * (length - 9)}
+    assert decoder.tried == tried
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces"),
+    [(9, 1), (10, 2), (19, 2), (20, 4), (39, 4), (40, 8), (79, 8), (80, 16)],
+)
+def test_no_more_is_read_than_it_takes_to_find_the_next_row(monkeypatch, length, pieces):
+    """What is looked through doubles each time: from 10 characters, in pieces of 10."""
+    monkeypatch.setattr(json_buffer, "_LOOKED_AT_FIRST", 10)
+    text = "x" * length + ", {}" + " " * 500
+    drawn = []
+
+    def in_pieces():
+        for at in range(0, len(text), 10):
+            drawn.append(at)
+            yield text[at : at + 10]
+
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), in_pieces(), "f")
+    buffer.skip_row()
+    assert (buffer.peek(), len(drawn)) == (",", pieces)
+
+
+def test_a_row_that_is_one_brace_costs_itself_alone():
+    for text in ('[{"a": 1}, {, {"a": 3}]', '[{"a": 1},{,{"a": 3}]'):
+        (first, (line, words), third) = shown(_read_document(buffer_of(text), Tally()))
+        assert (first, line, third) == ((1, A1), 1, (1, A3)) and words.startswith("The JSON is broken at column _")
+
+
+@pytest.mark.parametrize(("length", "size", "looks_like_rows"), [(38, 13, False), (39, 10, True), (45, 10, True)])
+def test_the_first_item_is_looked_at_as_far_as_the_longest_row_goes(small, length, size, looks_like_rows):
+    """A turn is no row; of one that is longer only its brace is seen."""
+    turn = '{"role": "' + "x" * (length - 12) + '"}'
+    buffer = buffer_of("[" + turn + " " * 60, size)
+    assert buffer.peek() == "[" and len(turn) == length
+    assert buffer.holds_rows(lambda item: "role" not in item) == looks_like_rows
+
+
+@pytest.mark.parametrize(("length", "found"), [(161, True), (319, True), (320, False)])
+def test_the_next_row_is_looked_for_until_what_was_looked_through_is_over_the_bound(small, length, found):
+    """Of 160 characters here: windows of 10, 20, 40, 80, 160 and 320."""
+    text = "x" * length + ", {}" + " " * 500
+    pieces = iter([text[at : at + 10] for at in range(0, len(text), 10)])
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), pieces, "f")
+    if found:
+        buffer.skip_row()
+        assert buffer.peek() == ","
+    else:
+        with pytest.raises(StudioError) as caught:
+            buffer.skip_row()
+        said = "Behind this broken row the next one cannot be found."
+        assert caught.value.problems == (Problem(said, "Fix this row, or save the file again.", "f:1"),)
+    assert len(list(pieces)) == len(range(0, len(text), 10)) - 32
+
+
+@pytest.mark.parametrize(
+    ("beginning", "pieces", "reason"),
+    [
+        ("{,", 2, "expecting property name enclosed in double quotes"),
+        ('{""x', 2, "expecting ':' delimiter"),  # at place 3 of 20: sixteen characters follow
+        ('{"":x', 4, "expecting value"),  # at place 4 of 20: fifteen do
+        ('{"a": "b" "c', 4, "expecting ',' delimiter"),
+    ],
+)
+def test_an_error_is_said_as_soon_as_it_cannot_be_a_word_that_is_cut(beginning, pieces, reason):
+    """Sixteen characters must follow it. A row is tried with 10 characters, 20, 40 and so on."""
+    text = beginning + " " * 500
+    left = iter([text[at : at + 10] for at in range(0, len(text), 10)])
+    drawn = len(range(0, len(text), 10))
+    buffer = JsonBuffer(DecodedText(io.BytesIO(b"")), left, "f")
+    buffer.peek()
+    with pytest.raises(StudioError, match=f"The JSON is broken at column .*: {reason}"):
+        buffer.value()
+    assert drawn - len(list(left)) == pieces

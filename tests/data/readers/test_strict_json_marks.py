@@ -12,6 +12,9 @@ from qlora_studio.data.readers.strict_json import NotStrict, check_depth, find_b
     ("text", "deep"),
     [
         ("[" * MAX_DEPTH + "]" * MAX_DEPTH, False),
+        ("[" * MAX_DEPTH + "]" * MAX_DEPTH + " []", False),
+        ("[]" + "[" * MAX_DEPTH, False),
+        ("[]" + "{" * (MAX_DEPTH + 1), True),
         ("[" * (MAX_DEPTH + 1), True),
         ("[{" * 32 + "[", True),
         ("[] " * 200, False),

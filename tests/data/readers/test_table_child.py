@@ -2,6 +2,8 @@
 
 import io
 import json
+import runpy
+import sys
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from types import SimpleNamespace
@@ -99,3 +101,41 @@ def test_a_row_that_cannot_be_told_is_named_with_its_field_and_the_others_come(m
     ]
     (bad,) = (line for line in lines if "bad" in line)
     assert bad["field"] == "text" and "utf-8" in bad["bad"] and lines.index(bad) == 2
+
+
+@pytest.mark.parametrize("numbers", [[0], [None, 0], [0, None], [None]])
+def test_times_of_a_zone_that_is_not_known_here_are_told_in_utc(monkeypatch, capsys, numbers):
+    table = pa.table({"at": pa.array(numbers, pa.timestamp("s", "Nowhere/Land"))})
+    (announced, *rows, end) = said(monkeypatch, capsys, as_arrow(table, pa.ipc.new_stream), "Arrow")
+    told = {0: "1970-01-01T00:00:00+00:00", None: None}
+    assert (announced, end) == ({"rows": len(numbers)}, {"end": True})
+    assert rows == [{"row": {"at": told[number]}} for number in numbers]
+
+
+def test_times_of_a_zone_that_is_known_and_of_none_are_told_as_they_are(monkeypatch, capsys):
+    table = pa.table({"at": pa.array([0], pa.timestamp("ms", "+02:00")), "bare": pa.array([1], pa.timestamp("s"))})
+    (_, row, _) = said(monkeypatch, capsys, as_arrow(table, pa.ipc.new_file), "Arrow")
+    assert row == {"row": {"at": "1970-01-01T02:00:00+02:00", "bare": "1970-01-01T00:00:01"}}
+
+
+def test_a_table_without_rows_comes_to_its_end(monkeypatch, capsys):
+    empty = TABLE.slice(0, 0)
+    assert said(monkeypatch, capsys, as_parquet(empty), "Parquet") == [{"rows": 0}, {"end": True}]
+    assert said(monkeypatch, capsys, as_arrow(empty, pa.ipc.new_file), "Arrow") == [{"end": True}]
+
+
+def test_bytes_that_are_no_table_are_said_to_be_broken(monkeypatch, capsys):
+    for kind in ("Parquet", "Arrow"):
+        (line,) = said(monkeypatch, capsys, b"no table at all", kind)
+        assert list(line) == ["broken"] and "\n" not in line["broken"]
+    assert said(monkeypatch, capsys, b"", "Parquet") == [
+        {"broken": "Parquet file size is 0 bytes"},
+    ]
+
+
+def test_the_script_takes_the_kind_of_table_from_its_first_argument(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table_child.py", "Arrow", "Parquet"])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(as_arrow(TABLE, pa.ipc.new_stream))))
+    runpy.run_path(table_child.__file__, run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"rows": 2}, *ROWS[:2], {"rows": 1}, ROWS[2], {"end": True}]

@@ -85,7 +85,7 @@ def test_a_line_that_is_too_long_is_one_line_without_text(monkeypatch, size):
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     found = list(read_lines(pieces))
     assert found[:6] == [(1, "abcd"), (2, None), (3, "x"), (4, None), (5, ""), (6, "y")]
-    assert len(found) == 7 and (found[6] == (7, None) or size == 100)
+    assert found[6:] == [(7, None)]
     assert line_too_long("f:2") == Problem(
         "This line is longer than 16 MB.", "Put one row on each line, or split the row.", "f:2"
     )

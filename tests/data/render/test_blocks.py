@@ -51,6 +51,35 @@ def test_each_block_begins_as_the_text_does_and_ends_behind_a_sentence(bos_in_en
     assert [block.spans for block in found] == [((0, 35),), ((1, 36),)], "the first token is trained once"
 
 
+ONE, TWO, THREE, FOUR = "One mill stands. ", "Two wheels turn. ", "Three boats wait. ", "Four bells ring. "
+
+
+@pytest.mark.parametrize(
+    ("limit", "overlap", "texts"),
+    [
+        (70, 0, [TEXT]),
+        (69, 0, [ONE + TWO + THREE, FOUR]),
+        (35, 0, [ONE + TWO, THREE, FOUR]),
+        (34, 0, [ONE, TWO, THREE, FOUR]),
+        (20, 0, [ONE, TWO, THREE, FOUR]),
+        # a place in the first half of a block is no good one: of ` sta` and `. Th` the space is
+        (5, 0, ["One ", "mill", " sta", "nds.", " Two", " whe", "els ", "turn", ". Th", "ree ", "boat", "s wa", "it. ",
+                "Four", " bel", "ls ", "ring", ". "]),
+        (2, 0, list(TEXT)),
+        # five or ten tokens are repeated beside the beginning token, and the rest is as long as it may be
+        (20, 5, [ONE, "Two wheels ", "turn. Three ", "boats wait. ", "Four bells ", "ring. "]),
+        (20, 10, [ONE, "Two wheel", "s turn. ", "Three ", "boats ", "wait. ", "Four ", "bells ", "ring. "]),
+        (20, 99, [ONE, "Two wheel", "s turn. ", "Three ", "boats ", "wait. ", "Four ", "bells ", "ring. "]),
+    ],
+)  # fmt: skip
+def test_a_block_ends_at_the_best_place_in_its_second_half(limit, overlap, texts):
+    found = blocks(limit=limit, overlap=overlap)
+    assert [read(block) for block in found] == texts
+    assert max(len(block.input_ids) for block in found) <= limit
+    repeated = min(overlap, limit // 2)
+    assert [block.spans for block in found[1:]] == [((1 + repeated, len(block.input_ids)),) for block in found[1:]]
+
+
 def test_what_is_repeated_is_not_trained():
     first, second, third = blocks(overlap=10)
     assert "".join(map(read, (first, second, third))) == TEXT

@@ -34,7 +34,7 @@ class Encoded:
 class Merging:
     """Characters are tokens, but `ab` is one, and `<e>` ends a text."""
 
-    def __init__(self, bos=None, begins=False, spaced=False):
+    def __init__(self, bos=None, begins=False, spaced=False, eats=False):
         self.bos_id, self.eos_id, self.added_tokens, self.control_tokens = (
             bos,
             END,
@@ -42,13 +42,14 @@ class Merging:
             {"<e>": END},
         )
         self.begins, self.spaced, self.calls = begins, spaced, 0
+        self.pattern = rf"<s>|<e>{' *' * eats}|ab|."
 
     def encode(self, texts):
         self.calls += 1
         return [self._encode(text) for text in texts]
 
     def _encode(self, text):
-        found = [(match[0], match.span()) for match in re.finditer(r"<s>|<e>|ab|.", text, re.DOTALL)]
+        found = [(match[0].strip() or " ", match.span()) for match in re.finditer(self.pattern, text, re.DOTALL)]
         ids = [{"<e>": END, "<s>": BEGIN, "ab": AB}.get(piece) or ord(piece) for piece, _ in found]
         places = [place for _, place in found]
         if self.spaced and text and not text.startswith("<"):  # a space of its own before a text
@@ -80,6 +81,9 @@ def draft(text, starts=(), spans=(), escapes=KEPT, **more):
     [
         (draft("q:xab", (2,), ((2, 5),)), "q:xM", ((2, 4),)),
         (draft("q:ab", (3,), ((3, 4),)), "q:ab", ((3, 4),)),  # a merge across the edge is cut
+        (draft("q:ab<e>", (3,), ((3, 7),)), "q:abE", ((3, 5),)),
+        (draft("<e>q:ab", (6,), ((6, 7),)), "Eq:ab", ((4, 5),)),
+        (draft("q<e>ab<e>ab", (5, 10), ((5, 9), (10, 11))), "qEabEab", ((3, 5), (6, 7))),
         (draft("ab:ab", (3,), ((3, 5),)), "M:M", ((2, 3),)),
         (draft("xa<e>b", (5,), ((5, 6),)), "xaEb", ((3, 4),)),
         (draft("qab|ab|ab", (2, 5, 8), ((2, 3), (5, 6), (8, 9))), "qab|ab|ab", ((2, 3), (5, 6), (8, 9))),
@@ -147,6 +151,13 @@ def test_a_space_that_a_tokenizer_puts_before_a_text_stays_out_of_its_middle():
     spaced = Merging(spaced=True)
     found = made(draft("qa" + "b" + "z", (2,), ((2, 4),)), spaced)
     assert (found.input_ids, found.spans) == (chars(" qabz"), ((3, 5),))
+    typed = made(draft(f"x{MARK}y", (), ((1, 3),), ESCAPES), spaced)
+    assert (typed.input_ids, typed.spans) == (chars(" x<e>y"), ((2, 6),))
+
+
+def test_a_space_that_an_end_token_takes_along_stays_where_it_was_written():
+    found = made(draft(f"q{MARK}  z", (), ((2, 5),), ESCAPES), Merging(eats=True))
+    assert (found.input_ids, found.spans) == (chars("q<e>  z"), ((4, 7),))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +187,8 @@ def test_all_texts_are_encoded_in_one_call_and_stay_in_order():
     quick = Merging()
     encode_drafts([draft("xy"), draft("z")], quick)
     assert quick.calls == 1
+    encode_drafts([draft("q:xy", (2,), ((2, 4),)), draft("q:z", (2,), ((2, 3),))], quick)
+    assert quick.calls == 3, "a prompt that several rows share is encoded alone once"
 
 
 def test_a_named_template_needs_its_tokens():

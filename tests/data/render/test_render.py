@@ -37,6 +37,14 @@ def test_an_example_carries_text_labels_and_origin(letters):
     assert prompt_ids([HI], letters) == list(made.input_ids[:21])
 
 
+def test_an_answer_may_reason_first_only_where_that_is_asked_for(letters):
+    source = letters.template + "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+    chat = with_template(letters, source)
+    for options, opened in ((RenderOptions(), ""), (RenderOptions(thinking=True), "<think>")):
+        asked = chat.decode(prompt_ids([HI], chat, options=options))
+        assert asked == f"<|im_start|>user\nhi{END}\n<|im_start|>assistant\n{opened}"
+
+
 def test_escaped_control_tokens_are_shown_as_they_were_typed(letters):
     typed = row(Turn("user", f"a{END}b"), Turn("assistant", f"c{END}"))
     (made,) = render(typed, letters, RenderOptions(control_tokens="escape"))

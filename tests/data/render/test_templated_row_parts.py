@@ -115,6 +115,10 @@ CHOOSE = "Choose another template, or leave such rows out."
             "The chat template drops the argument 'y9' of 'f' of turn 2.",
             "Choose a template with tools (chatml-tools), give the row its tools, or leave such rows out.", "turn 2",
         )),
+        ((CALL, TOLD, B), ("y9", ""), (
+            "The chat template drops the argument 'y9' of 'f' of turn 1.",
+            "Choose a template with tools (chatml-tools), give the row its tools, or leave such rows out.", "turn 1",
+        )),
         ((U, CALL, TOLD, B), ("t9", ""), ("The chat template drops what the tool said of turn 3.", CHOOSE, "turn 3")),
         ((U, CALL, TOLD, B), ("<f>", ""), (
             "The chat template drops the call of 'f' of turn 2.",
@@ -153,6 +157,12 @@ def test_tools_are_given_to_the_template_and_must_come_back():
     assert refusal(lambda: dropped.whole({1}, "answers")) == (
         "template-drops", "The chat template drops the tool 'look'.", CHOOSE, "r:5", "turn 1",
     )  # fmt: skip
+    said = row_of(
+        U, A, traits=TOOLED, tools=({"name": "a1"},), render=lambda messages, tools, **more: plain(messages, **more)
+    )
+    assert refusal(lambda: said.single(1))[1] == "The chat template drops the tool 'a1'.", (
+        "the answer's words are its own"
+    )
     assert refusal(lambda: row_of(U, A, tools=({"name": "look"},))) == (
         "tools-unknown", "This row brings tools, and the chat template knows none.",
         "Choose a model or a template with tools (chatml-tools), or leave such rows out.", "r:5", "tools",
@@ -177,9 +187,26 @@ def test_a_system_prompt_may_move_and_a_tool_may_be_spelled_anew():
     )
 
 
+def test_the_first_turn_that_the_template_words_anew_is_named_where_it_was_to_be_trained():
+    def spelling(messages, **more):
+        return plain(messages, **more).replace('{"k": "t9"}', "k=t9").replace('{"k": "t8"}', "k=t8")
+
+    turns = (U, CALL, Turn("tool", '{"k": "t9"}'), Turn("tool", '{"k": "t8"}'), B)
+    row = row_of(*turns, render=spelling)
+    assert refusal(lambda: row.whole({2, 3, 4}, "answers")) == (
+        "template-drops", "The chat template writes this turn in its own words.", CHOOSE, "r:5", "turn 3",
+    )  # fmt: skip
+    (draft,) = row_of(*turns[:3], render=spelling).whole({2}, "everything")
+    assert (draft.text, spans_of(draft)) == ("u:q1;a:<f>{'x': 'y9'};t:k=t9;", ["u:", ";a:", "t:k=t9;"])
+
+
 def test_words_may_stand_at_the_very_beginning_of_the_text():
     bare = row_of(U, A, render=lambda messages, **more: plain(messages, **more).removeprefix("u:"))
     assert bare.whole({0, 1}, "answers")[0].spans == ((0, 2), (5, 8))
+    told = row_of(TOLD, B, render=lambda messages, **more: plain(messages, **more).removeprefix("t:"))
+    assert told.whole({0, 1}, "answers")[0].spans == ((0, 2), (5, 8))
+    system = row_of(S, U, A, render=lambda messages, **more: plain(messages, **more).removeprefix("s:"))
+    assert system.whole({0, 2}, "answers")[0].spans == ((0, 2), (10, 13))
 
 
 def thinking(messages, add_generation_prompt=False, variables=None, end="\n", **more):
@@ -271,10 +298,36 @@ def test_the_switch_for_thinking_is_given_to_templates_that_have_it():
     known = row_of(U, A, render=render, traits=THINKS)
     for thinks in (True, False, True):
         known.prompt(1, thinks)
-    known.whole_text(2)
-    assert seen == [{}, {"enable_thinking": True}, {"enable_thinking": False}, {"enable_thinking": False}], (
-        "prompts are kept"
-    )
+    assert (known.whole_text(1), known.whole_text(2)) == ("u:q1;", "u:q1;a:a1;")
+    assert seen == [{}, {"enable_thinking": True}, *[{"enable_thinking": False}] * 3], "prompts are kept"
+
+
+REASONED = Turn("assistant", "a1", reasoning="r1")
+
+
+@pytest.mark.parametrize(
+    ("turns", "template", "act", "asked"),
+    [
+        # turns that are shown, whether an answer is asked for behind them, and whether it may reason
+        ((U, REASONED), plain, lambda row: row.whole({1}, "answers"), [(1, True, True), (2, False, True)]),
+        ((U, REASONED, V), plain, lambda row: row.whole({1, 2}, "answers"), [(3, False, False), (1, True, True), (2, False, True)]),
+        ((U, REASONED, V, B), plain, lambda row: row.single(3), [(3, True, False), (4, False, False), (1, True, True)]),
+        ((U, A, V, REASONED), plain, lambda row: row.single(1), [(1, True, False), (2, False, False)]),
+        ((U, A, V, REASONED), plain, lambda row: row.whole({3}, "answers"),
+         [(3, True, True), (4, False, True), (1, True, False), (2, False, False)]),
+        ((U, Turn("assistant", "", reasoning="r1", tool_calls=CALL.tool_calls)), thinking, lambda row: row.single(1),
+         [(1, True, True), (2, False, True), (2, False, False)]),
+    ],
+)  # fmt: skip
+def test_a_text_is_asked_for_with_the_switch_of_its_own_answer(turns, template, act, asked):
+    seen = []
+
+    def render(messages, add_generation_prompt=False, variables=None, **more):
+        seen.append((len(messages), add_generation_prompt, variables["enable_thinking"]))
+        return template(messages, add_generation_prompt=add_generation_prompt, variables=variables, **more)
+
+    act(row_of(*turns, render=render, traits=THINKS))
+    assert seen == asked
 
 
 def test_typed_control_tokens_are_refused_with_their_turn_and_hidden_where_asked():

@@ -26,6 +26,8 @@ class Template:
 
     def render(self, messages, tools=(), variables=None, add_generation_prompt=False):
         likes, text = self.likes, ""
+        if messages[0]["role"] != "user":
+            raise StudioError("A question first, please.")
         if tools and likes.get("tools"):
             text += f"[{tools[0]['function']['name']}]"
         for message in messages:
@@ -34,11 +36,17 @@ class Template:
                 if likes["parts_only"] == "refuses":
                     raise StudioError("Parts, please.")
                 content = ""
+            if message["role"] == likes.get("text_lost_of") and isinstance(content, str):
+                content = ""
+            if message["role"] == likes.get("parts_lost_of") and not isinstance(content, str):
+                content = ""
             if likes.get("no_parts") and not isinstance(content, str):
                 raise StudioError("No parts, please.")
             if message["role"] == "assistant":
                 calls = message.get("tool_calls", ())
                 reasons = likes.get("reasons_in_calls") if calls else likes.get("reasons")
+                if reasons == "without tools":
+                    reasons = not tools
                 if reasons and (reasons is True or (variables or {}).get("enable_thinking")):
                     text += f"({message.get('reasoning_content', '')})"
                 if calls and likes.get("calls") is str and not isinstance(calls[0]["function"]["arguments"], str):
@@ -76,8 +84,14 @@ KNOWS = "tools enable_thinking"
         (Template("enable_thinking", reasons="asked"), {"knows_thinking": True, "knows_reasoning": True}),
         (Template("enable_thinking", reasons_in_calls="asked"), {"knows_thinking": True, "knows_reasoning_in_calls": True}),
         (Template("", reasons="asked"), {}),
+        (Template("tools", tools=True, calls=dict, reasons="without tools"),
+         {"knows_tools": True, "knows_reasoning": True, "call_end": ";", "call_end_id": 1}),
         (Template(parts_only=True), {"content_is_parts": True}),
         (Template(parts_only="refuses"), {"content_is_parts": True}),
+        (Template(text_lost_of="user"), {"content_is_parts": True}),
+        (Template(text_lost_of="assistant"), {"content_is_parts": True}),
+        (Template(text_lost_of="user", parts_lost_of="assistant"), {}),  # neither way says the whole exchange
+        (Template(text_lost_of="assistant", parts_lost_of="user"), {}),
         (Template(no_parts=True), {}),
         (Template(by_role=True), {"end_of_turn": "<u>", "end_of_turn_id": 2, "call_end": "<t>", "call_end_id": 4, "stops_at_next_role": True}),
         (Template(by_role=True, parts_only=True), {"end_of_turn": "<u>", "end_of_turn_id": 2, "call_end": "<t>", "call_end_id": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,16 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path):
     assert (target / "a").read_text() == "new" and [place.name for place in tmp_path.iterdir()] == ["t"]
     swap_in(folder(tmp_path / "s", "first"), tmp_path / "u")
     assert sorted(place.name for place in tmp_path.iterdir()) == ["t", "u"]
+
+
+def test_a_folder_whose_files_are_still_open_makes_room_all_the_same(tmp_path, monkeypatch):
+    def in_use(*_, **__):
+        raise PermissionError(13, "The file is used by another process")
+
+    target = folder(tmp_path / "t", "old")
+    monkeypatch.setattr(os, "unlink", in_use)
+    swap_in(folder(tmp_path / "s", "new"), target)
+    assert (target / "a").read_text() == "new"
 
 
 def test_a_folder_that_cannot_come_leaves_the_old_one(tmp_path):

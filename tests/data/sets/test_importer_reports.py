@@ -99,6 +99,15 @@ def test_bad_rows_of_the_evaluation_file_stop_an_import_as_well(tmp_path):
     assert list((tmp_path / "sets").iterdir()) == []
 
 
+def test_refused_rows_are_listed_as_people_write_them_in_a_home_that_was_not_there(tmp_path):
+    path = write(tmp_path / "r\u00fc.jsonl", [*pairs(0), {"pr\u00e4mie": 1}])
+    import_file(path, tmp_path / "deep" / "sets", skip_bad=True, format="prompt-completion")
+    (place,) = (tmp_path / "deep" / "sets").iterdir()
+    assert (place / "refused.jsonl").read_text(encoding="utf-8") == (
+        '{"where": "r\u00fc.jsonl:2", "field": "prompt", "message": "This row has no such field."}\n'
+    )
+
+
 def test_overlap_is_dropped_from_training_rows_alone(tmp_path):
     path, held = write(tmp_path / "rows.jsonl", pairs(0, 1, 2)), write(tmp_path / "held.jsonl", pairs(1, 1))
     report = import_file(path, tmp_path / "sets", eval_path=held, drop_overlap=True)
@@ -139,6 +148,39 @@ def test_a_set_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
     assert import_hub(HubSet("someone/Some.Set", "en"), tmp_path / "sets", name="Other").title == "Other"
 
 
+def test_a_bad_row_of_the_hub_stops_an_import_unless_it_is_to_be_left_out(tmp_path, monkeypatch):
+    from qlora_studio.data.readers.rows import Row
+
+    def read(pinned, tally):
+        tally.rows += 2
+        return iter([Row(str(pinned), 1, pairs(0)[0]), Row(str(pinned), 2, {"prompt": "q"})])
+
+    monkeypatch.setattr(importer, "pin", lambda wanted: HubSet(wanted.id, wanted.subset, wanted.split, "c0ffee"))
+    monkeypatch.setattr(importer, "read_hub", read)
+    with pytest.raises(StudioError) as caught:
+        import_hub(HubSet("someone/set"), tmp_path / "sets")
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"someone/set:train:2: {BAD}",
+        "someone/set:train@c0ffee: 1 row cannot be imported. Fix them, or choose to skip bad rows (on the command line, --skip-bad).",
+    ]
+    report = import_hub(HubSet("someone/set"), tmp_path / "sets", skip_bad=True)
+    assert report.account == RowAccount(seen=2, imported=1, refused=1)
+
+
+def test_a_hub_set_of_which_nothing_can_be_made_says_which_fields_it_has(tmp_path, monkeypatch):
+    from qlora_studio.data.readers.rows import Row
+
+    def read(pinned, tally):
+        tally.rows += 1
+        return iter([Row(str(pinned), 1, {"what": 1})])
+
+    monkeypatch.setattr(importer, "pin", lambda wanted: wanted)
+    monkeypatch.setattr(importer, "read_hub", read)
+    with pytest.raises(StudioError, match=r"The format of these rows is not known; their fields: what\."):
+        import_hub(HubSet("someone/set"), tmp_path / "sets")
+    assert list((tmp_path / "sets").iterdir()) == []
+
+
 def test_files_of_a_folder_each_have_their_format_and_what_is_no_row_is_passed_over(tmp_path):
     source = tmp_path / "s"
     write(source / "a.jsonl", pairs(0, 1))
@@ -160,6 +202,17 @@ def test_files_of_a_folder_each_have_their_format_and_what_is_no_row_is_passed_o
         (message, "d.jsonl:2"),
     ]
     assert str(preview.account) == "5 seen = 3 imported + 2 refused"
+
+
+@pytest.mark.parametrize("looked_at", [1, 2, 3, 200])
+def test_every_row_of_a_file_that_is_not_known_is_refused_however_many_are_looked_at(tmp_path, monkeypatch, looked_at):
+    monkeypatch.setattr("qlora_studio.data.sets.conversion._DETECTION_ROWS", looked_at)
+    source = tmp_path / "s"
+    write(source / "a.jsonl", pairs(0))
+    write(source / "d.jsonl", [{"what": 1}, {"what": 2}, {"what": 3}, {"what": 4}])
+    preview = preview_file(source)
+    assert [problem.where for problem in preview.problems] == [f"d.jsonl:{line}" for line in (1, 2, 3, 4)]
+    assert preview.account == RowAccount(seen=5, imported=1, refused=4)
 
 
 def test_a_preview_shows_the_first_rows_and_problems_and_counts_all(tmp_path):
@@ -205,6 +258,22 @@ def test_what_a_source_is_known_by(tmp_path):
     assert hash_path(source) == sha(f"a.jsonl\0{one}\nb/c.jsonl\0{other}\n".encode())
     assert hash_path(source / "a.jsonl") == one
     assert size_of(source) == size_of(source / "a.jsonl") + size_of(source / "b" / "c.jsonl") == 74
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (OSError("the drive is gone"), "the drive is gone")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_a_sentence_with_the_systems_reason(tmp_path, monkeypatch, error, reason):
+    path = write(tmp_path / "x.jsonl", pairs(0))
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(StudioError) as caught:
+        hash_path(path)
+    assert caught.value.problems == (Problem(f"This file cannot be read: {reason}.", "Check its rights.", str(path)),)
 
 
 @pytest.mark.parametrize(

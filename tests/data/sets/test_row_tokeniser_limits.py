@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qlora_studio.core.config import DataConfig
-from qlora_studio.core.conversation import Conversation, Source, Turn
+from qlora_studio.core.conversation import Conversation, Pretokenised, Segment, Source, Turn
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example
 from qlora_studio.data.render.prompt import render
@@ -68,6 +68,28 @@ def test_the_oldest_exchanges_go_until_the_rest_just_fits(letters):
         DataConfig(max_length=length, too_long="cut_oldest"),
     ).examples
     assert made.input_ids == render(replace(row, turns=(Turn("system", "s"), *row.turns[-2:])), letters)[0].input_ids
+
+
+@pytest.mark.parametrize("system", [(), (Turn("system", "s"),)])
+def test_of_two_questions_in_a_row_the_older_goes_alone(letters, system):
+    turns = (*system, Turn("user", "a" * 60), Turn("user", "c"), Turn("assistant", "d"))
+    config = DataConfig(max_length=LIMIT, too_long="cut_oldest")
+    (made,) = prepare([Conversation(turns=turns)], letters, config).examples
+    assert made.input_ids == render(Conversation(turns=(*system, *turns[-2:])), letters)[0].input_ids
+
+
+def test_rows_without_turns_have_no_oldest_part_to_leave_out(letters):
+    segments = Conversation(segments=(Segment("Q" * 40, False), Segment("A" * 40, True)), source=Source("r", 1))
+    tokens = Conversation(tokens=Pretokenised((7,) * 80, (7,) * 80), source=Source("r", 2))
+    made = prepare([segments, tokens], letters, DataConfig(max_length=LIMIT, too_long="cut_oldest"))
+    assert (made.examples, made.too_long, made.dropped, made.cut, made.refused) == ((), 2, 2, 0, 0)
+    cut = prepare([segments, tokens], letters, DataConfig(max_length=LIMIT, too_long="cut_answer"))
+    assert [(len(one.input_ids), one.spans) for one in cut.examples] == [(64, ((40, 64),)), (64, ((0, 64),))]
+
+
+def test_an_answer_alone_that_is_too_long_is_left_out_with_its_questions(letters):
+    made = prepare([chat("a" * 40, "b", "c", "d" * 50)], letters, DataConfig(max_length=LIMIT, too_long="cut_oldest"))
+    assert (made.examples, made.too_long, made.dropped, made.cut, list(made.lengths)) == ((), 1, 1, 0, [133])
 
 
 def test_rows_are_counted_whatever_becomes_of_them(letters):

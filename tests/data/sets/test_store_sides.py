@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -89,6 +90,16 @@ def test_a_removed_set_is_gone_whole(home):
     (home / ".removed-one" / "left").write_text("by a crash")
     remove_dataset(home, "one")
     assert [place.name for place in home.iterdir()] == ["two-words"]
+
+
+def test_a_removed_set_whose_files_are_still_open_is_gone_from_the_list(home, monkeypatch):
+    def in_use(*_, **__):
+        raise PermissionError(13, "The file is used by another process")
+
+    monkeypatch.setattr(os, "unlink", in_use)
+    remove_dataset(home, "one")
+    assert [report.name for report in list_datasets(home)] == ["two-words"]
+    assert (home / ".removed-one" / "report.json").exists()
 
 
 def test_a_set_of_an_older_version_that_is_damaged_is_a_sentence(home):

@@ -82,6 +82,18 @@ def test_an_order_takes_rows_as_often_as_it_names_them(tmp_path, flushed):
     assert table[-1] == READ[2] and table.sha256 == digest_of(EXAMPLES, order)
 
 
+def test_no_more_is_held_in_memory_than_so_many_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_table, "_FLUSHED_ITEMS", 4)
+    writer = TokenWriter(tmp_path / "w")
+    held = []
+    for example in (*EXAMPLES, EXAMPLES[0]):  # of 3, 1, 0, 4, 2 and 3 tokens
+        writer.append(example)
+        held.append((len(writer.held["ids"]), len(writer.held["row_ends"]), writer.counts["ids"]))
+    assert held == [(3, 1, 0), (4, 2, 0), (4, 3, 0), (0, 0, 8), (2, 1, 8), (0, 0, 13)]
+    writer.close()
+    assert all(stream.closed for stream in writer.streams.values()) and not (tmp_path / "w").exists()
+
+
 def test_nothing_is_a_table_too(tmp_path):
     table = written(tmp_path, examples=[])
     assert list(table) == [] and len(table) == 0 and table.sha256 == digest_of([])
