@@ -1,4 +1,4 @@
-"""The jobs that only look: what torch tells of this machine, and what is known of a base."""
+"""The job `resolve`: what is known of a base, found out where nobody has looked yet."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 
 from qlora_studio.core import events as ev
 from qlora_studio.core.bases import BaseRef, FailedBase, ResolvedBase
-from qlora_studio.core.doctor import Check
 from qlora_studio.core.errors import StudioError
-from qlora_studio.core.jobs import DoctorReport, DoctorRequest, ResolveReport, ResolveRequest
+from qlora_studio.core.jobs import ResolveReport, ResolveRequest
 from qlora_studio.home import Home
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.runs.folder import create_job
-from qlora_studio.worker import doctor, resolve
+from qlora_studio.worker import resolve
 from qlora_studio.worker.context import Context
 
 
@@ -24,17 +23,6 @@ def context_of(tmp_path, request):
     made = Context(create_job(tmp_path / "jobs", "look", request), events.append, os.getppid(), home=Home(tmp_path))
     made.events = events
     return made
-
-
-@pytest.mark.parametrize("cards", [[], ["one", "two"]])
-def test_the_doctor_s_job_reports_what_torch_says_of_as_many_cards_as_there_are(tmp_path, monkeypatch, cards):
-    check = Check(name="torch", state="ok", finding="Fine.")
-    asked = []
-    monkeypatch.setattr(doctor, "read_cards", lambda: cards)
-    monkeypatch.setattr(doctor, "check_engine", lambda count: asked.append(count) or [check])
-    context = context_of(tmp_path, DoctorRequest())
-    assert doctor.run(context) == ev.Finished(report=DoctorReport(checks=(check,)))
-    assert asked == [len(cards)] and context.events == [ev.PhaseEntered(phase="looking at torch and its kernels")]
 
 
 FAILED = FailedBase(name="org/name", stage="hub", message="There is no such model.", hint="Look for another.")
