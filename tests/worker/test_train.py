@@ -250,7 +250,7 @@ def test_findings_that_nobody_accepted_end_the_run_before_anything_is_loaded(sma
     assert done.phases() == ["tokenising the rows"] and not (done.folder.path / "plan.json").exists()
 
 
-def test_each_event_of_a_training_is_written_tracked_and_learned_from(small, monkeypatch):
+def test_each_event_of_a_training_is_written_tracked_and_learned_from(small, passed, monkeypatch):
     """The tracker hears all of them, the planner what the probe measured, and the speed is that of the steps alone."""
     step = ev.StepLogged(
         step=1, total_steps=3, epoch=0, loss=1, learning_rate=1, grad_norm=1, tokens=1, trained_tokens=1,
@@ -271,3 +271,4 @@ def test_each_event_of_a_training_is_written_tracked_and_learned_from(small, mon
     assert done.work(train).report.steps == 9
     assert tracked == said == done.events[-5:-1] and kept == [[step, step]]
     assert learned == [(loaded.plan, probe)]
+    assert passed == [(done.context, small.home.models / "tiny", None)], "no template is rendered that was never tried"
