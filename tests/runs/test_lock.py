@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from types import SimpleNamespace
+
+import psutil
+import pytest
 
 from qlora_studio.runs import lock as lock_module
 from qlora_studio.runs.lock import FAR, ProcessLock, is_held, read_words
@@ -74,3 +78,38 @@ def test_on_windows_a_far_byte_is_locked_and_a_question_takes_it_for_a_moment(tm
     heard.clear()
     assert is_held(path) and heard == [("take", 1, FAR)]
     assert not ProcessLock(path, "you").acquire() and read_words(path) == "me"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+def test_a_lock_that_is_held_is_waited_for_only_as_long_as_was_said(tmp_path, monkeypatch):
+    """A refused one leaves no file open, and what the holder said stays."""
+    path, slept, now = tmp_path / "a.lock", [], [100.0]
+    process = psutil.Process()
+    with held(path, "me"):
+        before = process.num_fds()
+
+        def sleep(seconds):
+            slept.append(seconds)
+            now[0] += 0.5
+
+        monkeypatch.setattr(lock_module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+        assert not ProcessLock(path, "you").acquire() and slept == []
+        assert not ProcessLock(path, "you").acquire(1) and len(slept) == 2
+        assert process.num_fds() == before and read_words(path) == "me"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+def test_a_lock_is_left_once_and_its_words_are_those_of_the_newest_holder(tmp_path):
+    path, before = tmp_path / "a.lock", psutil.Process().num_fds()
+    path.write_text("somebody with a longer name")
+    lock = ProcessLock(path, "me")
+    lock.release()
+    assert lock.acquire() and read_words(path) == "me"
+    for _ in range(2):
+        lock.release()
+    assert psutil.Process().num_fds() == before and not is_held(path)
+    assert (read_words(tmp_path / "none"), is_held(tmp_path / "none")) == ("", False)
+    fresh = ProcessLock(tmp_path / "b.lock")
+    assert fresh.acquire() and read_words(tmp_path / "b.lock") == ""
+    assert (tmp_path / "b.lock").stat().st_mode & 0o777 == 0o600, "nobody else reads who works"
+    fresh.release()
