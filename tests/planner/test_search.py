@@ -263,3 +263,22 @@ def test_settings_that_mostly_take_least_are_asked_first_and_not_believed(monkey
     monkeypatch.setattr(search, "fits_checkpointed", lambda number: number <= mostly)
     monkeypatch.setattr(search, "can_fit", lambda number: number <= really)
     assert search._find_largest(lambda number: number, 100) == (really or None)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 32])
+def test_the_lowest_point_is_found_wherever_it_lies(monkeypatch, layers):
+    """Also where more than so many layers would offload more than the computer can take."""
+    start = situation(shape=EIGHT.model_copy(update={"layers": layers}))
+    for lowest in range(layers + 1):
+        for most in range(layers + 1):
+            asked = []
+
+            def takes(there, one, lowest=lowest, most=most, asked=asked):
+                asked.append(one.checkpointed_layers)
+                over = NEVER if one.checkpointed_layers > most else 0
+                return abs(one.checkpointed_layers - lowest) + over
+
+            monkeypatch.setattr(search, "takes", takes)
+            found = least_checkpointing(start, 512, "fp32", "boundaries", tiled_mlp=False)
+            assert found.checkpointed_layers == min(lowest, most)
+            assert len(asked) == len(set(asked)), "nothing is asked twice"
