@@ -266,3 +266,12 @@ def test_where_a_measurement_and_a_record_of_the_hub_are_kept(tmp_path, home, ru
     assert measurement_file(shape, home) == kept / "measured" / f"{shape.config_hash}-v5-transformers-9.1.json"
     for revision, name in ((None, "org--smol-v5"), ("v2", "org--smol@v2-v5")):
         assert bases._hub_folder(BaseRef("org/smol", revision), home) == kept / "hub" / name
+
+
+def test_a_refusal_is_forgotten_once_the_model_was_found(home, running, monkeypatch):
+    base = BaseRef("org/mine")
+    assert isinstance(resolve(base, home, DryRun(), nothing), FailedBase)
+    monkeypatch.setenv("HF_TOKEN", "good")
+    facts = resolve(base, home, DryRun(), nothing)
+    monkeypatch.delenv("HF_TOKEN")
+    assert isinstance(facts, ResolvedBase) and find_resolved(base, home) == facts
