@@ -218,3 +218,12 @@ def test_what_cannot_be_removed_stays_in_the_trash_and_is_no_error(job, monkeypa
     delete_job(job)
     (left,) = (job.path.parent / ".trash").iterdir()
     assert left.name.startswith("my-run-") and not job.path.exists()
+
+
+def test_the_trash_may_hold_what_an_earlier_deletion_left(job, monkeypatch):
+    monkeypatch.setattr(folders.shutil, "rmtree", lambda path, ignore_errors: None)
+    other = create_job(job.path.parent, "Other", TrainRequest())
+    for one in (job, other):
+        delete_job(one)
+    names = sorted(path.name.rpartition("-")[0] for path in (job.path.parent / ".trash").iterdir())
+    assert names == ["my-run", "other"]
