@@ -127,3 +127,8 @@ def test_a_padded_step_is_measured_as_one():
             predicted_bytes=1, measured_bytes=1, tokens=700, row_tokens=350, trained_tokens=90, padded=padded
         )
         assert step_settings(plan, probe).packed is not padded
+
+
+def test_four_digits_are_kept(tmp_path):
+    assert learn_correction(tmp_path, CARD, SHAPE, STEP, measured(1.23456)) == 1.1173
+    assert read_kept(tmp_path / FILE) == {"GPU-1": {"factor": 1.1173, "last": 1.2346, "model": "Qwen3-4B"}}
