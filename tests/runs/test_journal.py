@@ -98,3 +98,16 @@ def test_a_journal_of_the_same_size_is_read_on_and_a_shorter_one_anew(path):
     assert follower.read() == [] and follower.progress.notes == ("one", "two"), "it may come back"
     append(path, "new")
     assert [event.text for event in follower.read()] == ["new"] and follower.progress.notes == ("new",)
+
+
+def test_a_fault_that_is_tried_at_the_journal_is_taken_for_one_of_the_disk(path, monkeypatch):
+    tried = []
+
+    def fault(name):
+        tried.append(name)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journals, "fault", fault)
+        append(path, "one")
+    assert tried == ["journal"] and path.read_bytes() == b""
