@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from qlora_studio.core.chat import ChatPiece, ChatRequest, ChatTurn, StopAnswer
 from qlora_studio.core.errors import StudioError
@@ -156,3 +157,13 @@ def test_a_chat_that_is_closed_waits_a_while_for_its_worker(open_pipe):
     worker.stdin = None
     pipe.close()
     assert len(worker.waited) == 3
+
+
+def test_a_piece_that_is_none_ends_the_answer_and_what_follows_of_it_is_read_away(open_pipe):
+    worker = Worker(piece("rest", done=True), piece("next", done=True))
+    worker.stdout = io.BytesIO(b"odd\n" + worker.stdout.getvalue())
+    pipe = open_pipe(worker)
+    with pytest.raises(ValidationError):
+        list(pipe.ask(ASKED))
+    assert worker.told() == messages(ASKED, StopAnswer())
+    assert [one.text for one in pipe.ask(ASKED)] == ["next"]

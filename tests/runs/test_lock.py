@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import threading
 import time
@@ -113,3 +114,29 @@ def test_a_lock_is_left_once_and_its_words_are_those_of_the_newest_holder(tmp_pa
     assert fresh.acquire() and read_words(tmp_path / "b.lock") == ""
     assert (tmp_path / "b.lock").stat().st_mode & 0o777 == 0o600, "nobody else reads who works"
     fresh.release()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="knows no asking")
+@pytest.mark.parametrize(
+    ("darwin", "layout", "asked"),
+    [(True, "qqihh", (FAR, 1, 0, 3, 0)), (False, "hhqqi", (3, 0, FAR, 1, 0))],
+    ids=["macOS", "Linux"],
+)
+def test_each_system_is_asked_in_its_own_layout(tmp_path, monkeypatch, darwin, layout, asked):
+    """Whether a lock for writing on the far byte would be kept from anybody, by whom ever, from the file's start."""
+    heard, kind = [], []
+
+    def ask(handle, command, data):
+        heard.append((command, struct.unpack(layout, data)))
+        answer = (FAR, 1, 42, kind[-1], 0) if darwin else (kind[-1], 0, FAR, 1, 42)
+        return struct.pack(layout, *answer)
+
+    monkeypatch.setattr(lock_module, "fcntl", SimpleNamespace(F_WRLCK=3, F_UNLCK=2, F_GETLK=7, fcntl=ask))
+    monkeypatch.setattr(lock_module, "_DARWIN", darwin)
+    monkeypatch.setattr(lock_module, "_LAYOUT", layout)
+    path = tmp_path / "a.lock"
+    path.touch()
+    for answer, is_kept in ((2, False), (3, True), (1, True)):
+        kind.append(answer)
+        assert is_held(path) is is_kept
+    assert heard == [(7, asked)] * 3
