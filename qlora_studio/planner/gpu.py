@@ -17,6 +17,8 @@ HELD_CLOCK = 0.82
 """Share of the largest clock that a card holds: its boost clock by its largest (0.81 RTX 4090, 0.85 RTX 3060)."""
 TENSOR_FACTORS = (((12, 0), 2), ((9, 0), 16), ((8, 6), 2), ((8, 0), 16), ((7, 5), 4), ((7, 0), 8), ((0, 0), 1))
 """By compute capability: 16-bit tensor cores with fp32 sums against plain fp32, from NVIDIA's architecture papers."""
+UNTOLD_CAPABILITY = (8, 6)
+"""What a card is taken for whose driver does not tell."""
 
 
 def read_gpus() -> list[GpuInfo]:
@@ -92,7 +94,7 @@ def _peak_flops(nvml: Any, handle: Any, capability: tuple[int, int] | None) -> f
     """Cores x 2 x clock x what the tensor cores do more than that in 16 bit with fp32 sums."""
     cores = _ask(nvml, nvml.nvmlDeviceGetNumGpuCores, handle, default=None)
     megahertz = _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM, default=None)
-    factor = next((times for least, times in TENSOR_FACTORS if (capability or (8, 6)) >= least), 1)
+    factor = next(times for least, times in TENSOR_FACTORS if (capability or UNTOLD_CAPABILITY) >= least)
     return 2e6 * cores * megahertz * HELD_CLOCK * factor if cores and megahertz else None
 
 

@@ -62,6 +62,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
     sizes = {key: _read_size(inner, key, where) for key in NAMES}
     given = {key: _read_if_given(inner, key, where) for key in OPTIONAL}
     heads = sizes["heads"]
+    head_dim = given["head_dim"] or _default_head_dim(family, sizes)
     biased = bool(inner.get("attention_bias", family == "qwen2"))
     return ModelShape(
         name=name,
@@ -71,7 +72,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
         heads=heads,
         vocab=sizes["vocab"],
         kv_heads=given["kv_heads"] or heads,
-        head_dim=given["head_dim"] or _default_head_dim(family, sizes),
+        head_dim=head_dim,
         intermediate=given["intermediate"] or 4 * sizes["hidden"],
         tied_embeddings=bool(inner.get("tie_word_embeddings", _ties_by_default(family))),
         max_positions=given["positions"] or 2048,
@@ -81,7 +82,7 @@ def shape_from_config(values: Mapping[str, Any], name: str, where: str = "") -> 
         mlp_bias=bool(inner.get("mlp_bias", False)),
         sliding_window=_sliding_window(inner, family),
         sliding_layers=_count_sliding(inner, family, sizes["layers"]),
-        rotary_dim=_rotary_dim(inner),
+        rotary_dim=_rotary_dim(inner, head_dim),
         whole_logits=any(inner.get(name) not in (None, 1, 1.0) for name in LOGIT_CHANGES),
         exact=family in FAMILIES and _attends_everywhere(inner),
     )
@@ -174,14 +175,13 @@ def _count_sliding(values: Mapping[str, Any], family: str, layers: int) -> int:
     return layers
 
 
-def _rotary_dim(values: Mapping[str, Any]) -> int | None:
+def _rotary_dim(values: Mapping[str, Any], head_dim: int) -> int | None:
     """Rotated part of a head, where `partial_rotary_factor` makes it less than all (Phi-4-mini)."""
     rope = values.get("rope_parameters")
     nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
     share = values.get("partial_rotary_factor") or nested
     if not isinstance(share, int | float) or share >= 1:
         return None
-    head_dim = _positive(values.get("head_dim")) or values["hidden_size"] // values["num_attention_heads"]
     return int(head_dim * share)
 
 

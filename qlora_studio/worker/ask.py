@@ -47,7 +47,7 @@ def ask_artefact(context: Context, files: Path, record: Path) -> list[ev.Checked
 
 def listen(context: Context, command: Sequence[str]) -> list[ev.Checked]:
     """Runs a process that says what it finds, as `ask_artefact` describes."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, encoding="utf-8")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, encoding="utf-8")
     stopped = threading.Event()
     watcher = threading.Thread(target=_watch, args=(context, process, stopped), daemon=True)
     watcher.start()

@@ -9,6 +9,7 @@ import pytest
 from qlora_studio.core.plan import MeasuredShape, ModelShape, Moment, PlanSettings, StepCosts
 from qlora_studio.planner import activations
 from qlora_studio.planner.activations import StepPeak, loss_bytes, step_costs, step_peak
+from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
 SHAPE = ModelShape(
     name="small", family="llama", hidden=8, layers=4, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=10,
@@ -326,3 +327,17 @@ def test_the_moments_of_a_gemmas_layer():
     assert costs.end == Moment(2 * h, norm_width=8)
     local = gemma.model_copy(update={"sliding_layers": 2, "sliding_window": 512})
     assert step_costs(local, PlanSettings(micro_batch_tokens=100)).around == 2 * (2 * 2 * 4) + 16
+
+
+@pytest.mark.parametrize("checkpointed", [0, 1, 15])
+def test_where_hardly_a_token_is_trained_the_last_mlp_is_the_worst_moment_of_a_real_model(checkpointed):
+    """Its result, the last matrix and blocks of the inner width, on top of all that SmolLM2-135M keeps on the way."""
+    tokens, hidden, inner, queries, keys = 64, 576, 1536, 576, 192
+    norm = 2 * hidden + 4
+    saved = 2 * norm + 2 * 2 * hidden + 2 * (2 * queries + 2 * keys) + 4 * 9 + 2 * 16 * 7 + 2 * 2 * inner
+    copies = 2 * 16 * (2 * (hidden + queries) + 2 * (hidden + keys))  # of the adapter on attention
+    around = 2 * 2 * 64 + 16
+    kept = (30 - checkpointed) * (saved * tokens + copies) + (checkpointed * 2 * hidden + around) * tokens
+    settings = PlanSettings(micro_batch_tokens=tokens, checkpointed_layers=checkpointed, trained_tokens=1)
+    found = step_peak(REFERENCE_SHAPES["SmolLM2-135M"], settings)
+    assert found == StepPeak(kept + 2 * hidden * tokens, 0, 2 * hidden * inner + 2 * 2 * inner * tokens)

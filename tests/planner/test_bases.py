@@ -10,6 +10,7 @@ from qlora_studio.core.bases import BaseRef, FailedBase, ResolvedBase, Unresolve
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import LinearShape, MeasuredShape, Moment, StepCosts
 from qlora_studio.home import Home
+from qlora_studio.planner import bases
 from qlora_studio.planner.bases import find_resolved, measurement_file, resolve
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.shape import read_shape
@@ -252,3 +253,61 @@ def test_offline_a_model_that_was_looked_up_is_still_known(home, running, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert find_resolved(BaseRef("org/smol"), home) == facts
     assert resolve(BaseRef("org/new"), home, DryRun(), nothing).message == "The hub is switched off (HF_HUB_OFFLINE)."
+
+
+def test_a_look_up_whose_result_cannot_be_kept_is_a_failure_that_says_what_is_missing(tmp_path, home, monkeypatch):
+    folder = write_config(tmp_path / "odd", ODD)
+    monkeypatch.setattr(bases, "write_whole", lambda path, content: None)
+    assert resolve(BaseRef(str(folder)), home, DryRun(), nothing) == FailedBase(
+        name=str(folder), stage="files", message="The family 'granite' has to be measured by a dry run.",
+        hint="Look it up again.",
+    )  # fmt: skip
+
+
+def test_what_another_version_kept_is_not_believed(tmp_path, home, running):
+    """A file with more in it than this version knows is looked up anew, of a dry run as of the hub."""
+    folder = write_config(tmp_path / "odd", ODD)
+    resolve(BaseRef(str(folder)), home, DryRun(), nothing)
+    resolve(BaseRef("org/smol"), home, DryRun(), nothing)
+    (record,) = (home.cache / "bases" / "hub").glob("*/hub.json")
+    for file in (measurement_file(read_shape(folder, "odd"), home), record):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"more": 1}))
+    assert isinstance(find_resolved(BaseRef(str(folder)), home), UnresolvedBase)
+    assert isinstance(find_resolved(BaseRef("org/smol"), home), UnresolvedBase)
+
+
+def test_a_name_that_is_known_is_not_looked_up_again_and_one_on_the_disk_never_on_the_hub(tmp_path, home, running):
+    announced, run = [], DryRun()
+    for name in ("smollm2-135m-instruct", str(write_config(tmp_path / "smol", SMOL))):
+        assert resolve(BaseRef(name), home, run, announced.append, again=True).shape.layers == 30
+    odd = BaseRef(str(write_config(tmp_path / "odd", ODD)))
+    for _ in range(2):
+        resolve(odd, home, run, announced.append)
+    assert announced == ["measuring an architecture that no formula knows"] and run.made == 1
+    assert running.requests == []
+
+
+def test_the_demo_model_before_it_is_fetched_is_known_whole(home):
+    assert find_resolved(BaseRef("smollm2-135m-instruct"), home) == ResolvedBase(
+        name="smollm2-135m-instruct",
+        shape=REFERENCE_SHAPES["SmolLM2-135M"].model_copy(update={"name": "smollm2-135m-instruct"}),
+        weights="to_download", weights_bytes=270_000_000, licence="apache-2.0", has_template=True,
+    )  # fmt: skip
+
+
+def test_where_a_measurement_and_a_record_of_the_hub_are_kept(tmp_path, home, running, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.1" if name == "transformers" else "0")
+    shape = read_shape(write_config(tmp_path / "odd", ODD), "odd")
+    kept = home.cache / "bases"
+    assert measurement_file(shape, home) == kept / "measured" / f"{shape.config_hash}-v5-transformers-9.1.json"
+    for revision, name in ((None, "org--smol-v5"), ("v2", "org--smol@v2-v5")):
+        assert bases._hub_folder(BaseRef("org/smol", revision), home) == kept / "hub" / name
+
+
+def test_a_refusal_is_forgotten_once_the_model_was_found(home, running, monkeypatch):
+    base = BaseRef("org/mine")
+    assert isinstance(resolve(base, home, DryRun(), nothing), FailedBase)
+    monkeypatch.setenv("HF_TOKEN", "good")
+    facts = resolve(base, home, DryRun(), nothing)
+    monkeypatch.delenv("HF_TOKEN")
+    assert isinstance(facts, ResolvedBase) and find_resolved(base, home) == facts

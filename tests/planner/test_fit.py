@@ -440,3 +440,11 @@ def test_a_measured_family_is_planned_in_tiles_where_its_dry_run_had_some():
     plan = make_plan(config(data__max_length=longest), with_tiles, card)
     assert (plan.fits, plan.tiled_mlp) == (True, True)
     assert not make_plan(config(data__max_length=longest), without, card).fits
+
+
+def test_rows_that_will_be_padded_are_said_to_be_with_the_reason():
+    shape = measured_eight(tiled=False)
+    padded = shape.measured.model_copy(update={"padded_because": "its attention mixes rows"})
+    plan = make_plan(config(), shape.model_copy(update={"measured": padded}), imagine_machine(24))
+    assert "Rows are padded to the longest of their micro-batch: its attention mixes rows." in plan.reasons
+    assert not plan.settings.packed

@@ -13,7 +13,15 @@ from qlora_studio.core.plan import GpuInfo
 from qlora_studio.home import Home
 from qlora_studio.planner import machine as machine_module
 from qlora_studio.planner.card import find_choice_problem
-from qlora_studio.planner.machine import existing, named_first, read_machine, read_torch_build, visible_cards
+from qlora_studio.planner.kept import write_kept
+from qlora_studio.planner.machine import (
+    existing,
+    goes_by,
+    named_first,
+    read_machine,
+    read_torch_build,
+    visible_cards,
+)
 from qlora_studio.planner.speeds import learn_speed, read_speeds
 
 FIRST, SECOND = (
@@ -137,3 +145,71 @@ def test_a_card_that_is_not_there_is_refused_by_the_plan():
     )
     for named in (None, "0", "GPU-a"):
         assert find_choice_problem(TrainConfig().replace({"memory.card": named}), machine) is None
+
+
+def test_a_machine_is_what_its_parts_say(tmp_path, monkeypatch):
+    speed = Speed(model="one", weights=100, flops_per_second=1e12)
+    home = Home(tmp_path)
+    learn_speed(home.cache, SECOND, speed)
+    write_kept(home.cache / "memory-corrections.json", {"GPU-ab2": {"factor": 1.25}})
+    memory = SimpleNamespace(total=64, available=48)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: None if logical else 6)
+    monkeypatch.setattr(machine_module, "read_gpus", lambda: [FIRST, SECOND])
+    monkeypatch.setattr(machine_module, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(machine_module, "read_system", lambda: "wsl")
+    monkeypatch.setattr(machine_module, "read_torch_build", lambda: TorchBuild(version="2.13", cuda="13.0"))
+    monkeypatch.setattr(machine_module, "free_bytes_at", lambda place: 99 if place == tmp_path else 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    values = {
+        "memory_bytes": 64, "memory_available_bytes": 48, "cores": 6, "cpu_bf16": True, "disk_free_bytes": 99,
+        "system": "wsl", "torch": TorchBuild(version="2.13", cuda="13.0"),
+    }  # fmt: skip
+    assert read_machine(home) == Machine(cards=(FIRST, SECOND), **values)
+    named = Machine(cards=(SECOND, FIRST), correction=1.25, speeds=(speed,), **values)
+    assert read_machine(home, "1") == named
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert read_machine(home) == named.model_copy(update={"cards": (SECOND,)})
+
+
+@pytest.mark.parametrize(("real", "all_of_them", "cores"), [(6, 12, 6), (None, 12, 12), (None, None, 1)])
+def test_cores_are_the_real_ones_where_they_are_known(tmp_path, monkeypatch, real, all_of_them, cores):
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 99 if logical else real)
+    monkeypatch.setattr(machine_module.os, "cpu_count", lambda: all_of_them)
+    assert read_machine(Home(tmp_path)).cores == cores
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags : fpu avx512_bf16 sse", True), ("flags : amx_bf16", True), ("flags : avx512f", False), (None, False),
+    ],
+)  # fmt: skip
+def test_a_processor_with_bf16_of_its_own_is_known_by_its_flags(tmp_path, monkeypatch, flags, has):
+    asked, file = [], tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(flags)
+    monkeypatch.setattr(machine_module, "Path", lambda place: asked.append(place) or file)
+    assert machine_module._cpu_has_bf16() is has and asked == ["/proc/cpuinfo"]
+
+
+@pytest.mark.parametrize("origin", [None, "gone/__init__.py", "odd/__init__.py"])
+def test_a_torch_whose_file_cannot_be_read_is_none(tmp_path, monkeypatch, origin):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "version.py").write_bytes(b"\xff\xfe\xff")
+    spec = SimpleNamespace(origin=origin and str(tmp_path / origin))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert read_torch_build() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert read_torch_build() is None
+
+
+@pytest.mark.parametrize(
+    ("named", "goes"), [("0", True), ("GPU-aa1", True), ("GPU-", True), ("", False), ("1", False), ("aa1", False)]
+)
+def test_a_card_goes_by_its_number_or_the_beginning_of_its_uuid(named, goes):
+    assert goes_by(FIRST, named) is goes
+
+
+def test_spaces_around_an_entry_are_none_of_it():
+    assert visible_cards([FIRST, SECOND], " 1 , GPU-aa ") == [SECOND, FIRST]

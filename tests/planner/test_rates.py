@@ -1,10 +1,10 @@
 import pytest
 
 from qlora_studio.core.config import LoraSettings, TrainConfig
-from qlora_studio.planner.rates import choose_rate, suited_rate
+from qlora_studio.planner.rates import choose_rate, effective_alpha, rates_to_try, suited_rate
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 
-EIGHT = REFERENCE_SHAPES["Llama-3.1-8B"]
+EIGHT, SMOL = REFERENCE_SHAPES["Llama-3.1-8B"], REFERENCE_SHAPES["SmolLM2-135M"]
 PLAIN = LoraSettings()
 
 
@@ -48,3 +48,17 @@ def test_a_rate_that_was_given_stays():
 @pytest.mark.parametrize("typed", ["auto", " Auto ", None])
 def test_auto_leaves_the_rate_open(typed):
     assert TrainConfig().replace({"optim.learning_rate": typed}).optim.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("rates", "alpha"), [([0.0013 * one for one in (0.25, 0.5, 1, 2, 4)], 32), ([0.25, 0.5, 1.0, 1.0, 1.0], 1)]
+)
+def test_rates_around_the_one_that_suits_are_rounded_to_two_digits_and_never_above_one(rates, alpha):
+    narrow = SMOL if alpha == 32 else SMOL.model_copy(update={"hidden": 1})
+    tried = rates_to_try(TrainConfig().replace({"lora.alpha": alpha}), narrow)
+    assert tried == tuple(float(f"{rate:.2g}") for rate in rates)
+
+
+def test_an_alpha_counts_as_it_is_and_with_rslora_by_the_root_of_the_rank():
+    assert effective_alpha(LoraSettings(rank=64, alpha=48)) == 48.0
+    assert effective_alpha(LoraSettings(rank=64, alpha=48, use_rslora=True)) == 48 * 8

@@ -11,11 +11,13 @@ from qlora_studio.core.errors import Problem
 from qlora_studio.core.jobs import TokeniseReport
 from qlora_studio.core.machine import Machine, Speed
 from qlora_studio.core.plan import GIB
-from qlora_studio.core.readiness import DataFacts, ExportFacts, LeftOut, TimeEstimate
+from qlora_studio.core.readiness import DataFacts, DiskNeed, ExportFacts, LeftOut, TimeEstimate
+from qlora_studio.planner import readiness
 from qlora_studio.planner.families import count_weights
 from qlora_studio.planner.readiness import assess, assess_export
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
 from qlora_studio.planner.tables import imagine_machine
+from qlora_studio.planner.time import Work
 
 SMOL, EIGHT = REFERENCE_SHAPES["SmolLM2-135M"], REFERENCE_SHAPES["Llama-3.1-8B"]
 BASE = ResolvedBase(name="smol", shape=SMOL, weights="on_disk", weights_bytes=270_000_000)
@@ -280,3 +282,103 @@ def test_a_rate_that_is_left_open_is_said_before_the_start():
         "optim.learning_rate": "A learning rate of 0.0013 suits this model, 576 wide, at this alpha."
     }
     assert ready(CONFIG.replace({"optim.learning_rate": 1e-4}), tokens=counted([150] * 300)).chosen == {}
+
+
+SUMMARY = {"lengths": (), "tokens": 900 * 150, "held_out_rows": 40}
+"""Of so many rows that their lengths do not travel."""
+
+
+def test_of_very_many_rows_the_steps_follow_from_their_tokens_and_stop_where_they_are_to():
+    report = counted([150] * 900, **SUMMARY)
+    whole = readiness._work(CONFIG, report, None)
+    assert whole == (Work(264, 270_000, 150.0, 6000), False), "two epochs in steps of 1,024 tokens, rounded up"
+    for most, expected in ((263, Work(263, 263 * 1024, 150.0, 6000)), (264, whole[0]), (500, whole[0])):
+        assert readiness._work(CONFIG.replace({"optim.max_steps": most}), report, None) == (expected, False)
+    assert readiness._work(CONFIG, None, None) == readiness._work(CONFIG, counted([]), None) == (None, True)
+
+
+def test_a_plan_is_made_for_the_real_lengths_or_for_the_longest_that_is_trained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(readiness, "make_plan", lambda *given: asked.append(given[-1]) or 1 / 0)
+    for report in (
+        None, counted([]), counted([5, 7]), counted([150] * 9, lengths=(), longest=300),
+        counted([150] * 9, lengths=(), longest=900),
+    ):  # fmt: skip
+        with pytest.raises(ZeroDivisionError):
+            ready(tokens=report)
+    assert asked == [None, None, (5, 7), (300,), (512,)]
+
+
+def test_every_place_where_rows_went_is_counted_once():
+    report = counted([100] * 40, 100, dropped=30, refused=10)
+    assert ready(tokens=report).left_out == (
+        LeftOut(30, "too long"), LeftOut(10, "with nothing to train"), LeftOut(20, "left out by the mixture"),
+    )  # fmt: skip
+    assert ready(tokens=report).trained_rows == 40
+    more = counted([100] * 80, 100, dropped=30, refused=10)  # a mixture may take rows twice
+    assert ready(tokens=more).left_out == (LeftOut(30, "too long"), LeftOut(10, "with nothing to train"))
+    assert ready(tokens=more).trained_rows == 60
+
+
+def test_disk_is_needed_for_a_download_the_adapter_and_every_checkpoint_that_there_may_be_at_once():
+    seen = ready()
+    adapter, optimizer = (seen.plan.estimate.part_bytes(part) for part in ("adapter", "optimizer"))
+    needed = adapter + (2 + 2) * (adapter + optimizer) + (64 << 20)
+    assert CONFIG.saving.keep == 2 and seen.disk == DiskNeed(needed, 50 * GIB) and seen.download_bytes == 0
+    more = ready(CONFIG.replace({"saving.keep": 5}), BASE.model_copy(update={"weights": "to_download"}))
+    assert more.disk.needed_bytes == needed + 3 * (adapter + optimizer) + 270_000_000
+    assert more.download_bytes == 270_000_000
+    unknown = BASE.model_copy(update={"weights": "to_download", "weights_bytes": None})
+    assert ready(base=unknown).download_bytes == 0
+    for free, fits in ((needed, True), (needed - 1, False)):
+        machine = PROCESSOR.model_copy(update={"disk_free_bytes": free})
+        assert ready(machine=machine).ready == fits
+
+
+def test_what_is_over_budget_is_said_with_the_first_change_that_helps_or_with_a_general_one():
+    base = BASE.model_copy(update={"shape": EIGHT})
+    seen = ready(base=base, tokens=counted([100] * 300))
+    missing = seen.plan.missing_bytes
+    assert seen.over_budget == Problem(
+        f"The plan is {missing / GIB:.2f} GiB over budget, and memory would run out.", seen.plan.changes[1]
+    )
+    alone = seen.plan.model_copy(update={"changes": seen.plan.changes[:1]})
+    general = "Choose a smaller model, shorter rows or a smaller rank."
+    assert readiness._over_budget(alone).hint == general
+    assert readiness._over_budget(alone.model_copy(update={"changes": ()})).hint == general
+    assert readiness._over_budget(None) is None
+
+
+def test_data_without_rows_blocks_only_until_they_are_counted():
+    empty = assess(CONFIG, BASE, DataFacts(rows=0), PROCESSOR)
+    assert [str(one) for one in empty.blocks] == [
+        "field 'data.sources': The chosen data sets have no rows. Import a file that has some."
+    ]
+    assert assess(CONFIG, BASE, DataFacts(rows=0, tokens=counted([9])), PROCESSOR).blocks == ()
+    assert assess(CONFIG, BASE, DataFacts(rows=1), PROCESSOR).blocks == ()
+
+
+def test_an_export_takes_the_time_of_what_it_reads_writes_encodes_and_asks():
+    def seconds(**facts):
+        values = {"kind": "GGUF file", "result_bytes": 0, "read_bytes": 0, "free_bytes": GIB} | facts
+        return assess_export(BASE, ExportFacts(**values), needs_base=True).time
+
+    assert seconds(checks=0).seconds == 0
+    assert seconds(read_bytes=200_000_000).seconds == 1
+    assert seconds(result_bytes=400_000_000, scratch_bytes=200_000_000).seconds == 3
+    assert seconds(result_bytes=None, scratch_bytes=200_000_000).seconds == 1
+    assert seconds(encoded_values=12_000_000, cores=2).seconds == 1
+    assert seconds(checks=3).seconds == 30
+    assert seconds(read_tokens=100, tokens_per_second=5.0).seconds == 10
+    assert seconds(read_tokens=10, encoded_values=10**9, cores=1).seconds == pytest.approx(10**9 / 6e6 + 0.5)
+    time = seconds()
+    assert (time.tokens_per_second, time.measured) == (0, False)
+    assert time.basis == "by a rough formula: weights read and written at 0.2 GB/s"
+
+
+def test_an_export_of_unknown_size_is_not_refused_for_the_disk():
+    facts = ExportFacts("adapter", None, 0, free_bytes=0)
+    seen = assess_export(BASE, facts, needs_base=True)
+    assert (seen.disk, seen.ready, seen.result_bytes) == (None, True, None)
+    exact = ExportFacts("adapter", GIB, 0, GIB, free_bytes=2 * GIB)
+    assert assess_export(BASE, exact, needs_base=True).ready

@@ -200,3 +200,30 @@ def test_what_cannot_be_removed_stays_in_the_trash(job, monkeypatch):
     monkeypatch.setattr(folders.shutil, "rmtree", lambda path, **_: None)
     delete_job(job)
     assert [path.name for path in job.path.parent.iterdir()] == [".trash"]
+
+
+def test_a_job_counts_as_starting_for_a_minute_to_the_second(job, monkeypatch):
+    os.utime(job.job_file, (1000, 1000))
+    for now, seen in ((1000 + STARTING_SECONDS, False), (1000.5 + STARTING_SECONDS, True)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert job.was_seen() == seen
+
+
+def test_what_cannot_be_removed_stays_in_the_trash_and_is_no_error(job, monkeypatch):
+    def stuck(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(path)
+
+    monkeypatch.setattr(folders.shutil, "rmtree", stuck)
+    delete_job(job)
+    (left,) = (job.path.parent / ".trash").iterdir()
+    assert left.name.startswith("my-run-") and not job.path.exists()
+
+
+def test_the_trash_may_hold_what_an_earlier_deletion_left(job, monkeypatch):
+    monkeypatch.setattr(folders.shutil, "rmtree", lambda path, ignore_errors: None)
+    other = create_job(job.path.parent, "Other", TrainRequest())
+    for one in (job, other):
+        delete_job(one)
+    names = sorted(path.name.rpartition("-")[0] for path in (job.path.parent / ".trash").iterdir())
+    assert names == ["my-run", "other"]

@@ -13,7 +13,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import TrainRequest
 from qlora_studio.home import Home
 from qlora_studio.runs import queue, supervisor
-from qlora_studio.runs.folder import JobFolder, create_job
+from qlora_studio.runs.folder import JobFolder, create_job, read_json, write_json
 from qlora_studio.runs.journal import Journal
 from qlora_studio.studio import Studio
 from tests.runs.holders import held
@@ -186,3 +186,38 @@ def test_who_never_began_is_deleted_and_who_was_to_go_on_stays(studio):
     assert [(run.name, run.state) for run in studio.runs.all()] == [("old", "paused")]
     with pytest.raises(StudioError, match="does not wait"):
         studio.queue.remove("old")
+
+
+def test_a_place_is_one_behind_the_last_and_hidden_folders_do_not_wait(tmp_path):
+    first, second, third = (create_job(tmp_path, name, TrainRequest()) for name in ("b", "a", "c"))
+    queue.put(first)
+    assert read_json(first.queue_file) == {"place": 1.0}
+    write_json(first.queue_file, {"place": 7.5})
+    queue.put(second)
+    queue.put(second)
+    assert read_json(second.queue_file) == {"place": 8.5}
+    write_json(third.queue_file, {"place": 7.5})
+    (tmp_path / ".hidden").mkdir()
+    write_json(tmp_path / ".hidden" / "queued.json", {"place": 1})
+    assert names(tmp_path) == ["b", "c", "a"], "those of one place by name"
+    queue.move(second, 1)
+    assert [read_json(job.queue_file) for job in (second, first, third)] == [
+        {"place": number} for number in (1.0, 2.0, 3.0)
+    ]
+    queue.take_out(second)
+    queue.take_out(second)
+    assert names(tmp_path) == ["b", "c"]
+
+
+def test_whoever_starts_runs_is_alone_until_the_block_ends(tmp_path, monkeypatch):
+    runs = tmp_path / "home" / "runs"
+    for _ in range(2):
+        with queue.alone(runs) as alone:
+            assert alone and (runs / queue.LOCK).exists()
+    monkeypatch.setattr(queue, "LOCK_SECONDS", 0)
+    with held(runs / queue.LOCK), queue.alone(runs) as alone:
+        assert not alone
+    with pytest.raises(KeyError), queue.alone(runs):
+        raise KeyError
+    with queue.alone(runs) as alone:
+        assert alone

@@ -198,3 +198,10 @@ def test_which_run_is_training(job, quick):
     with held(supervisor.training_lock(job), ""):
         quick.monotonic = lambda: 0.0
         assert supervisor.find_training(runs) == "of another window"
+
+
+def test_on_windows_a_worker_has_a_group_of_its_own_and_no_window(monkeypatch):
+    monkeypatch.setattr(supervisor, "os", types.SimpleNamespace(name="nt"))
+    for name, flag in (("CREATE_NEW_PROCESS_GROUP", 512), ("CREATE_NO_WINDOW", 1 << 27)):
+        monkeypatch.setattr(supervisor.subprocess, name, flag, raising=False)
+    assert supervisor.detached() == {"creationflags": 512 + (1 << 27)}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,3 +165,14 @@ def test_an_export_knows_its_base_its_weights_and_its_names(trained):
         ask.find_source(done.context, request)
     alone = ask.find_source(done.context, request.model_copy(update={"kind": "adapter", "checkpoint": ""}))
     assert (alone.adapter, alone.base, alone.base_name, alone.licence) == (run / "adapter", None, "", "")
+
+
+def test_a_process_that_says_what_is_no_event_does_not_keep_this_one_from_ending(context):
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="Expecting value"):
+        listen(context, [sys.executable, "-c", "import time; print('odd', flush=True); time.sleep(60)"])
+    (watcher,) = set(threading.enumerate()) - before
+    assert watcher.daemon, "what it watches may go on for long"
+    context.stopped = True
+    watcher.join(10)
+    assert not watcher.is_alive()

@@ -157,3 +157,17 @@ def test_answers_go_out_alone_and_what_libraries_print_goes_to_the_log(capfd):
         os.close(before)
     said = capfd.readouterr()
     assert said.err == "a library\n" and json.loads(said.out)["text"] == "\u00e4" and said.out.endswith("}\n")
+
+
+def test_the_speed_of_an_answer_is_its_tokens_by_the_time_it_took(monkeypatch):
+    for times, speed in ((iter([50.0, 54.0]), 0.5), (iter([50.0, 50.0]), 2e9)):
+        monkeypatch.setattr(chat.time, "monotonic", lambda times=times: next(times))
+        out = io.StringIO()
+        chat._answer(Live(0), ChatRequest.model_validate_json(ask("one")), threading.Event(), out)
+        assert [piece["tokens_per_second"] for piece in read(out)][-1] == pytest.approx(speed)
+
+
+def test_a_piece_is_on_its_way_as_soon_as_it_is_said(tmp_path):
+    with (tmp_path / "out").open("w", encoding="utf-8") as out:
+        chat._send(out, ChatPiece(text="Hal"))
+        assert json.loads((tmp_path / "out").read_text())["text"] == "Hal"

@@ -11,6 +11,8 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import ExportRequest
 from qlora_studio.core.plan import GIB
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.runs.folder import write_json
 from qlora_studio.worker import export
 
 LIVE = SimpleNamespace(model="model", tokenizer="tokenizer", options="options")
@@ -60,6 +62,8 @@ def test_the_chat_is_asked_and_its_answers_are_kept_in_the_job(trained, opened, 
     assert done.phases() == ["answering with the adapter"]
     ((context, folder, checkpoint),) = opened
     assert (context, folder.path, checkpoint) == (done.context, request.run, "step-2")
+    place.rmdir()
+    assert export.ask_the_chat(done.context, request, done.write) == place and place.is_dir()
 
 
 def test_without_prompts_only_the_columns_are_weighed_and_without_both_nothing_is_opened(trained, opened, monkeypatch):
@@ -185,3 +189,51 @@ def test_a_phase_says_how_long_it_still_takes(trained, monkeypatch):
     with pytest.raises(export.Stopped):
         emit(ev.Advanced(done=8, total=8, unit="bytes"))
     assert done.of(ev.Advanced)[-1].done == 8
+
+
+def test_an_export_that_does_not_fit_the_disk_is_refused_before_it_is_written(trained, exporter):
+    exporter.size_bytes = lambda source: 1 << 60
+    done, request = job(trained, kind="adapter")
+    with pytest.raises(StudioError, match=r"The export needs 1073741824\.0 GiB"):
+        done.work(export)
+    assert exporter.sources == [] and not request.to.exists()
+
+
+def test_what_the_chat_held_is_given_back_before_the_export_is_written(trained, exporter, monkeypatch):
+    order, write = [], exporter.write
+    monkeypatch.setattr(CpuAccelerator, "release", lambda self: order.append("release"))
+    monkeypatch.setattr(export, "ask_the_chat", lambda *_: order.append("asked"))
+    exporter.write = lambda *given: order.append("written") or write(*given)
+    done, _ = job(trained, prompts=("Hi",))
+    done.work(export)
+    assert order == ["asked", "release", "written"] and exporter.checks == [None]
+
+
+def test_a_base_that_changed_since_the_training_is_refused_while_its_hashing_is_said(trained, exporter):
+    done, request = job(trained)
+    weights = trained.home.models / "tiny" / "model.safetensors"
+    done.work(export)
+    assert "comparing the base with that of the training" in done.phases() and request.to.exists()
+    shutil.rmtree(request.to)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done, request = job(trained)
+    with pytest.raises(StudioError, match=r"model\.safetensors has changed") as refused:
+        done.work(export)
+    (problem,) = refused.value.problems
+    assert problem.where == str(weights.parent) and problem.hint.startswith("Put the base back as it was")
+    assert not request.to.exists() and len(exporter.sources) == 1
+    hashed = done.of(ev.Advanced)
+    assert hashed[-1] == ev.Advanced(done=len(data), total=len(data), unit="bytes")
+
+
+@pytest.mark.parametrize("record", [None, {}, {"identity": None}, {"identity": []}])
+def test_a_run_that_wrote_down_no_hashes_is_exported_as_it_is(trained, exporter, record):
+    file = trained.home.runs / "one" / "fingerprint.json"
+    file.unlink()
+    if record is not None:
+        write_json(file, record)
+    done, request = job(trained)
+    done.work(export)
+    assert request.to.exists() and "comparing the base with that of the training" not in done.phases()

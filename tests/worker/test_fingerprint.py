@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from qlora_studio.core import events as ev
 from qlora_studio.core.config import TrainConfig
 from qlora_studio.core.errors import StudioError
 from qlora_studio.core.identity import Identity
@@ -18,7 +19,14 @@ from qlora_studio.home import Home
 from qlora_studio.runs.folder import create_job
 from qlora_studio.worker import train
 from qlora_studio.worker.context import Context, FetchedBase
-from qlora_studio.worker.fingerprint import MUST_STAY, check_same_weights, fingerprint, identify_base, keep_fingerprint
+from qlora_studio.worker.fingerprint import (
+    MUST_STAY,
+    check_same_weights,
+    fingerprint,
+    identify_base,
+    keep_fingerprint,
+    kept_rate,
+)
 from qlora_studio.worker.train import find_checkpoint
 
 
@@ -163,3 +171,82 @@ def test_a_rate_that_was_chosen_stays_whatever_rule_chooses_now(context, home, m
     monkeypatch.setattr(train, "choose_rate", lambda config, shape: config)
     typed = config.replace({"optim.learning_rate": 1e-5})
     assert train.settle_rate(context, typed, shape).optim.learning_rate == 1e-5, "one that a person types is theirs"
+
+
+def test_how_far_the_hashing_of_a_base_is_is_said(context, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"w": torch.ones(4)}, base / "model.safetensors")
+    size = (base / "model.safetensors").stat().st_size
+    first, second = identify_base(context, base), identify_base(context, base)
+    assert first == second and first.base["model.safetensors"]
+    assert [event for event in context.events if isinstance(event, ev.PhaseEntered)] == [
+        ev.PhaseEntered(phase="hashing the base's weights")
+    ] * 2
+    assert [event for event in context.events if isinstance(event, ev.Advanced)] == [
+        ev.Advanced(done=size, total=size, unit="bytes")
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("record", "rate"),
+    [
+        (None, None), ("{}", None), ('{"settings": []}', None), ('{"settings": {}}', None),
+        ('{"settings": {"optim": null}}', None), ('{"settings": {"optim": {"learning_rate": null}}}', None),
+        ('{"settings": {"optim": {"learning_rate": true}}}', None),
+        ('{"settings": {"optim": {"learning_rate": "1e-4"}}}', None),
+        ('{"settings": {"optim": {"learning_rate": 1}}}', 1.0),
+        ('{"settings": {"optim": {"learning_rate": 0.0002}}}', 2e-4),
+    ],
+)  # fmt: skip
+def test_the_rate_that_a_run_was_begun_with_is_a_number_or_not_known(context, record, rate):
+    if record is not None:
+        (context.folder.path / "fingerprint.json").write_text(record)
+    found = kept_rate(context.folder)
+    assert found == rate and isinstance(found, float) == (rate is not None)
+
+
+def test_every_version_that_changed_is_said_with_both_and_one_that_is_new_is_not(context, home):
+    made = make()
+    keep_fingerprint(context, made | {"versions": {"torch": "1.0", "peft": "0.1"}})
+    now = {"torch": "2.0", "peft": "0.1", "bitsandbytes": "0.5"}
+    keep_fingerprint(context, made | {"versions": now})
+    keep_fingerprint(context, made | {"versions": now | {"peft": "0.2"}})
+    before, after = (
+        "Since this run was last at work, versions changed: ", ". Its curve may differ by rounding.",
+    )  # fmt: skip
+    assert [event.text for event in context.events] == [
+        f"{before}torch 1.0 before, 2.0 now{after}", f"{before}peft 0.1 before, 0.2 now{after}",
+    ]  # fmt: skip
+    kept = json.loads((context.folder.path / "fingerprint.json").read_text())
+    assert kept["versions"] == {"torch": "1.0", "peft": "0.1"}
+    assert kept["resumed_with"] == [now, now | {"peft": "0.2"}]
+
+
+def test_what_is_refused_is_refused_with_what_to_do(context, home):
+    keep_fingerprint(context, make())
+    file = str(context.folder.path / "fingerprint.json")
+    with pytest.raises(StudioError) as refused:
+        keep_fingerprint(context, make(template="other"))
+    (problem,) = refused.value.problems
+    assert problem.where == file and problem.hint == (
+        "Bring that back as it was, or start a new run from its weights: `qlora-studio train --adapter one`. "
+        "Its checkpoints stay where they are."
+    )
+    with pytest.raises(StudioError) as refused:
+        keep_fingerprint(context, make() | {"schema": 3})
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.hint) == (file, "Start a new run; its checkpoints stay where they are.")
+
+
+def test_a_base_of_a_run_without_a_record_or_a_template_is_taken_as_it_is(context, tmp_path, home):
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"w": torch.ones(4)}, base / "model.safetensors")
+    tokenizer: Any = SimpleNamespace(template="{{ x }}")
+    found = FetchedBase(base, "org/name", "abc")
+    check_same_weights(context, context.folder, found, tokenizer)
+    assert context.events == [], "nothing is hashed where nothing is known"
+    keep_fingerprint(context, {"schema": 2, "versions": {}})
+    check_same_weights(context, context.folder, found, tokenizer)
+    assert context.events[0] == ev.PhaseEntered(phase="hashing the base's weights")

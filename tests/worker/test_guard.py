@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import pytest
@@ -11,7 +12,8 @@ from qlora_studio.core import events as ev
 from qlora_studio.core.jobs import DoctorRequest, TrainReport, TrainRequest
 from qlora_studio.runs.folder import create_job
 from qlora_studio.runs.journal import Follower
-from qlora_studio.worker.guard import MOST_STALLED, guard
+from qlora_studio.worker import guard as guards
+from qlora_studio.worker.guard import MOST_STALLED, count_rungs, guard
 
 DIE_TWICE = """
 import json, os, pathlib, signal, sys
@@ -88,3 +90,90 @@ def test_other_jobs_are_not_started_again(tmp_path):
     folder = create_job(tmp_path, "one", DoctorRequest())
     code, follower = run_guard(folder, 99, 9, memory=True)
     assert code == 1 and follower.progress.message.startswith("The system ended the worker because")
+
+
+def test_signals_reach_the_child_while_it_works_and_their_handlers_come_back(monkeypatch):
+    sent, heard = [], []
+
+    class Child:
+        def __init__(self, command):
+            assert command == ["work"]
+
+        def send_signal(self, number):
+            sent.append(number)
+
+        def wait(self):
+            for number in guards.STOPPING:
+                signal.raise_signal(number)
+            return 5
+
+    monkeypatch.setattr(guards.subprocess, "Popen", Child)
+    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in guards.STOPPING}
+    try:
+        assert guards.run_child(["work"]) == 5
+        assert sent == list(guards.STOPPING) and heard == []
+        for number in guards.STOPPING:
+            signal.raise_signal(number)
+        assert heard == sent and len(sent) == len(guards.STOPPING)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_what_the_kernel_says_of_its_memory_kills(tmp_path, monkeypatch):
+    counts = tmp_path / "vmstat"
+    monkeypatch.setattr(guards, "VMSTAT", counts)
+    assert guards.count_memory_kills() == 0
+    counts.write_text("nr_free_pages 812\noom_killer 5\noom_kill 3\npgfault 7 9\n")
+    assert guards.count_memory_kills() == 3
+    counts.write_text("nr_free_pages 812\n")
+    assert guards.count_memory_kills() == 0
+
+
+def test_without_another_count_the_kernel_s_own_is_asked_around_the_child(tmp_path, monkeypatch):
+    folder, counts = create_job(tmp_path, "one", TrainRequest()), iter([4, 4])
+    monkeypatch.setattr(guards, "count_memory_kills", lambda: next(counts))
+    monkeypatch.setattr(guards, "run_child", lambda command: guards.KILLED)
+    assert guard(folder, ["work"]) == 1 and next(counts, None) is None
+    follower = Follower(folder.events)
+    assert follower.read() == [
+        ev.Failed(
+            message="The worker exited unexpectedly (signal 9).",
+            hint=f"Its log is {folder.log}. A training can go on: `qlora-studio runs resume one`.",
+        )
+    ]
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "exit code 0"), (1, "exit code 1"), (-15, "signal 15"), (2, None)])
+def test_a_child_that_wrote_no_last_event_is_answered_for_unless_it_could_not_begin(tmp_path, monkeypatch, code, said):
+    folder = create_job(tmp_path, "one", TrainRequest())
+    monkeypatch.setattr(guards, "run_child", lambda command: code)
+    assert guard(folder, ["work"], lambda: 0) == (1 if said else 2)
+    found = [event.message for event in Follower(folder.events).read()]
+    assert found == ([f"The worker exited unexpectedly ({said})."] if said else [])
+
+
+def test_a_child_that_ran_out_of_memory_is_told_with_the_most_that_it_held(tmp_path):
+    folder = create_job(tmp_path, "one", TrainRequest())
+    words = "The system ended the worker because the computer's memory ran out."
+    for peak, more in ((3 << 29, " It held 1.5 GiB at most."), (0, "")):
+        assert guards.explain(folder, guards.KILLED, True, peak) == ev.Failed(
+            message=words + more, hint="Close other programs, or choose a smaller model, rank or row length."
+        )
+    assert guards.explain(folder, guards.KILLED, True).message == words
+
+
+def test_restarts_in_a_row_that_bring_no_step_are_counted_and_each_begins_a_rung_lower(tmp_path, monkeypatch):
+    folder, begun, kills = create_job(tmp_path, "one", TrainRequest()), [], iter(range(99))
+    monkeypatch.setattr(guards, "run_child", lambda command: begun.append(count_rungs(folder)) or guards.KILLED)
+    assert guard(folder, ["work"], lambda: next(kills)) == 1
+    assert begun == list(range(MOST_STALLED + 1))
+    notes = [event.text for event in Follower(folder.events).read() if isinstance(event, ev.Noted)]
+    assert (
+        notes
+        == [
+            "The system ended the worker in step 1 because memory ran out. "
+            "It resumes from its last checkpoint with a smaller micro-batch or more gradient checkpointing."
+        ]
+        * MOST_STALLED
+    )

@@ -12,7 +12,7 @@ from qlora_studio.data.sets.prepare import Prepared
 from qlora_studio.home import Home
 from qlora_studio.runs.folder import create_job
 from qlora_studio.studio import Studio
-from qlora_studio.worker import tokenise
+from qlora_studio.worker import kept_report, tokenise
 from qlora_studio.worker.context import Context
 from qlora_studio.worker.kept_report import KEPT, KeptReport
 from qlora_studio.worker.tokenise import make_report
@@ -97,3 +97,34 @@ def test_the_oldest_reports_go_first_and_a_full_disk_costs_nothing(tmp_path):
     assert KeptReport(place / "0.json").read() is None
     (tmp_path / "file").touch()
     KeptReport(tmp_path / "file" / "report.json").write(report)
+
+
+def test_a_report_of_another_version_of_a_library_or_of_this_program_is_another(config, home, tmp_path, monkeypatch):
+    """Of the base's folder only its small files count, not folders and not what is prose or weights."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_text("{}")
+    request = TokeniseRequest(datasets=home / "datasets", previews=2)
+
+    def name():
+        return KeptReport.of(request, config, base, home).file
+
+    first = name()
+    assert first.parent == home / "token-reports" and first.suffix == ".json"
+    for kept in ("folder.json", "README.md", "model.safetensors"):
+        (base / kept).mkdir() if kept.startswith("folder") else (base / kept).write_text("x")
+    assert name() == first
+    versions = {"transformers": "1", "tokenizers": "1"}
+    monkeypatch.setattr(kept_report, "version", versions.get)
+    found = {first, name()}
+    for library in versions:
+        versions[library] = "2"
+        found.add(name())
+    monkeypatch.setattr(kept_report, "__version__", "0.0")
+    assert len({*found, name()}) == 5
+    for suffix in sorted(kept_report.SUFFIXES):
+        (base / f"other{suffix}").write_text("x")
+        found.add(name())
+    assert len(found) == 4 + len(kept_report.SUFFIXES)
+    (base / "tokenizer.json").rename(base / "renamed.json")
+    assert name() not in found, "a file's name counts as well"

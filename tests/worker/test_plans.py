@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from qlora_studio.planner.corrections import read_correction
 from qlora_studio.planner.estimate import estimate
 from qlora_studio.planner.fit import make_plan
 from qlora_studio.planner.reference_shapes import REFERENCE_SHAPES
-from qlora_studio.runs.folder import create_job, write_json
-from qlora_studio.worker.context import Context
+from qlora_studio.runs.folder import create_job, read_json, write_json
+from qlora_studio.worker import plans
+from qlora_studio.worker.context import Context, FetchedBase
 from qlora_studio.worker.guard import LIMITS, count_rungs, shrink
 from qlora_studio.worker.loaded_run import compute_of
 from qlora_studio.worker.plans import Planned, learn_from_probe, shrink_plan
@@ -116,3 +119,41 @@ def test_chat_and_export_compute_as_training_did(context):
     assert compute_of(context.folder, config) == "auto"
     (context.folder.path / "plan.json").write_text("{}")
     assert compute_of(context.folder, config) == "auto"
+
+
+def test_the_plan_with_other_settings_is_the_plan_of_the_same_run():
+    plan = make()
+    settings = plan.settings.model_copy(update={"micro_batch_tokens": 600, "checkpointed_layers": 7})
+    again = Planned(plan, SHAPE, None).again(settings)
+    assert again.settings == settings and again.estimate == estimate(SHAPE, settings)
+    assert (again.micro_batch_tokens, again.checkpointed_layers) == (600, 7)
+    assert (again.budget_bytes, again.reasons, again.layers) == (plan.budget_bytes, plan.reasons, 30)
+
+
+def test_the_plan_of_a_run_is_made_for_its_lengths_on_this_machine_and_kept(context, events, monkeypatch):
+    """Under the name by which the base goes, and with the rungs that kills have cost."""
+    shape = SHAPE.model_copy(update={"name": "/a/place"})
+    monkeypatch.setattr(plans, "read_machine", lambda home: MACHINE)
+    monkeypatch.setattr(plans, "resolve_base", lambda context, base: SimpleNamespace(shape=shape))
+    monkeypatch.setattr(plans, "token_lengths", lambda examples: examples)
+    config = TrainConfig().replace({"data.max_length": 512, "optim.batch_tokens": 4096})
+    base = FetchedBase(Path("/a/place"), "org/name", None)
+    for rungs in (0, 9):
+        write_json(context.folder.path / LIMITS, {"rungs": rungs})
+        planned = plans.plan_run(context, config, base, SimpleNamespace(examples=[100, 300]))
+        assert (planned.shape.name, planned.gpu) == ("org/name", None)
+        made = make_plan(config, planned.shape, MACHINE, [100, 300])
+        assert planned.plan == (shrink_plan(context, made, planned.shape, 300) if rungs else made)
+        assert read_json(context.folder.path / "plan.json") == planned.plan.model_dump(mode="json")
+        kept = [event for event in events if isinstance(event, ev.PlanMade)]
+        assert kept[-1] == ev.PlanMade(plan=planned.plan)
+    assert planned.plan.micro_batch_tokens == 300, "no smaller than the longest row"
+
+
+def test_a_plan_from_before_plans_kept_their_settings_learns_nothing(context, events):
+    plan = make().model_copy(update={"settings": None})
+    probe = ev.ProbeMeasured(predicted_bytes=1, measured_bytes=9 << 30, tokens=512, row_tokens=512, trained_tokens=512)
+    learn_from_probe(context, Planned(plan, SHAPE, None), probe)
+    assert events == [] and not (context.home.cache).exists()
+    write_json(context.folder.path / LIMITS, {"rungs": 3})
+    assert shrink_plan(context, plan, SHAPE, 512) is plan

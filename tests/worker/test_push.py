@@ -134,3 +134,47 @@ def test_a_folder_without_a_model_of_one_file_is_refused(tmp_path, monkeypatch):
         work(tmp_path, [], export=tmp_path / "adapter", to="ollama", name="pirate")
     with pytest.raises(StudioError, match="There is no export in this folder"):
         work(tmp_path, [], export=tmp_path / "nowhere", to="ollama", name="pirate")
+
+
+def of_kind(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_each_place_is_named_while_it_is_filled(export, person, tmp_path, monkeypatch):
+    sent = []
+    (person / ".lmstudio").mkdir()
+    monkeypatch.setattr(push, "create_in_ollama", lambda folder, name, stopped: not stopped())
+    monkeypatch.setattr(
+        push, "upload_folder", lambda folder, name, public: sent.append((folder, name, public)) or "there"
+    )
+    said = {}
+    for to, name in (("lmstudio", "me/pirate"), ("ollama", "pirate"), ("hub", "me/pirate")):
+        events = []
+        done = work(tmp_path, events, export=export, to=to, name=name, public=True)
+        said[to] = [event.phase for event in of_kind(events, ev.PhaseEntered)]
+        assert isinstance(done, ev.Finished)
+    assert said == {
+        "lmstudio": ["copying into LM Studio's folder"], "ollama": ["Ollama makes a model of it"],
+        "hub": ["uploading to the hub"],
+    }  # fmt: skip
+    assert done.report.place == "there" and sent == [(export, "me/pirate", True)]
+
+
+@pytest.mark.parametrize(("to", "name"), [("lmstudio", "me/pirate"), ("ollama", "pirate")])
+def test_a_stop_is_heard_while_a_copy_is_made(export, person, tmp_path, monkeypatch, to, name):
+    (person / ".lmstudio").mkdir()
+    monkeypatch.setattr(push, "create_in_ollama", lambda folder, name, stopped: not stopped())
+    job, events = create_job(tmp_path / "pushes", "push", PushRequest(export=export, to=to, name=name)), []
+    job.ask("stop")
+    assert push.run(Context(job, events.append, os.getppid(), home=Home(tmp_path))) == ev.Stopped()
+    assert [path for path in (person / ".lmstudio").rglob("*") if path.is_file()] == []
+    advances = of_kind(events, ev.Advanced)
+    assert advances == ([ev.Advanced(done=100_000, total=100_000, unit="bytes")] if to == "lmstudio" else [])
+
+
+def test_an_empty_folder_is_no_export(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StudioError) as refused:
+        work(tmp_path, [], export=tmp_path / "empty", to="hub", name="me/pirate")
+    (problem,) = refused.value.problems
+    assert problem.where == str(tmp_path / "empty") and problem.hint == "Name the folder of one."

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.worker import staging
 from qlora_studio.worker.staging import staged
 
 WRITER = """
@@ -116,3 +118,37 @@ def test_names_with_signs_of_patterns_are_swept_by_their_own_name(tmp_path):
         with staged(tmp_path / name, "new") as stage:
             stage.publish()
     assert names(tmp_path) == [".ab.old.part", "a*", "a[b]"]
+
+
+def test_everything_is_on_the_disk_before_the_target_has_its_name(tmp_path, monkeypatch):
+    synced = []
+
+    def sync(path):
+        synced.append((path.relative_to(tmp_path).as_posix(), (tmp_path / "out").exists()))
+
+    monkeypatch.setattr(staging, "sync", sync)
+    with staged(tmp_path / "out", "one") as stage:
+        (stage.files / "deep").mkdir()
+        (stage.files / "deep" / "a").write_text("a")
+        stage.publish()
+    place = ".out.one.part/files"
+    assert sorted(synced[:-2]) == [(f"{place}/deep", False), (f"{place}/deep/a", False)]
+    assert synced[-2:] == [(place, False), (".", True)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+def test_an_export_that_is_over_holds_no_file_open(tmp_path):
+    process = psutil.Process()
+    before = process.num_fds()
+    for published in (True, False):
+        with staged(tmp_path / "out", "one") as stage:
+            assert process.num_fds() == before + 1, "its lock"
+            if published:
+                stage.publish()
+        assert process.num_fds() == before
+
+
+def test_the_folder_around_a_target_is_made(tmp_path):
+    with staged(tmp_path / "deep" / "er" / "out", "one") as stage:
+        stage.publish()
+    assert names(tmp_path / "deep" / "er") == ["out"]

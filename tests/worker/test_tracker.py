@@ -56,6 +56,8 @@ def test_the_curves_are_told_by_step_to_the_librarys_own_writer(tmp_path, monkey
     module.Writer = lambda folder: writers.append(FakeWriter(folder)) or writers[-1]
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     monkeypatch.setitem(sys.modules, "tensorboard.summary", module)
+    at_the_end = []
+    monkeypatch.setattr("atexit.register", at_the_end.append)
     track = open_tracker(WITH, tmp_path)
     for event in (
         STEP,
@@ -79,6 +81,9 @@ def test_the_curves_are_told_by_step_to_the_librarys_own_writer(tmp_path, monkey
         ("held_out/loss", 1.5, 3),
         "flushed",
     ]
+    (close,) = at_the_end
+    close()
+    assert writer.written[-2:] == ["flushed"] * 2, "what is left is written when the worker ends"
 
 
 def test_a_tracker_on_a_full_disk_costs_lines_and_no_step():
@@ -158,3 +163,22 @@ def test_trackio_itself_writes_into_the_runs_folder(tmp_path):
     assert {step for step, _ in rows} == {1, 2} and any(
         b"held_out/loss" in (text if isinstance(text, bytes) else text.encode()) for _, text in rows
     )
+
+
+def test_an_adapter_and_a_checkpoint_put_what_was_told_on_the_disk():
+    writer = FakeWriter()
+    for event in (ev.CheckpointSaved(step=1, path="x"), ev.AdapterSaved(step=1), ev.Noted(text="x")):
+        Tracker(writer).track(event)
+    assert writer.written == ["flushed"] * 2
+
+
+def test_an_error_of_the_library_s_own_costs_a_line_and_any_other_is_a_fault():
+    class Odd(Exception):
+        pass
+
+    writer = FakeWriter()
+    writer.add_scalar = lambda *_: (_ for _ in ()).throw(Odd)
+    with pytest.raises(Odd):
+        Tracker(writer).track(STEP)
+    writer.errors = (Odd,)
+    Tracker(writer).track(STEP)

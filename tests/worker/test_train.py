@@ -248,3 +248,27 @@ def test_findings_that_nobody_accepted_end_the_run_before_anything_is_loaded(sma
     with pytest.raises(StudioError, match="Not these rows"):
         done.work(train)
     assert done.phases() == ["tokenising the rows"] and not (done.folder.path / "plan.json").exists()
+
+
+def test_each_event_of_a_training_is_written_tracked_and_learned_from(small, passed, monkeypatch):
+    """The tracker hears all of them, the planner what the probe measured, and the speed is that of the steps alone."""
+    step = ev.StepLogged(
+        step=1, total_steps=3, epoch=0, loss=1, learning_rate=1, grad_norm=1, tokens=1, trained_tokens=1,
+        tokens_per_second=1, peak_bytes=1,
+    )  # fmt: skip
+    probe = ev.ProbeMeasured(predicted_bytes=1, measured_bytes=2, tokens=3)
+    said, tracked, learned, kept = [step, probe, ev.Noted(text="x"), step], [], [], []
+    monkeypatch.setattr(train, "open_tracker", lambda config, folder: tracked.append)
+    monkeypatch.setattr(
+        train, "learn_from_probe", lambda context, planned, event: learned.append((planned.plan, event))
+    )
+    monkeypatch.setattr(train, "keep_speed", lambda context, material, planned, steps: kept.append(list(steps)))
+    loaded = SimpleNamespace(plan="the plan it was loaded with")
+    monkeypatch.setattr(train, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(train, "make_setup", lambda context, material, made: made)
+    monkeypatch.setattr(train, "train", lambda setup, emit, pending: [emit(one) for one in said] and outcome())
+    done = small.context(TrainRequest())
+    assert done.work(train).report.steps == 9
+    assert tracked == said == done.events[-5:-1] and kept == [[step, step]]
+    assert learned == [(loaded.plan, probe)]
+    assert passed == [(done.context, small.home.models / "tiny", None)], "no template is rendered that was never tried"
