@@ -54,13 +54,16 @@ def listen(context: Context, command: Sequence[str]) -> list[ev.Checked]:
     checks: list[ev.Checked] = []
     last: ev.Event | None = None
     assert process.stdout is not None
-    for line in process.stdout:
-        last = ev.parse_event(json.loads(line))
-        if isinstance(last, ev.Checked):
-            checks.append(last)
-        if last is not None and not last.ends:
-            context.emit(last)
-    code = process.wait()
+    try:
+        for line in process.stdout:
+            last = ev.parse_event(json.loads(line))
+            if isinstance(last, ev.Checked):
+                checks.append(last)
+            if last is not None and not last.ends:
+                context.emit(last)
+        code = process.wait()
+    finally:
+        process.kill()  # nobody hears the rest of one that could not be understood
     watcher.join()
     if stopped.is_set():
         raise Stopped

@@ -7,10 +7,12 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from qlora_studio.core import events as ev
@@ -53,6 +55,19 @@ def test_an_artefact_that_is_refused_is_refused_in_the_same_words(context):
     refused = ev.Failed(message="The exported model's chat template is not that of training.", hint="Report this.")
     with pytest.raises(StudioError, match=r"chat template is not that of training\. Report this\."):
         listen(context, saying(refused, then="sys.exit(1)"))
+
+
+def test_a_process_that_cannot_be_understood_does_not_live_on(context):
+    number = context.folder.path / "number"
+    then = f"open({str(number)!r}, 'w').write(str(os.getpid()))\nprint('no event', flush=True)\ntime.sleep(600)"
+    with pytest.raises(ValueError, match="Expecting value"):
+        listen(context, saying(then=then))
+    for _ in range(500):  # what was killed is gone when its parent has looked
+        if not [one for one in psutil.Process().children() if one.pid == int(number.read_text())]:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the process lives on")
 
 
 @pytest.mark.parametrize("then", ["os.kill(os.getpid(), 9)", "sys.exit(3)", ""])
