@@ -117,7 +117,7 @@ def test_the_adapter_is_of_the_best_step_or_of_now(monkeypatch, curve, steps, st
     monkeypatch.setattr(saving, "find_damage", lambda path: "")
     kept = Kept(steps)
     one, heard = made(kept, changes.get("adapter", "best"))
-    one.save_adapter(step, curve, going_on=changes.get("going_on", False))
+    one.save_adapter(step, curve, **{key: changes[key] for key in changes if key == "going_on"})
     way, of, loss = expected
     assert kept.calls == [("newest", "also")] if way == "newest" else [("copy", of, "also")]
     assert heard == [ev.AdapterSaved(step=of, held_out=loss)]

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qlora_studio.core.errors import StudioError
+from qlora_studio.engine.gguf_file import families
 from qlora_studio.engine.gguf_file.families import find_family, rope_tensors, write_configuration
 from tests.engine.gguf_file.small_models import FAMILIES, GEMMA, LLAMA3, LONG, SIZES
 
@@ -137,3 +138,18 @@ def test_the_largest_gemma_scales_queries_by_the_hidden_size_a_head(model_type, 
     kinds = ["full_attention" if layer % windows == 0 else "sliding_attention" for layer in range(1, layers + 1)]
     changes = GEMMA | {"num_hidden_layers": layers, "layer_types": kinds, "head_dim": 16}
     assert written(model_type, **changes)["block_count"] == layers
+
+
+def test_what_llama_cpp_expects_of_the_numbers_of_each_family():
+    """The pairs of rotated numbers beside each other, Gemma's norms with the one that transformers leaves out, the activation."""
+    found = {
+        name: (family.arch, family.interleaved, family.raised_norms, family.activation)
+        for name, family in families.FAMILIES.items()
+    }
+    assert found == {
+        "llama": ("LLAMA", True, False, "silu"), "mistral": ("LLAMA", True, False, "silu"),
+        "qwen2": ("QWEN2", False, False, "silu"), "qwen3": ("QWEN3", False, False, "silu"),
+        "gemma2": ("GEMMA2", False, True, "gelu_pytorch_tanh"), "gemma3_text": ("GEMMA3", False, True, "gelu_pytorch_tanh"),
+        "phi3": ("PHI3", False, False, "silu"), "smollm3": ("SMOLLM3", True, False, "silu"),
+        "olmo2": ("OLMO2", False, False, "silu"), "granite": ("GRANITE", True, False, "silu"),
+    }  # fmt: skip
