@@ -9,7 +9,7 @@ from qlora_studio.core.errors import Problem, StudioError
 from qlora_studio.core.example import Example, origins, token_lengths
 from qlora_studio.core.plan import GIB, MIB, LinearShape, MemoryEstimate, MemoryPart, MemoryPlan, PlanSettings
 from qlora_studio.core.record import RunRecord
-from qlora_studio.core.steps import Step, evaluation_steps, plan_steps
+from qlora_studio.core.steps import Step, plan_steps
 from qlora_studio.core.sweep import describe_value, parse_sweep
 from qlora_studio.core.words import about, clock, gib, gib_of, without_quotes
 
@@ -103,21 +103,6 @@ def test_times_in_words(seconds, exact, foretold):
 )
 def test_quotes_around_a_path_go(typed, path):
     assert without_quotes(typed) == path
-
-
-@pytest.mark.parametrize(
-    ("total", "every", "steps"),
-    [
-        (10, None, {2, 4, 6, 8, 10}),
-        (11, None, {3, 6, 9, 11}),
-        (3, None, {1, 2, 3}),
-        (10, 4, {4, 8, 10}),
-        (1, None, {1}),
-        (5, 9, {5}),
-    ],
-)
-def test_when_the_held_out_loss_is_measured(total, every, steps):
-    assert evaluation_steps(total, every) == steps
 
 
 def planned(lengths, **changes):

@@ -122,22 +122,3 @@ def test_a_job_of_the_first_version_is_read_and_one_of_the_next_is_not(tmp_path)
         job.job_file.write_text(json.dumps(broken))
         with pytest.raises(StudioError, match="written by another version"):
             job.read_job()
-
-
-def test_a_full_disk_costs_the_journal_nothing_once_there_is_room(tmp_path, monkeypatch):
-    """Half a line fits, then nothing, then all: every event is there once, whole and in order."""
-    journal = Journal(tmp_path / "events.jsonl")
-    write, room = journal.file.write, [10, None, 10_000, None]
-
-    class Disk:
-        def write(self, data):
-            allowed = room.pop(0) if room else len(data)
-            if allowed is None:
-                raise OSError(28, "No space left on device")
-            return write(data[:allowed])
-
-    monkeypatch.setattr(journal, "file", Disk())
-    for number in range(4):
-        journal.append(ev.Noted(text=str(number)))
-    follower = Follower(tmp_path / "events.jsonl")
-    assert [event.text for event in follower.read()] == ["0", "1", "2", "3"]

@@ -44,18 +44,22 @@ def test_a_journal_goes_on_where_one_ended_and_begins_a_line_behind_one_that_was
     assert whole.startswith(after) and json.loads(whole[len(after) :])["text"] == "x"
 
 
+class Disk:
+    """Takes of each writing as many bytes as `room` says, then all; None is a disk that is full."""
+
+    def __init__(self, write, room):
+        self.write_on, self.room = write, room
+
+    def write(self, data):
+        allowed = self.room.pop(0) if self.room else len(data)
+        if allowed is None:
+            raise OSError(28, "No space left on device")
+        return self.write_on(data[:allowed])
+
+
 def test_what_does_not_fit_the_disk_is_written_as_soon_as_it_does(path, monkeypatch):
-    journal, room = Journal(path), [None, 3, None]
-    write = journal.file.write
-
-    class Disk:
-        def write(self, data):
-            allowed = room.pop(0) if room else len(data)
-            if allowed is None:
-                raise OSError(28, "No space left on device")
-            return write(data[:allowed])
-
-    monkeypatch.setattr(journal, "file", Disk())
+    journal = Journal(path)
+    monkeypatch.setattr(journal, "file", Disk(journal.file.write, [None, 3, None]))
     journal.append(ev.Noted(text="one"))
     assert path.read_bytes() == b"" and not journal.catch_up() and path.stat().st_size == 3
     assert journal.catch_up() and journal.catch_up() and journal.waiting == b""
@@ -111,3 +115,12 @@ def test_a_fault_that_is_tried_at_the_journal_is_taken_for_one_of_the_disk(path,
         patch.setattr(journals, "fault", fault)
         append(path, "one")
     assert tried == ["journal"] and path.read_bytes() == b""
+
+
+def test_a_full_disk_costs_the_journal_nothing_once_there_is_room(path, monkeypatch):
+    """Half a line fits, then nothing, then all: every event is there once, whole and in order."""
+    journal = Journal(path)
+    monkeypatch.setattr(journal, "file", Disk(journal.file.write, [10, None, 10_000, None]))
+    for number in range(4):
+        journal.append(ev.Noted(text=str(number)))
+    assert [event.text for event in Follower(path).read()] == ["0", "1", "2", "3"]
