@@ -185,7 +185,6 @@ def _saved(shape: ModelShape, settings: PlanSettings) -> float:
         attention += e * queries  # the outputs of the rows, and what is put together of them
     if family.fused:
         attention += 0 if settings.repeats_kv else e * (queries + keys)  # v keeps the matrix it is part of
-        attention += 0 if settings.packed else e * queries  # the output is copied
     if settings.dora:
         attention += 2 * e * shape.hidden + (0 if shape.qk_norm else e * (queries + keys))  # outputs nobody else keeps
     adapted = [linear for linear in list_adapted(shape, settings) if not (settings.tiled_mlp and is_in_mlp(linear))]
@@ -245,7 +244,7 @@ def _attention_moments(shape: ModelShape, settings: PlanSettings) -> list[Moment
         Moment(per_token=held + e * (2 * queries + 2 * keys), attention=True),
     ]
     if shape.qk_norm:
-        queries_alone = e * (queries - 3 * keys + shape.hidden)  # values and keys went back before them
+        queries_alone = e * (shape.hidden - 3 * keys)  # values and keys went back before them
         moments.append(_norm_moment(shape, queries, held + queries_alone))
     return moments
 

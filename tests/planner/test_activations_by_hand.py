@@ -268,10 +268,10 @@ def test_one_matrix_for_queries_keys_and_values_keeps_more_alive():
     settings = PlanSettings(micro_batch_tokens=100, rank=2)
     apart, low_rank = step_costs(SHAPE, settings).saved, 2 * 2 * 7
     base = apart - low_rank + 2 * 2 * 4
-    assert step_costs(fused, settings).saved == base + 2 * (8 + 4) + 2 * 8
+    assert step_costs(fused, settings).saved == base + 2 * (8 + 4)
     assert step_costs(fused, settings.model_copy(update={"packed": True})).saved == base + 2 * (8 + 4)
     repeated = settings.model_copy(update={"repeats_kv": True})
-    assert step_costs(fused, repeated).saved == base + 2 * 2 * (2 - 1) * 4 + 2 * 8
+    assert step_costs(fused, repeated).saved == base + 2 * 2 * (2 - 1) * 4
 
 
 def test_the_moments_of_a_llamas_layer():
@@ -311,7 +311,7 @@ def test_the_moments_of_a_llamas_layer():
     )  # fmt: skip
     normed = step_costs(SHAPE.model_copy(update={"qk_norm": True}), settings).layer[-1]
     held = h - 2 * h - gone
-    assert normed == Moment(held + 2 * (8 - 3 * 4 + 8), norm_width=8, norm_fused=True)
+    assert normed == Moment(held + 2 * (8 - 3 * 4), norm_width=8, norm_fused=True)
 
 
 def test_the_moments_of_a_gemmas_layer():
