@@ -23,6 +23,7 @@ from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder
 from qlora_studio.engine.kernels.documents import Documents
 from qlora_studio.engine.kernels.norm import replace_norms
 from qlora_studio.engine.kernels.replace import replace_gated_mlps, tile_mlps
+from qlora_studio.engine.kernels.rotary import replace_rotations
 from qlora_studio.engine.planned_packing import find_padding
 from qlora_studio.engine.stand_in_kernels import Mark, Marks, attention_kernel, mlp_kernel, norm_kernel
 from qlora_studio.engine.stand_ins import (
@@ -274,6 +275,7 @@ def _prepare_copy(config: PreTrainedConfig, one: Copy, marks: Marks) -> Any:
     """The copy with kernels that leave their marks, tiled and checkpointed as it shall be."""
     model = _build_adapted(config, one.layers, one.dtype)
     replace_norms(model, norm_kernel(marks))
+    replace_rotations(model)
     replace_gated_mlps(model, mlp_kernel(marks))
     tile_mlps(model, one.layout.tiled)
     checkpoint_layers(model.get_decoder(), one.layers if one.checkpointed else 0)
