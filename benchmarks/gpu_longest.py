@@ -75,6 +75,7 @@ def row_trainer(shape: Any, plan: Any, config: Any, *, rehearse: bool) -> Callab
     from qlora_studio.engine.accelerator.choose import choose_accelerator
     from qlora_studio.engine.forward import LossFunction
     from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+    from qlora_studio.engine.kernels.offloading import Offloading
     from qlora_studio.engine.oom import is_out_of_memory
     from qlora_studio.engine.planned import tensor_budget_bytes
     from qlora_studio.engine.updates import make_optimizer
@@ -89,8 +90,8 @@ def row_trainer(shape: Any, plan: Any, config: Any, *, rehearse: bool) -> Callab
         if not is_out_of_memory(error):
             raise
         return None
-    offload = plan.offload in ("boundaries", "both")
-    checkpoint_layers(network, plan.checkpointed_layers, offload=offload, pin=accelerator.pins_memory)
+    offloading = Offloading(accelerator) if plan.offload in ("boundaries", "both") else None
+    checkpoint_layers(network, plan.checkpointed_layers, offloading)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config, plan.optimizer)
 

@@ -110,6 +110,7 @@ def measure_plan(model: str, cap: int, *, rehearse: bool) -> dict[str, Any]:
     from qlora_studio.engine.accelerator.choose import choose_accelerator
     from qlora_studio.engine.forward import LossFunction
     from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+    from qlora_studio.engine.kernels.offloading import Offloading
     from qlora_studio.engine.planned import tensor_budget_bytes
     from qlora_studio.engine.updates import make_optimizer, trained_groups
     from qlora_studio.planner.estimate import estimate
@@ -125,8 +126,8 @@ def measure_plan(model: str, cap: int, *, rehearse: bool) -> dict[str, Any]:
     network = network_for(shape, plan, config.lora)
     loss_of = LossFunction(network)
     optimizer = make_optimizer(trained_groups(network, config.optim), config, plan.optimizer)
-    offload = plan.offload in ("boundaries", "both")
-    checkpoint_layers(network, plan.checkpointed_layers, offload=offload, pin=accelerator.pins_memory)
+    offloading = Offloading(accelerator) if plan.offload in ("boundaries", "both") else None
+    checkpoint_layers(network, plan.checkpointed_layers, offloading)
     row = config.data.max_length
     rows = max(1, plan.micro_batch_tokens // row)
     ids = tuple(place % shape.vocab for place in range(row))

@@ -47,10 +47,10 @@ BREAKAGES = {
         LOAD, 'if embeddings_on_host and device.type != "cpu":', "if False:", "engine/test_load.py"
     ),
     "3 pinned memory is rounded up to powers of two": Breakage(
-        "engine/kernels/checkpointing.py",
+        "engine/kernels/offloading.py",
         "PINNED_BLOCK_BYTES = 4 * MIB",
         "PINNED_BLOCK_BYTES = 1 << 40",
-        "engine/kernels/test_checkpointing.py",
+        "engine/kernels/test_offloading.py",
     ),
     "3 pinned memory is not planned": Breakage(
         "planner/estimate.py",

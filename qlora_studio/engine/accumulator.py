@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.example import Example, token_lengths
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.dropout import find_row_seeds
@@ -53,6 +55,8 @@ class Accumulator:
         self.layout = loss_function.layout
         self.lengths = token_lengths(examples)
         self.row_seeds = find_row_seeds(loss_function.model)
+        self.changed: torch.Tensor | None = None
+        """Whether an offloaded tensor of the last step came back another; on its device."""
 
     def add_gradients(self, step: StepRows, scale: Scale = lambda loss: loss) -> StepSums:
         """Adds the gradient of the step's loss to the parameters, whose gradients are empty before.
@@ -62,7 +66,25 @@ class Accumulator:
         """
         add = self._add_coupled if self.objective.couples_rows else self._add
         longest = max(self.lengths[row] for row in step.rows)
-        return self.ladder.until_it_fits(lambda limits: add(step, scale, limits), longest)
+        sums = self.ladder.until_it_fits(lambda limits: add(step, scale, limits), longest)
+        return self._without_changed(sums)
+
+    def refuse_changed(self) -> None:
+        """Raises a StudioError where the last step was computed from an offloaded tensor that came back another."""
+        if self.changed is not None and bool(self.changed):
+            raise StudioError(
+                "What was offloaded to the computer's memory came back changed. The step was not applied.",
+                "Set offload to none or embeddings and resume; if it comes again, have the computer's memory tested.",
+                field="memory.offload",
+            )
+
+    def _without_changed(self, sums: StepSums) -> StepSums:
+        """The sums, with a loss that is no number where an offloaded tensor came back another: no such step is applied."""
+        offloading = self.ladder.offloading
+        self.changed = None if offloading is None else offloading.take_changed()
+        if self.changed is None:
+            return sums
+        return replace(sums, loss=sums.loss.masked_fill(self.changed, math.nan))
 
     def _add(self, step: StepRows, scale: Scale, limits: Limits) -> StepSums:
         """One pass: micro-batches are summed as they come."""

@@ -18,6 +18,7 @@ from qlora_studio.core.plan import GIB, MemoryPlan
 from qlora_studio.engine.accelerator.protocol import Accelerator
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
 from qlora_studio.engine.kernels.gated_mlp import TILE
+from qlora_studio.engine.kernels.offloading import Offloading
 from qlora_studio.engine.kernels.replace import can_tile, tile_mlps
 from qlora_studio.engine.oom import is_out_of_memory
 from qlora_studio.faults import fault
@@ -103,14 +104,13 @@ class MemoryLadder:
         self.model = model
         self.accelerator = accelerator
         self.report = report
-        self.offload = offload
+        self.offloading = Offloading(accelerator) if offload else None
         self.set_limits(limits)
 
     def set_limits(self, limits: Limits) -> None:
         """Puts limits in force."""
         self.limits = limits
-        pin = self.accelerator.pins_memory
-        checkpoint_layers(self.model, limits.checkpointed_layers, offload=self.offload, pin=pin)
+        checkpoint_layers(self.model, limits.checkpointed_layers, self.offloading)
         tile_mlps(self.model, limits.tiled_mlp)
 
     def until_it_fits(self, work: Callable[[Limits], Result], longest: int, *, backward: bool = True) -> Result:

@@ -152,6 +152,7 @@ class TrainingLoop:
         if (slow := report_slow_paths(self.setup.model)) is not None:
             self.emit(ev.Noted(text=slow))
         self.accumulator.add_gradients(StepRows(largest, 0))
+        self.accumulator.refuse_changed()
         self.setup.model.zero_grad(set_to_none=True)
         states = self.setup.plan.estimate.part_bytes("optimizer")  # not there yet: the first update makes them
         self.emit(
@@ -226,6 +227,7 @@ class TrainingLoop:
 
     def _refuse(self, step: Step, measured: Measured) -> None:
         """Says that an update is not finite and is left out; stops the run when that goes on."""
+        self.accumulator.refuse_changed()
         self.refused_in_a_row += 1
         rows = ", ".join(str(self.setup.train[row].source) for row in step.rows[:3])
         reason = f"Loss {measured.loss} and gradient {measured.grad_norm} are not finite; rows {rows}."

@@ -100,6 +100,7 @@ class RateSearch:
                 updates.apply()
                 updates.end_step()
                 return True
+            self.accumulator.refuse_changed()
             if not updates.lower_scale(measured):
                 return False
 

@@ -129,18 +129,20 @@ class PlannedDown(torch.autograd.Function):
 
 
 class PlannedTiles(torch.autograd.Function):
-    """`TiledMlp` without its tiles and their blocks; `kept` is the node that keeps x."""
+    """`TiledMlp` without its tiles and their blocks; `kept` is the node that keeps x, or None where x needs no gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, parts: GatedParts, marks: Marks, kept: Any, *low_rank: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.parts, ctx.marks, ctx.kept, ctx.low_rank = parts, marks, kept, low_rank
+        if kept is None:  # in the first layer, of an MLP that stands beside attention and not behind it
+            ctx.save_for_backward(x)
         return torch.empty_like(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.kept.saved_tensors  # a checkpoint computes it again here
+        (x,) = ctx.saved_tensors if ctx.kept is None else ctx.kept.saved_tensors  # a checkpoint computes it again here
         dx = torch.empty_like(x)
         numbers = _inner_numbers(ctx.parts, x)
         for product in (ctx.parts.down, *ctx.parts.first):
@@ -164,7 +166,7 @@ def attention_kernel(marks: Marks) -> Callable[..., tuple[torch.Tensor, None]]:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         *,
         documents: Documents | None = None,
         scaling: float | None = None,
@@ -172,7 +174,7 @@ def attention_kernel(marks: Marks) -> Callable[..., tuple[torch.Tensor, None]]:
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
         if documents is None:
-            out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
             marked: Callable[..., torch.Tensor] = MarkedAttention.apply
             return marked(out, marks, sum(part.nbytes for part in (query, key, value))), None
         if query.shape[1] % key.shape[1]:

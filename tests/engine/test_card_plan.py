@@ -99,6 +99,7 @@ def try_largest_step(setup: Setup, accelerator: FakeAccelerator) -> ev.ProbeMeas
     return next(event for event in events if isinstance(event, ev.ProbeMeasured))
 
 
+AWAY = {"memory__gradient_checkpointing": "full", "memory__offload": "boundaries"}
 NONE, FULL = {"memory__gradient_checkpointing": "none"}, {"memory__gradient_checkpointing": "full"}
 CASES = {
     "llama": Case(memory=NONE),
@@ -108,17 +109,31 @@ CASES = {
     "Turing, rows": Case(capability=TURING, row=512, memory=NONE),
     "tiles, both offloaded": Case(tiled=True, memory=FULL | {"memory__offload": "both"}),
 }
-MORE = {
-    f"{family}, {name}, {row}, {capability[0]}.{capability[1]}": Case(family, capability, row, memory=memory)
-    for family in ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text")
-    for name, memory in (("none", NONE), ("full", FULL))
-    for capability in (AMPERE, TURING)
-    for row in (TOKENS, 512)
-} | {
-    f"{family}, measured, tiles, {name}": Case(family, tiled=True, measured=True, memory=memory)
-    for family in ("olmo2", "granite", "smollm3", "glm4")
-    for name, memory in (("none", NONE), ("full", FULL))
-}
+MORE = (
+    {
+        f"{family}, {name}, {row}, {capability[0]}.{capability[1]}": Case(family, capability, row, memory=memory)
+        for family in ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text")
+        for name, memory in (("none", NONE), ("full", FULL))
+        for capability in (AMPERE, TURING)
+        for row in (TOKENS, 512)
+    }
+    | {
+        f"{family}, measured, tiles, {name}": Case(family, tiled=True, measured=True, memory=memory)
+        for family in ("olmo2", "granite", "smollm3", "glm4")
+        for name, memory in (("none", NONE), ("full", FULL))
+    }
+    | {
+        f"{family}, {'measured, ' if measured else ''}offloaded": Case(family, measured=measured, memory=AWAY)
+        for family, measured in (
+            ("llama", False),
+            ("qwen3", False),
+            ("phi3", False),
+            ("gemma3_text", False),
+            ("granite", True),
+            ("phi", True),
+        )
+    }
+)
 
 
 def assert_planned(found: Measured) -> None:

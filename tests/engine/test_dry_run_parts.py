@@ -138,6 +138,11 @@ def test_a_model_that_cannot_be_packed_is_measured_padded_and_one_without_gated_
     assert measured.costs == {"bf16": cost_of(BF16, PADDED)} and measured.tiled == {}
 
 
+def test_an_mlp_beside_attention_is_measured_in_tiles_though_its_first_input_needs_no_gradient():
+    measured = measure(config_of("cohere2"), ("bf16",))
+    assert measured.tiled["bf16"].saved < measured.costs["bf16"].saved
+
+
 def test_pairs_are_counted_without_a_fused_kernel_and_with_dropout():
     assert not attends_in_squares(tiny())
     assert attends_in_squares(tiny(attention_dropout=0.1))

@@ -66,6 +66,7 @@ def test_a_step_that_overflows_is_computed_again_at_half_the_scale_until_it_is_f
 def test_the_third_refused_update_in_a_row_ends_the_run_with_the_adapter_from_before_them(loop):
     saved = []
     loop.saving = SimpleNamespace(save_adapter=lambda *place: saved.append(place))
+    loop.accumulator = SimpleNamespace(refuse_changed=lambda: None)
     step, measured = Step((3, 0, 4, 1), 1.0), Measured(math.nan, math.inf, {})
     for number in (1, 2):
         loop._refuse(step, measured)

@@ -8,8 +8,11 @@ import math
 import pytest
 import torch
 
+from qlora_studio.core import events as ev
+from qlora_studio.core.errors import StudioError
 from qlora_studio.core.jobs import RatePoint, RateReport
 from qlora_studio.engine.forward import LossFunction
+from qlora_studio.engine.kernels.offloading import Offloading
 from qlora_studio.engine.ladder import planned_limits
 from qlora_studio.engine.loop import TrainingLoop, train
 from qlora_studio.engine.rate_search import RateSearch, choose
@@ -100,8 +103,45 @@ def test_search_and_run_put_boundaries_where_the_plan_says(tiny_adapter_model, t
     made = dataclasses.replace(made, plan=made.plan.model_copy(update={"offload": offload}))
     found = RateSearch(made, 3, lambda done, total: None, never)
     run = TrainingLoop(made, Recorder().emit, lambda: "")
-    assert (found.ladder.offload, run.ladder.offload) == (moved, moved)
+    assert [loop.ladder.offloading is not None for loop in (found, run)] == [moved, moved]
     assert found.ladder.limits == run.ladder.limits == planned_limits(made.plan, tiny_adapter_model)
+
+
+def spoil(monkeypatch, which: int) -> None:
+    """The boundary that is fetched as this one comes back with another bit."""
+    take, taken = Offloading._take, []
+
+    def spoiled(self, held):
+        taken.append(held.shape)
+        if len(taken) == which:
+            held.pieces[0].view(torch.uint8)[0] ^= 1
+        return take(self, held)
+
+    monkeypatch.setattr(Offloading, "_take", spoiled)
+
+
+@pytest.mark.parametrize("which", [1, 8])
+def test_a_boundary_that_comes_back_changed_ends_a_run_before_its_step_is_applied(
+    tiny_adapter_model, tmp_path, monkeypatch, which
+):
+    made = setup(tiny_adapter_model, tmp_path)
+    plan = made.plan.model_copy(update={"offload": "boundaries", "checkpointed_layers": 1})
+    spoil(monkeypatch, which)
+    recorder = Recorder()
+    with pytest.raises(StudioError, match="came back changed"):
+        train(dataclasses.replace(made, plan=plan), recorder.emit, lambda: "")
+    steps = len(recorder.losses)
+    assert (steps > 0) == (which > 1) and all(math.isfinite(loss) for loss in recorder.losses)
+    assert not recorder.of(ev.UpdateSkipped)
+    assert sorted(int(one.name.split("-")[-1]) for one in (tmp_path / "checkpoints").glob("*"))[-1:] == [steps][:steps]
+
+
+def test_a_boundary_that_comes_back_changed_ends_a_search(tiny_adapter_model, tmp_path, monkeypatch):
+    made = setup(tiny_adapter_model, tmp_path)
+    plan = made.plan.model_copy(update={"offload": "boundaries", "checkpointed_layers": 1})
+    spoil(monkeypatch, 8)
+    with pytest.raises(StudioError, match="came back changed"):
+        search(dataclasses.replace(made, plan=plan))
 
 
 def test_an_update_that_is_not_finite_ends_a_trial_and_the_next_begins_from_the_start(

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
@@ -14,7 +14,7 @@ import torch
 from qlora_studio.core.errors import StudioError
 from qlora_studio.engine.accelerator.attention import find_kernels
 from qlora_studio.engine.accelerator.formats import DTYPES
-from qlora_studio.engine.accelerator.protocol import Peak
+from qlora_studio.engine.accelerator.protocol import Peak, Wait
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
 
@@ -67,6 +67,10 @@ class CpuAccelerator:
 
     def synchronise(self) -> None:
         """Nothing: every operation is done when it returns."""
+
+    def run_beside(self, copies: Callable[[], None]) -> Wait:
+        copies()
+        return lambda: None
 
     def random_state(self) -> dict[str, torch.Tensor]:
         return {"cpu": torch.get_rng_state()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -11,7 +12,7 @@ from qlora_studio.core.errors import StudioError
 from qlora_studio.core.plan import GIB
 from qlora_studio.engine.accelerator.attention import find_kernels
 from qlora_studio.engine.accelerator.formats import DTYPES
-from qlora_studio.engine.accelerator.protocol import Peak
+from qlora_studio.engine.accelerator.protocol import Peak, Wait
 
 FIRST_WITH_BF16 = (8, 0)
 """Compute capability of Ampere, the first with bf16 in hardware: CUDA C++ Programming Guide, table "Technical
@@ -62,11 +63,24 @@ class CudaAccelerator:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def release(self) -> None:
+        self.synchronise()  # a copy that nobody waited for may be under way into what was let go
         gc.collect()
         torch.cuda.empty_cache()
 
     def synchronise(self) -> None:
         torch.cuda.synchronize(self.device)
+
+    def run_beside(self, copies: Callable[[], None]) -> Wait:
+        stream = self._copies
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            copies()
+        done = stream.record_event()
+        return lambda: torch.cuda.current_stream(self.device).wait_event(done)
+
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
 
     def random_state(self) -> dict[str, torch.Tensor]:
         return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+Wait = Callable[[], None]
+"""Makes all work that is asked for afterwards wait for something; the host goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,12 @@ class Accelerator(Protocol):
 
     def synchronise(self) -> None:
         """Waits until all work that was asked for is done."""
+
+    def run_beside(self, copies: Callable[[], None]) -> Wait:
+        """Runs copies to or from the computer's memory behind all work asked for so far, beside what is asked for next.
+
+        No tensor that they read or write may be let go, or changed, by work that does not wait for them.
+        """
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """The state of every generator that training draws from, by the name of its device."""

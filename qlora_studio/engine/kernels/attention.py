@@ -30,7 +30,12 @@ def register_repeated_heads() -> None:
 
 
 def attend_with_repeated_heads(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of query (batch, heads, length, head_dim) over key and value (batch, kv_heads, length, head_dim).
 
@@ -39,7 +44,7 @@ def attend_with_repeated_heads(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     ungrouped: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
-    out, _ = sdpa_attention_forward(ungrouped, query, key, value, mask, **options)  # (batch, length, heads, head_dim)
+    out, _ = sdpa_attention_forward(ungrouped, query, key, value, attention_mask, **options)
     return out, None
 
 
@@ -50,7 +55,12 @@ def register_one_query() -> None:
 
 
 def attend_one_query(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """torch's attention, but for a single query, as each token of an answer is one.
 
@@ -58,10 +68,10 @@ def attend_one_query(
     (measured 2026-11-21, bf16, one thread, 9 heads of 64 to 32 of 128).
     """
     if query.shape[2] != 1 or torch.is_grad_enabled() or set(options) & UNKNOWN_HERE:
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
-    scaling = options.get("scaling")
-    return one_query(query, (key, value), query.shape[-1] ** -0.5 if scaling is None else scaling, mask), None
+    scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    return one_query(query, (key, value), scaling, attention_mask), None
 
 
 UNKNOWN_HERE = {"s_aux", "softcap"}

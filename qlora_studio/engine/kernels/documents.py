@@ -51,7 +51,7 @@ def attend_documents(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     *,
     documents: Documents | None = None,
     scaling: float | None = None,
@@ -64,7 +64,7 @@ def attend_documents(
     `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
     """
     if documents is None:
-        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else mask
+        mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else attention_mask
         attend: Any = attend_one_query if query.device.type == "cpu" else sdpa_attention_forward
         whole: tuple[torch.Tensor, None] = attend(module, query, key, value, mask, scaling=scaling, **options)
         return whole

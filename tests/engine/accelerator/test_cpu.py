@@ -59,6 +59,7 @@ def test_attention_kernels_are_those_that_run(grouped):
 @pytest.mark.parametrize("accelerator", [CpuAccelerator(), CudaAccelerator()], ids=["cpu", "cuda"])
 def test_what_refers_to_itself_is_given_back(accelerator, monkeypatch):
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
 
     class Knot:
         pass

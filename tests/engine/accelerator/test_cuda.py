@@ -119,8 +119,46 @@ def test_what_is_done_to_the_card_is_done(card):
     accelerator.reset_peak()
     accelerator.release()
     accelerator.synchronise()
-    assert card == [("reset_peak_memory_stats", CARD), ("empty_cache",), ("synchronize", CARD)]
+    synchronised = ("synchronize", CARD)
+    assert card == [("reset_peak_memory_stats", CARD), synchronised, ("empty_cache",), synchronised]
     assert accelerator.label == "NVIDIA GeForce RTX 2060"
+
+
+def test_copies_run_behind_what_was_asked_for_and_what_waits_waits_for_them(monkeypatch):
+    calls = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event):
+            calls.append(f"{self.name} waits for the {event}")
+
+        def record_event(self):
+            return f"event of {self.name}"
+
+        def __enter__(self):
+            calls.append(f"on {self.name}")
+
+        def __exit__(self, *_):
+            calls.append(f"off {self.name}")
+
+    here, made = [Stream("first")], []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: (made.append(device), Stream("side"))[1])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here[0])
+    accelerator = CudaAccelerator()
+    wait = accelerator.run_beside(lambda: calls.append("copies"))
+    assert calls == ["side waits for first", "on side", "copies", "off side"]
+    calls.clear()
+    here[0] = Stream("second")
+    wait()
+    assert calls == ["second waits for the event of side"]
+    accelerator.run_beside(lambda: None)
+    assert made == [CARD], "one stream for all copies: what comes back was there before"
 
 
 @pytest.mark.parametrize("there", [True, False])

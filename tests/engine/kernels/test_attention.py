@@ -10,7 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.kernels import attention
-from qlora_studio.engine.kernels.attention import REPEATED_HEADS, attend_one_query, register_repeated_heads
+from qlora_studio.engine.kernels.attention import (
+    REPEATED_HEADS,
+    attend_one_query,
+    attend_with_repeated_heads,
+    register_repeated_heads,
+)
+from qlora_studio.engine.kernels.documents import attend_documents
 from qlora_studio.engine.load import Device, choose_attention, prepare_answers
 from tests.engine.architectures import config_of
 
@@ -138,3 +144,17 @@ def test_answers_in_a_batch_leave_padding_out(family):
         found.append(torch.stack(written.logits))
     assert model.config._attn_implementation == attention.ONE_QUERY
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attend", [attend_one_query, attend_with_repeated_heads, attend_documents])
+def test_a_mask_may_be_given_by_the_name_that_transformers_gives_it(attend):
+    """Doge's layers, and some others, name every argument of their attention function."""
+    query, key = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8)
+    mask = torch.tensor([True, False, True, True, False]).view(1, 1, 1, 5)
+    named = {"module": SimpleNamespace(), "query": query, "key": key, "value": key}
+    with torch.no_grad():
+        found, _ = attend(**named, attention_mask=mask, scaling=0.5)
+        wanted = torch.nn.functional.scaled_dot_product_attention(
+            query, key, key, attn_mask=mask, scale=0.5, enable_gqa=True
+        )
+    assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)

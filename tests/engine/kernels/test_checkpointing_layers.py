@@ -10,14 +10,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qlora_studio.engine.kernels.checkpointing import (
-    OnHost,
-    checkpoint_layers,
-    checkpoint_offloaded,
-    copy_back,
-    decoder_layers,
-    draws_numbers,
-)
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
+from qlora_studio.engine.kernels.checkpointing import checkpoint_layers, decoder_layers, draws_numbers
+from qlora_studio.engine.kernels.offloading import Offloading
 
 
 class Layer(GradientCheckpointingLayer):
@@ -64,7 +59,7 @@ def test_the_first_layers_are_computed_twice_and_the_gradient_is_the_same(count,
     torch.manual_seed(0)
     model, x = Model().train(), torch.randn(2, 3, requires_grad=True)
     wanted = torch.autograd.grad(model(x).sum(), [x, *model.decoder.layers.parameters()])
-    checkpoint_layers(model, count, offload=offload)
+    checkpoint_layers(model, count, Offloading(CpuAccelerator()) if offload else None)
     assert [layer.gradient_checkpointing for layer in model.decoder.layers] == [place < count for place in range(3)]
     assert not any(layer.gradient_checkpointing for layer in model.encoder)
     calls = []
@@ -75,18 +70,18 @@ def test_the_first_layers_are_computed_twice_and_the_gradient_is_the_same(count,
     assert len(calls) == 3 + min(count, 3)
 
 
-@pytest.mark.parametrize("pin", [False, True])
-def test_layers_are_told_how_their_inputs_are_kept(pin):
+def test_layers_are_told_how_their_inputs_are_kept():
     model = Model(dropout=0.0)
-    checkpoint_layers(model, 1, offload=False, pin=pin)
+    checkpoint_layers(model, 1)
     here = model.decoder.layers[0]._gradient_checkpointing_func
     assert here.keywords == {"use_reentrant": False, "preserve_rng_state": False}
     checkpoint_layers(Model(dropout=0.5), 1)
     model.config.dropout = 0.5
-    checkpoint_layers(model, 1, offload=True, pin=pin)
+    offloading = Offloading(CpuAccelerator())
+    checkpoint_layers(model, 1, offloading)
     away = model.decoder.layers[0]._gradient_checkpointing_func
-    assert isinstance(away, partial) and away.func is checkpoint_offloaded and away.args[0] is pin
-    assert away.args[1].keywords == {"use_reentrant": False, "preserve_rng_state": True}
+    assert isinstance(away, partial) and away.func == offloading.checkpoint
+    assert away.args[0].keywords == {"use_reentrant": False, "preserve_rng_state": True}
 
 
 @pytest.mark.parametrize(
@@ -106,9 +101,3 @@ def test_numbers_are_drawn_where_there_is_dropout(config, module, draws):
     if module is not None:
         model.more = module
     assert draws_numbers(model) == draws
-
-
-def test_pieces_are_put_together_in_their_order():
-    pieces = (torch.tensor([1, 2]), torch.tensor([3]), torch.tensor([4, 5, 6]))
-    held = OnHost(pieces, torch.Size((2, 3)), torch.device("cpu"))
-    assert copy_back(held).tolist() == [[1, 2, 3], [4, 5, 6]]
