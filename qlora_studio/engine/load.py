@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from accelerate.hooks import remove_hook_from_submodules
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -226,8 +227,15 @@ def keep_layout(model: nn.Module, *, canonical: bool) -> None:
     if not canonical:
         keep_norms(model)
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", not canonical and _packed_is_fast())  # noqa: B010 (mypy)
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = not canonical and _packed_is_fast() and can_be_repacked(module)
+
+
+def can_be_repacked(layer: Any) -> bool:
+    """Whether bitsandbytes' layout for AVX512-BF16 has room for a layer's shape: whole blocks of 32 outputs and of a scale's
+    inputs. It raises an assertion, or an error about shapes, for others."""
+    state = layer.weight.quant_state
+    return state is not None and layer.out_features % 32 == 0 and layer.in_features % state.blocksize == 0
 
 
 def prepare_answers(model: nn.Module, device: Device) -> None:

@@ -177,6 +177,8 @@ def attention_kernel(marks: Marks) -> Callable[..., tuple[torch.Tensor, None]]:
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
             marked: Callable[..., torch.Tensor] = MarkedAttention.apply
             return marked(out, marks, sum(part.nbytes for part in (query, key, value))), None
+        if attention_mask is not None:
+            raise ValueError("its layers make masks of their own")
         if query.shape[1] % key.shape[1]:
             raise ValueError(f"{query.shape[1]} heads of queries cannot share {key.shape[1]} of keys")
         documents.windows.append(sliding_window)

@@ -21,7 +21,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "granite": {}, "olmo": {}, "olmo2": {}, "smollm3": {}, "glm4": {}, "stablelm": {}, "starcoder2": {},
     "gpt_neox": {}, "gptj": GPT | {"rotary_dim": 16}, "opt": {"ffn_dim": 256, "word_embed_proj_dim": 128},
     "bloom": {"n_layer": 4, "n_head": 4}, "phi": {}, "cohere2": {}, "exaone4": {}, "nemotron": {}, "seed_oss": {},
-    "mpt": {"d_model": 128, "n_layers": 4, "n_heads": 4}, "arcee": {},
+    "mpt": {"d_model": 128, "n_layers": 4, "n_heads": 4}, "arcee": {}, "doge": {},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256, "block_auto_adjust_ff_dim": False},
 }  # fmt: skip
 """Families that are quantised, adapted and mergeable throughout."""

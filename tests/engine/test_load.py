@@ -92,6 +92,32 @@ def test_weights_are_repacked_only_for_a_model_that_never_trains_again(tiny_fold
     assert may_be_repacked() == {False}
 
 
+def test_layers_of_odd_shapes_answer_without_being_repacked(tmp_path, monkeypatch):
+    """The layout has whole blocks of 32 outputs and 64 inputs; bitsandbytes ends in an assertion where a layer has not."""
+    sizes = {
+        "hidden_size": 96,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "intermediate_size": 160,
+    }
+    device = Device(CpuAccelerator(), torch.bfloat16)
+    model = load_base(write_model("llama", tmp_path, **sizes, num_hidden_layers=1), device).eval()
+    ids = torch.arange(3, 12).unsqueeze(0)
+    with torch.no_grad():
+        wanted = model(ids).logits
+        load.prepare_answers(model, device)
+        assert torch.allclose(model(ids).logits, wanted, atol=2**-5)
+    monkeypatch.setattr(load, "_packed_is_fast", lambda: True)
+    load.prepare_answers(model, device)
+    layers = {name.split(".")[-1]: module for name, module in model.named_modules() if hasattr(module, "compute_dtype")}
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
+    monkeypatch.setattr(layers["down_proj"], "in_features", 192)
+    assert load.can_be_repacked(layers["down_proj"])
+    monkeypatch.setattr(layers["down_proj"], "out_features", 80)
+    assert not load.can_be_repacked(layers["down_proj"])
+
+
 def test_tokens_looked_up_on_the_host_give_the_same_logits(tiny_folder):
     model, ids = load_base(tiny_folder, FP32), torch.arange(3, 40).unsqueeze(0)
     wanted = model(ids).logits

@@ -42,6 +42,7 @@ PADDED = {
     "gemma2": "its attention has no fused kernel that could be cut by row",
     "lfm2": "it has layers that are not cut by row (conv)",
     "falcon": "its layers cannot be told where rows end (TypeError)",
+    "doge": "its layers cannot be told where rows end (ValueError)",
     "gpt2": "it leaves something out at random by itself",
 }
 

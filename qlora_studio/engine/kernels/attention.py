@@ -67,7 +67,8 @@ def attend_one_query(
     torch's kernel for processors takes 4 to 10 times as long for it at 300 keys, and 7 to 12 at 1,000, as two small products
     (measured 2026-11-21, bf16, one thread, 9 heads of 64 to 32 of 128).
     """
-    if query.shape[2] != 1 or torch.is_grad_enabled() or set(options) & UNKNOWN_HERE:
+    by_head = attention_mask is not None and attention_mask.shape[1] != 1
+    if query.shape[2] != 1 or torch.is_grad_enabled() or set(options) & UNKNOWN_HERE or by_head:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
     scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]

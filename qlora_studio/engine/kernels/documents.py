@@ -61,8 +61,11 @@ def attend_documents(
     """Causal attention of query (1, heads, tokens, head_dim) over key and value (1, kv_heads, tokens, head_dim), by row.
 
     Returns (1, tokens, heads, head_dim), and None for the weights, as transformers' attention functions do. Without
-    `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended.
+    `documents` the rows of a batch are whole and padded on the right, or one token goes on where a cache ended. Raises a
+    ValueError for a mask that a model has made by itself.
     """
+    if attention_mask is not None and query.shape[2] > 1:  # transformers makes none for this attention
+        raise ValueError("its layers make masks of their own")
     if documents is None:
         mask = local_mask(query.shape[2], sliding_window, query) if query.shape[2] > 1 else attention_mask
         attend: Any = attend_one_query if query.device.type == "cpu" else sdpa_attention_forward

@@ -16,7 +16,7 @@ from qlora_studio.engine.kernels.attention import (
     attend_with_repeated_heads,
     register_repeated_heads,
 )
-from qlora_studio.engine.kernels.documents import attend_documents
+from qlora_studio.engine.kernels.documents import Documents, attend_documents
 from qlora_studio.engine.load import Device, choose_attention, prepare_answers
 from tests.engine.architectures import config_of
 
@@ -158,3 +158,21 @@ def test_a_mask_may_be_given_by_the_name_that_transformers_gives_it(attend):
             query, key, key, attn_mask=mask, scale=0.5, enable_gqa=True
         )
     assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_mask_for_each_head_is_attended_with(queries):
+    query, key = torch.randn(1, 4, queries, 8), torch.randn(1, 2, 5, 8)
+    mask = torch.randn(1, 4, queries, 5)
+    with torch.no_grad():
+        found, _ = attend_one_query(SimpleNamespace(num_key_value_groups=2), query, key, key, mask)
+    repeated = key.repeat_interleave(2, dim=1)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, repeated, repeated, attn_mask=mask)
+    assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)
+
+
+def test_a_mask_that_a_model_made_itself_is_not_left_out():
+    query, key, mask = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.zeros(1, 4, 3, 3)
+    for documents in (None, Documents(((0, 3),))):
+        with pytest.raises(ValueError, match="masks of their own"):
+            attend_documents(None, query, key, key, mask, documents=documents)
