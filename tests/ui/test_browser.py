@@ -123,6 +123,12 @@ def test_a_plan_over_budget_blocks_the_start(watched):
     expect(page.locator("#readiness")).to_contain_text("Start is blocked")
     expect(page.locator("#start-btn")).to_be_disabled()
     expect(page.locator("#start-anyway-btn")).to_be_visible()
+    desk = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 844})
+    # what blocks stands above the buttons
+    page.wait_for_function("document.querySelector('#readiness').getBoundingClientRect().width > 300")
+    assert page.locator("#start-bar").bounding_box()["height"] < 200
+    page.set_viewport_size(desk)
     page.get_by_role("radio", name="CPU").check()
     expect(page.locator("#plan")).to_contain_text("fits")
     expect(page.locator("#start-btn")).to_be_enabled()
