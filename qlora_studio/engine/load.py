@@ -36,6 +36,7 @@ from qlora_studio.engine.kernels.attention import (
     ONE_QUERY,
     OWN_ATTENTION,
     REPEATED_HEADS,
+    layer_configs,
     register_one_query,
     register_repeated_heads,
 )
@@ -189,9 +190,11 @@ def choose_attention(config: Any, device: Device | None = None) -> str:
 
 def _groups_queries(config: Any) -> bool:
     """Whether there are fewer heads of keys and values than of queries."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    return (getattr(text, "num_key_value_heads", None) or heads) != heads
+    layers = layer_configs(config.get_text_config())
+    heads = [
+        (getattr(layer, "num_attention_heads", None), getattr(layer, "num_key_value_heads", None)) for layer in layers
+    ]
+    return any((keys or queries) != queries for queries, keys in heads)
 
 
 def read_text_config(folder: Path) -> Any:

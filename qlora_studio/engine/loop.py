@@ -26,7 +26,7 @@ from qlora_studio.engine.accumulator import Accumulator, StepRows, StepSums
 from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.checkpoints import read_position
 from qlora_studio.engine.evaluate import evaluate
-from qlora_studio.engine.forward import LossFunction, without_dropout
+from qlora_studio.engine.forward import LossFunction, evaluating
 from qlora_studio.engine.kernels.replace import report_slow_paths
 from qlora_studio.engine.ladder import Descent, MemoryLadder, planned_limits
 from qlora_studio.engine.numerics import describe_change, read_numerics
@@ -301,7 +301,7 @@ class TrainingLoop:
         self.emit(ev.PhaseEntered(phase="measuring the held-out loss"))
         held_out = self.setup.held_out
         off = nullcontext() if adapter else self.setup.model.disable_adapter()
-        with without_dropout(self.setup.model), off:
+        with evaluating(self.setup.model), off:
             fault("evaluate")
             loss = evaluate(
                 self.objective,

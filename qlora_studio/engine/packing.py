@@ -14,7 +14,7 @@ import torch
 from qlora_studio.core.example import Example
 from qlora_studio.engine.accelerator.attention import has_varlen
 from qlora_studio.engine.batches import Layout
-from qlora_studio.engine.kernels.attention import REPEATED_HEADS
+from qlora_studio.engine.kernels.attention import REPEATED_HEADS, layer_configs
 from qlora_studio.engine.kernels.documents import DOCUMENTS, register_documents
 from qlora_studio.engine.oom import is_out_of_memory
 
@@ -85,8 +85,11 @@ def explain_padding(error: Exception) -> str:
 
 def _has_varlen(config: Any, head: torch.Tensor) -> bool:
     """Whether this model's rows can be cut by the kernel itself where it lies."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return has_varlen(head.device, head.dtype, width)
+    widths = [
+        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        for layer in layer_configs(config)
+    ]
+    return has_varlen(head.device, head.dtype, max(widths))
 
 
 @torch.no_grad()

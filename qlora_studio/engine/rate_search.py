@@ -18,7 +18,7 @@ from qlora_studio.core.steps import Step
 from qlora_studio.engine.accumulator import Accumulator, StepRows
 from qlora_studio.engine.batches import plan_unit_steps
 from qlora_studio.engine.evaluate import evaluate
-from qlora_studio.engine.forward import LossFunction, without_dropout
+from qlora_studio.engine.forward import LossFunction, evaluating
 from qlora_studio.engine.ladder import MemoryLadder, planned_limits
 from qlora_studio.engine.objectives.registry import find_objective
 from qlora_studio.engine.setup import Setup
@@ -111,7 +111,7 @@ class RateSearch:
 
     def _loss(self, *, adapter: bool) -> float:
         off = nullcontext() if adapter else self.setup.model.disable_adapter()
-        with without_dropout(self.setup.model), off:
+        with evaluating(self.setup.model), off:
             return evaluate(self.objective, self.loss_function, self.measured_on, self.ladder)
 
     def _choose_rows(self) -> list[Example]:

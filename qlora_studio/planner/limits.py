@@ -67,11 +67,22 @@ def find_target_problem(lora: LoraSettings, shape: ModelShape) -> Problem | None
 
 def find_unmergeable(linears: Sequence[LinearShape], files: Shapes | None = None) -> list[str]:
     """Names of adapted layers whose weight in the files is not the matrix that a merge adds to; none without files."""
-    return [] if files is None else _names([linear for linear in linears if not _is_there(linear, files)])
+    if files is None:
+        return []
+    sizes: dict[str, set[tuple[int, ...]]] = {}
+    for linear in linears:
+        sizes.setdefault(linear.path, set()).add(_size(linear))
+    return _names([linear for linear in linears if not _is_there(linear, sizes[linear.path], files)])
 
 
-def _is_there(linear: LinearShape, files: Shapes) -> bool:
-    """Whether the files have this layer's weight as often as the model has the layer, each in its shape.
+def _size(linear: LinearShape) -> tuple[int, int]:
+    """Of its weight, as the files have it."""
+    return (linear.inputs, linear.outputs) if linear.transposed else (linear.outputs, linear.inputs)
+
+
+def _is_there(linear: LinearShape, sizes: set[tuple[int, ...]], files: Shapes) -> bool:
+    """Whether the files have this layer's weight as often as the model has the layer, and all of its name in one of the
+    `sizes` that layers of this name have.
 
     The prefix that transformers adds to the names of a bare model may be missing.
     """
@@ -80,9 +91,7 @@ def _is_there(linear: LinearShape, files: Shapes) -> bool:
     prefix, _, rest = re.escape(linear.path).replace(r"\*", r"\d+").partition(r"\.")
     pattern = re.compile(rf"({prefix}\.)?{rest}\.weight")
     found = [shape for name, shape in files.items() if pattern.fullmatch(name)]
-    size = (linear.inputs, linear.outputs) if linear.transposed else (linear.outputs, linear.inputs)
-    fitting = [shape for shape in found if shape == size]
-    return len(fitting) >= linear.count and len(fitting) == len(found)
+    return found.count(_size(linear)) >= linear.count and set(found) <= sizes
 
 
 def _names(linears: Sequence[LinearShape]) -> list[str]:

@@ -22,6 +22,11 @@ DENSE: dict[str, dict[str, Any]] = {
     "gpt_neox": {}, "gptj": GPT | {"rotary_dim": 16}, "opt": {"ffn_dim": 256, "word_embed_proj_dim": 128},
     "bloom": {"n_layer": 4, "n_head": 4}, "phi": {}, "cohere2": {}, "exaone4": {}, "nemotron": {}, "seed_oss": {},
     "mpt": {"d_model": 128, "n_layers": 4, "n_heads": 4}, "arcee": {}, "doge": {},
+    "gemma4_text": {
+        "head_dim": 32, "global_head_dim": 64, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 64,
+        "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 512, "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256, "block_auto_adjust_ff_dim": False},
 }  # fmt: skip
 """Families that are quantised, adapted and mergeable throughout."""

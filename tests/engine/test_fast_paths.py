@@ -22,12 +22,15 @@ from tests.matrix import mostly_slow
 FAMILIES = {
     "llama": (8, 4), "mistral": (8, 4), "qwen2": (8, 4), "qwen3": (16, 4), "phi3": (8, 4), "gemma": (8, 4),
     "gemma3_text": (24, 4), "smollm3": (8, 4), "granite": (8, 4), "olmo2": (17, 4),
-    "gpt2": (0, 0), "falcon": (0, 0), "phi": (0, 0),
+    "gpt2": (0, 0), "falcon": (0, 0), "phi": (0, 0), "gemma4_text": (26, 4), "cohere2": (0, 4),
 }  # fmt: skip
 """How many RMS norms and gated MLPs of four layers the gradient goes through; not through a norm in front of the first
 trained layer."""
-ROTATIONS = {"gpt2": 0, "smollm3": 6}
-"""Where not queries and keys of all four layers are rotated: 8. SmolLM3 leaves every fourth layer alone."""
+ROTATIONS = {"gpt2": 0, "smollm3": 6, "gemma4_text": 0, "cohere2": 0}
+"""Where not queries and keys of all four layers are rotated by ours: 8. SmolLM3 leaves every fourth layer alone; Gemma 4
+rotates one tensor at a time, Cohere pairs of neighbours."""
+CLOSE = {"gemma4_text": 1e-4}
+"""Where fp32 itself is further than 1e-5 from fp64: both are 1e-4 from it here, and 3e-5 from each other (2026-11-22)."""
 WAYS = {"kept": (0, False), "checkpointed": (4, False), "tiled": (0, True), "checkpointed and tiled": (3, True)}
 
 
@@ -85,7 +88,7 @@ def test_gradients_are_those_of_transformers_and_peft(family, tmp_path, monkeypa
         calls.update(dict.fromkeys(calls, 0))
         checkpoint_layers(ours, checkpointed)
         tile_mlps(ours, tiled)
-        assert relative(gradient_of(ours, ids), wanted) < 1e-5
+        assert relative(gradient_of(ours, ids), wanted) < CLOSE.get(family, 1e-5)
         mlp_calls = {"GatedDown": 0 if tiled else mlps, "TiledMlp": mlps if tiled else 0}
         assert calls == {"RmsNorm": norms, "Rotate": ROTATIONS.get(family, 8), **mlp_calls}
 

@@ -9,9 +9,12 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from qlora_studio.core.config import LoraSettings
 from qlora_studio.core.example import IGNORED, Example
+from qlora_studio.engine.accelerator.cpu import CpuAccelerator
 from qlora_studio.engine.forward import LossFunction
-from qlora_studio.engine.load import attach_adapter, load_base
+from qlora_studio.engine.load import Device, attach_adapter, load_base
+from tests.engine.architectures import write_model
 from tests.engine.conftest import FP32, make_examples, relative
+from tests.matrix import mostly_slow
 
 
 def trained_gradients(model, loss):
@@ -83,3 +86,25 @@ def test_an_architecture_that_caps_its_logits_is_computed_with_its_own(tmp_path)
     together = loss_function.row_losses(loss_function.layout.collate(examples, range(4)))
     alone = [loss_function.row_losses(loss_function.layout.collate(examples, (row,))).item() for row in range(4)]
     assert together.tolist() == pytest.approx(alone, rel=1e-5)
+
+
+SCALED = {"granite": {"logits_scaling": 8.0}, "gemma2": {}, "cohere2": {}, "llama": {}, "gemma4_text": {}, "phi3": {}}
+"""Families, and what is set in their configs."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", mostly_slow(SCALED, "llama", "cohere2"))
+def test_the_loss_is_that_of_the_model_s_own_logits_however_small_they_are(family, dtype, tmp_path):
+    """Of a tiny model every loss is about the logarithm of its vocabulary, whatever its logits are scaled by."""
+    base = load_base(write_model(family, tmp_path, **SCALED[family]), Device(CpuAccelerator(), dtype))
+    model = attach_adapter(base, LoraSettings(rank=4), torch.float32, seed=1)
+    loss_function = LossFunction(model.train(), pack=False)
+    capped_below_a_step = family == "gemma2" and dtype == torch.bfloat16
+    assert loss_function.chunked == (family not in ("granite", "gemma2", "cohere2") or capped_below_a_step)
+    (example,) = make_examples(1, seed=4)
+    batch = loss_function.layout.collate([example], (0,))
+    logits = model(input_ids=batch.ids, use_cache=False).logits[0].float()
+    wanted = torch.nn.functional.cross_entropy(logits[batch.targets.places], batch.targets.tokens, reduction="sum")
+    assert float(loss_function.row_losses(batch)) == pytest.approx(
+        float(wanted), rel=1e-5 if dtype == torch.float32 else 1e-3
+    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
 
 from qlora_studio.engine import forward
-from qlora_studio.engine.forward import LOSS_TOLERANCE, LossFunction, without_dropout
+from qlora_studio.engine.forward import LOGIT_STEPS, LossFunction, evaluating, without_dropout
 from qlora_studio.engine.kernels.dropout import RowDropout, RowSeeds
 
 HEAD = torch.eye(4)
@@ -73,7 +74,7 @@ LOG = math.log(3 + math.e)
 
 
 @pytest.mark.parametrize(
-    ("factor", "bias", "chunked"), [(1.0, False, True), (1.001, False, True), (1.1, False, False), (1.0, True, False)]
+    ("factor", "bias", "chunked"), [(1.0, False, True), (1.001, False, False), (1.1, False, False), (1.0, True, False)]
 )
 def test_chunks_are_taken_where_the_model_does_nothing_after_its_head(factor, bias, chunked):
     found = LossFunction(Causal(factor, bias=bias), pack=False)
@@ -106,11 +107,27 @@ def test_rows_are_packed_unless_nobody_asks_for_it(monkeypatch):
     assert LossFunction(Causal(1.0), pack=False).padded_because is None and len(seen) == 1
 
 
-@pytest.mark.parametrize(("share", "chunked"), [(0.5, True), (2.0, False)])
-def test_half_a_hundredth_is_how_far_both_losses_may_lie_apart(monkeypatch, share, chunked):
-    # ids 0 to 3 twice: none is followed by itself, so that seven targets cost LOG each
-    plain = 7 * LOG
-    monkeypatch.setattr(forward, "next_token_losses", lambda *_: torch.tensor([plain * (1 + share * LOSS_TOLERANCE)]))
-    assert LossFunction(Causal(1.0), pack=False).chunked == chunked
-    monkeypatch.setattr(forward, "next_token_losses", lambda *_: torch.tensor([plain * (1 - share * LOSS_TOLERANCE)]))
-    assert LossFunction(Causal(1.0), pack=False).chunked == chunked
+@pytest.mark.parametrize(("steps", "chunked"), [(0.5, True), (2.0, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_may_lie_apart_by_some_steps_of_their_dtype(steps, chunked, sign):
+    """A loss would hardly notice: a tiny model's is the logarithm of its vocabulary whatever its logits are scaled by."""
+    apart = steps * LOGIT_STEPS * torch.finfo(torch.float32).eps
+    assert LossFunction(Causal(1 + sign * apart), pack=False).chunked == chunked
+
+
+@pytest.mark.parametrize(("factor", "chunked"), [(1.0, True), (1.001, True), (1.1, False)])
+def test_a_model_with_logits_that_are_never_the_same_is_judged_by_its_loss(factor, chunked):
+    model, noise = Causal(factor), iter((1e-4, 0.0))
+    plain = model.forward
+    model.forward = lambda **inputs: SimpleNamespace(logits=plain(**inputs).logits + next(noise))
+    assert LossFunction(model, pack=False).chunked == chunked
+
+
+def test_nothing_is_random_in_an_evaluation_and_all_is_as_it_was_afterwards():
+    inner = nn.ModuleDict({"drop": nn.Dropout(0.5), "four": bnb.nn.Linear4bit(64, 64), "off": nn.Linear(1, 1)})
+    model = nn.ModuleDict({"inner": inner}).train()
+    inner["off"].eval()
+    with pytest.raises(KeyError), evaluating(model):
+        assert [name for name, module in model.named_modules() if module.training] == ["inner.four"]
+        raise KeyError
+    assert [name for name, module in model.named_modules() if not module.training] == ["inner.off"]

@@ -27,6 +27,8 @@ from tests.matrix import mostly_slow
 
 PACKED = [
     "llama",
+    "cohere2",
+    "gemma4_text",
     "mistral",
     "qwen2",
     "qwen3",

@@ -95,3 +95,8 @@ def one_query(
         scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
     out = torch.matmul(scores.softmax(-1).to(value.dtype), value)  # (batch, kv_heads, group, value's width)
     return out.view(batch, 1, heads, value.shape[-1])
+
+
+def layer_configs(config: Any) -> list[Any]:
+    """What each layer of a text config is made by: one config for all, but where sizes differ from layer to layer (Gemma 4)."""
+    return list(config.per_layer_config) if getattr(config, "is_heterogeneous", False) else [config]

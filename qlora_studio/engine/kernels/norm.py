@@ -7,7 +7,7 @@ every norm's input, where 2 are there already. Which norms of a model are of thi
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,8 @@ def replace_norms(model: nn.Module, kernel: Kernel = rms_norm) -> int:
         if (eps := epsilon_of(module)) is None:
             continue
         if type(module) not in kinds:
-            kinds[type(module)] = find_kind(type(module), EPSILON if hasattr(module, EPSILON) else "eps")
+            plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float)}
+            kinds[type(module)] = find_kind(type(module), EPSILON if hasattr(module, EPSILON) else "eps", plain)
         if (kind := kinds[type(module)]) is None:
             continue
         replaced: Any = module
@@ -174,15 +175,17 @@ def epsilon_of(module: nn.Module) -> float | None:
     return float(eps) if isinstance(eps, float | int) else None
 
 
-def find_kind(norm: type[nn.Module], eps_name: str) -> NormKind | None:
+def find_kind(norm: type[nn.Module], eps_name: str, plain: Mapping[str, float] | None = None) -> NormKind | None:
     """The kind of a class of norms, by what its forward makes of some numbers; None where it is no RMS norm.
 
-    Asked of a copy with real numbers, because a dry run's model has none.
+    Asked of a copy with real numbers, because a dry run's model has none; `plain` are the other numbers and switches that
+    a norm of this class has.
     """
     with unset_fake_temporarily():
         generator = torch.Generator("cpu").manual_seed(0)
         probe: Any = norm.__new__(norm)
         nn.Module.__init__(probe)
+        vars(probe).update(plain or {})
         x = torch.randn(4, 64, generator=generator, device="cpu").add_(0.5).bfloat16()
         probe.weight = nn.Parameter(torch.randn(64, generator=generator, device="cpu").bfloat16(), requires_grad=False)
         setattr(probe, eps_name, 1e-2)

@@ -72,7 +72,7 @@ def test_repeated_heads_give_the_same_logits_and_gradients(family):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gemma4_text", "mistral", "phi3", "gpt2", "olmo2"])
 @torch.inference_mode()
 def test_an_answer_is_written_by_one_query_as_by_torch_s_attention(family, monkeypatch):
     """Prompt and answer go over the window of local layers, token by token over the cache."""
