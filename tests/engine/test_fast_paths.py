@@ -22,7 +22,7 @@ from tests.matrix import mostly_slow
 FAMILIES = {
     "llama": (8, 4), "mistral": (8, 4), "qwen2": (8, 4), "qwen3": (16, 4), "phi3": (8, 4), "gemma": (8, 4),
     "gemma3_text": (24, 4), "smollm3": (8, 4), "granite": (8, 4), "olmo2": (17, 4),
-    "gpt2": (0, 0), "falcon": (0, 0), "phi": (0, 0), "gemma4_text": (26, 4), "cohere2": (0, 4),
+    "gpt2": (0, 0), "falcon": (0, 0), "phi": (0, 0), "gemma4_text": (27, 4), "cohere2": (0, 4),
 }  # fmt: skip
 """How many RMS norms and gated MLPs of four layers the gradient goes through; not through a norm in front of the first
 trained layer."""
