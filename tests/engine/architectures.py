@@ -38,10 +38,25 @@ MIXTURES: dict[str, dict[str, Any]] = {
 ODD: dict[str, dict[str, Any]] = {"falcon": {}, "gpt2": GPT}
 """Falcon has linear layers of a kind of its own, GPT-2 transposed ones."""
 ALL = DENSE | MIXTURES | ODD
+NO_DROPOUT = dict.fromkeys(
+    (
+        "attention_dropout", "residual_dropout", "dropout", "activation_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop",
+    ),
+    0.0,
+)  # fmt: skip
+MORE: dict[str, dict[str, Any]] = dict.fromkeys(
+    [
+        "apertus", "bitnet", "cohere", "cohere2_moe", "cwm", "diffllama", "ernie4_5", "flex_olmo", "glm", "gpt_bigcode",
+        "granite_swa", "granitemoe_swa", "granitemoeshared", "hyperclovax", "iquestcoder", "jais2", "mellum", "ministral3",
+        "nanochat", "olmo3", "olmo_hybrid", "persimmon", "qwen3_5_text", "vaultgemma", "xglm",
+    ],
+    NO_DROPOUT,
+) | {"flint": EXPERTS | {"head_dim": 32}, "minimax_m2": EXPERTS | {"head_dim": 32}}  # fmt: skip
+"""Families that transformers has and the plan no formulas for, tried for what they compute."""
 
 
 def config_of(family: str) -> PreTrainedConfig:
-    config = AutoConfig.for_model(family, **(SIZES | ALL[family]))
+    config = AutoConfig.for_model(family, **(SIZES | (ALL | MORE)[family]))
     assert isinstance(config, PreTrainedConfig)
     return config
 

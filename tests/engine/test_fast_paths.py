@@ -15,7 +15,7 @@ from qlora_studio.engine.kernels.norm import RmsNorm
 from qlora_studio.engine.kernels.replace import replace_gated_mlps, tile_mlps
 from qlora_studio.engine.kernels.rotary import Rotate
 from qlora_studio.engine.load import Device, attach_adapter, load_base
-from tests.engine.architectures import write_model
+from tests.engine.architectures import NO_DROPOUT, write_model
 from tests.engine.conftest import relative
 from tests.matrix import mostly_slow
 
@@ -36,8 +36,7 @@ WAYS = {"kept": (0, False), "checkpointed": (4, False), "tiled": (0, True), "che
 
 def load_pair(family, folder, dtype, **changes) -> tuple[PeftModel, PeftModel]:
     """The engine's model, and one of the same weights as transformers and PEFT compute it."""
-    no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0) if family == "gpt2" else {}
-    base, device = write_model(family, folder, **no_dropout, **changes), Device(CpuAccelerator(), dtype)
+    base, device = write_model(family, folder, **NO_DROPOUT | changes), Device(CpuAccelerator(), dtype)
     ours = attach_adapter(load_base(base, device), LoraSettings(rank=4), torch.float32, seed=1)
     torch.manual_seed(2)
     with torch.no_grad():
