@@ -7,9 +7,11 @@ import torch
 
 from qlora_studio.engine.forward import LossFunction
 from qlora_studio.engine.kernels.checkpointing import checkpoint_layers
+from qlora_studio.engine.kernels.offloading import Offloading
 from qlora_studio.engine.kernels.replace import tile_mlps
 from tests.engine.architectures import ALL, MORE
 from tests.engine.conftest import make_examples, relative
+from tests.engine.kernels.test_offloading import Late
 from tests.engine.test_fast_paths import CLOSE, gradient_of, load_pair, random_ids
 from tests.matrix import mostly_slow
 
@@ -39,14 +41,16 @@ def step_of(model, losses) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("family", mostly_slow(sorted({*ALL, *MORE}), "cohere", "gemma4_text", "nanochat", "doge"))
 def test_gradients_and_losses_are_those_of_transformers(family, tmp_path):
-    """Kept, checkpointed in tiles, and as rows are laid out in training: packed where they can be."""
+    """Kept, checkpointed in tiles, offloaded, and as rows are laid out in training: packed where they can be."""
     close = CLOSE.get(family, 1e-5)
     ours, plain = load_pair(family, tmp_path, torch.float32)
     wanted = gradient_of(plain, random_ids())
-    for checkpointed, tiled in ((0, False), (3, True)):
-        checkpoint_layers(ours, checkpointed)
+    offloading = Offloading(Late())
+    for checkpointed, tiled, away in ((0, False, None), (3, True, None), (4, False, offloading)):
+        checkpoint_layers(ours, checkpointed, away)
         tile_mlps(ours, tiled)
         assert relative(gradient_of(ours, random_ids()), wanted) < close
+    assert not offloading.take_changed()
     loss_function, examples = LossFunction(ours), make_examples(5, seed=4, longest=60)
     batch = loss_function.layout.collate(examples, range(5))
     losses, gradient = step_of(ours, loss_function.row_losses(batch))
