@@ -74,7 +74,7 @@ class Accumulator:
         if self.changed is not None and bool(self.changed):
             raise StudioError(
                 "What was offloaded to the computer's memory came back changed. The step was not applied.",
-                "Set offload to none or embeddings and resume; if it comes again, have the computer's memory tested.",
+                "Resume the run. If it comes again, start one with offload none or embeddings, and have the memory tested.",
                 field="memory.offload",
             )
 

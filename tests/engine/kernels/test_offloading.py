@@ -293,7 +293,9 @@ def test_a_step_with_a_changed_input_has_no_loss_and_is_refused(tiny_adapter_mod
     assert bad.add_gradients(rows).loss.isnan()
     with pytest.raises(StudioError) as refused:
         bad.refuse_changed()
-    assert refused.value.problems[0].field == "memory.offload"
+    (problem,) = refused.value.problems
+    assert problem.field == "memory.offload"
+    assert problem.hint.startswith("Resume the run. If it comes again, start one with"), "a run keeps its settings"
     late.waits = lambda number: True
     assert bad.add_gradients(rows).loss.isfinite(), "it is said of the step that it was in"
     bad.refuse_changed()
